@@ -1,0 +1,151 @@
+"""Every prompt text of the package and the parser of what comes back.
+
+The same form is used in training, in reinforcement learning and in distillation: a system message, then one user
+message with the task's instruction and the cluster. A completion looks like this::
+
+    <think>Both pairs ask about tides; the second adds the Moon.</think>
+    <answer>Q: What causes tides?
+    A: Mostly the Moon's pull on the oceans.</answer>
+
+Parsers scan with `str.find` and `str.count` only. Regular expressions that backtrack hang on hostile model output, so
+none is used on it: time grows linearly with the text.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from hf_lmmixup.records import Distillation, TaskType
+
+
+SYSTEM_PROMPT = (
+    "You merge several weak texts into one excellent text. First note inside <think></think> what they share and what "
+    "to repair. Then write only the result inside <answer></answer>."
+)
+
+TASK_INSTRUCTIONS = {
+    TaskType.QA: "Merge these question-answer pairs into one pair that keeps every essential fact. "
+    "Form: 'Q: question', next line 'A: answer'.",
+    TaskType.MCQ: "Merge these multiple-choice items into one item that keeps every essential fact. "
+    "Form: 'Q: question', four lines 'A)' to 'D)', then 'Answer: ' with the right option.",
+    TaskType.TFQ: "Merge these true-or-false items into one item that keeps every essential fact. "
+    "Form: 'Statement: claim', next line 'Answer: ' with True or False and why.",
+    TaskType.CS: "Merge these category notes into one statement that keeps every essential fact. "
+    "Form: 'C: category', next line 'S: statement'.",
+    TaskType.PARA: "Merge these passages into one coherent paragraph that keeps every essential fact.",
+}
+"""One instruction per task type, in the order in which `TaskType` lists them."""
+
+ANSWER_LABELS = {
+    TaskType.QA: ("Q:", "\nA:"),
+    TaskType.MCQ: ("Q:", "\nA)", "\nB)", "\nC)", "\nD)", "\nAnswer:"),
+    TaskType.TFQ: ("Statement:", "\nAnswer:"),
+    TaskType.CS: ("C:", "\nS:"),
+    TaskType.PARA: (),
+}
+"""The labels of an answer, in order: the first opens the text, each other one opens a line, each holds some text."""
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+
+
+def linearize(texts: Sequence[str]) -> str:
+    """Join the members of a cluster into one text, separated by blank lines (`Linearize` in arXiv 2510.20449)."""
+    return "\n\n".join(text.strip() for text in texts)
+
+
+def distillation_messages(texts: Sequence[str], task_type: TaskType | str = TaskType.QA) -> list[dict[str, str]]:
+    """The prompt of the distiller for one cluster: a system and a user message.
+
+    Args:
+        texts: The cluster's members, one text each.
+        task_type: Which form the merged text shall have.
+
+    Returns:
+        Two messages with the keys `role` and `content`.
+
+    Raises:
+        ValueError: If `texts` is empty or the task type is unknown.
+    """
+    if not texts:
+        raise ValueError("A distillation prompt needs at least one text; the cluster is empty.")
+    user = f"{TASK_INSTRUCTIONS[TaskType(task_type)]}\n\n{linearize(texts)}"
+    return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": user}]
+
+
+def prompt_hash(messages: Sequence[dict[str, str]]) -> str:
+    """The first 16 hex digits of the SHA-256 of a message list: the lineage key of a distilled row."""
+    return hashlib.sha256(json.dumps(list(messages), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def format_completion(reasoning: str, answer: str) -> str:
+    """The completion that the distiller is trained to write; the inverse of `parse_completion`."""
+    return f"{THINK_OPEN}{reasoning.strip()}{THINK_CLOSE}\n{ANSWER_OPEN}{answer.strip()}{ANSWER_CLOSE}"
+
+
+def parse_completion(text: str) -> Distillation | None:
+    """Read a completion strictly: exactly one `<think>` and one `<answer>`, both non-empty, nothing else around them.
+
+    Args:
+        text: What the distiller wrote.
+
+    Returns:
+        The reasoning and the answer, stripped; `None` if the structure is broken in any way.
+    """
+    if any(text.count(tag) != 1 for tag in (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)):
+        return None
+    stripped = text.strip()
+    if not stripped.startswith(THINK_OPEN) or not stripped.endswith(ANSWER_CLOSE):
+        return None
+    think, closed, rest = stripped[len(THINK_OPEN) :].partition(THINK_CLOSE)
+    gap, opened, tail = rest.partition(ANSWER_OPEN)
+    reasoning, answer = think.strip(), tail[: -len(ANSWER_CLOSE)].strip()
+    if not closed or not opened or gap.strip() or ANSWER_OPEN in think or not reasoning or not answer:
+        return None
+    return Distillation(reasoning=reasoning, answer=answer)
+
+
+def answer_matches(answer: str, task_type: TaskType | str) -> bool:
+    """Whether an answer has the form of its task type: every label once, in order, at a line start, with words after it.
+
+    Args:
+        answer: The text inside `<answer>`.
+        task_type: Which labels to expect; a paragraph has none and must not carry those of the others.
+
+    Returns:
+        True if the form is right.
+    """
+    labels = ANSWER_LABELS[TaskType(task_type)]
+    body = answer.strip()
+    if not labels:
+        return bool(body) and not body.startswith(("Q:", "C:", "Statement:"))
+    return all(has_words(part) for part in _fields(body, labels))
+
+
+def split_pair(answer: str) -> tuple[str, str] | None:
+    """Read a question-answer pair back from a distilled answer.
+
+    Returns:
+        The prompt and the completion, or `None` if the answer has not the form `Q: ... A: ...`.
+    """
+    parts = _fields(answer.strip(), ANSWER_LABELS[TaskType.QA])
+    if not all(has_words(part) for part in parts):
+        return None
+    return parts[0], parts[1]
+
+
+def has_words(text: str) -> bool:
+    """Whether there is at least one letter or digit in the text."""
+    return any(character.isalnum() for character in text)
+
+
+def _fields(body: str, labels: Sequence[str]) -> list[str]:
+    """The texts after each label, or one empty string if a label is missing, doubled or out of order."""
+    starts: list[int] = []
+    for position, label in enumerate(labels):
+        start = 0 if position == 0 else body.find(label, starts[-1])
+        if start < 0 or not body.startswith(label, start) or body.count("\n" + label.lstrip("\n")) > (position > 0):
+            return [""]
+        starts.append(start + len(label))
+    ends = [start - len(label) for start, label in zip(starts[1:], labels[1:], strict=True)] + [len(body)]
+    return [body[start:end].strip() for start, end in zip(starts, ends, strict=True)]
