@@ -106,7 +106,7 @@ def parse_completion(text: str) -> Distillation | None:
 
 
 def answer_matches(answer: str, task_type: TaskType | str) -> bool:
-    """Whether an answer has the form of its task type: every label once, in order, at a line start, with words after it.
+    """Whether an answer has the form of its task type: every label once, in order, opening a line, words after it.
 
     Args:
         answer: The text inside `<answer>`.

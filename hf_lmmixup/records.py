@@ -103,7 +103,7 @@ def row_seed(seed: int, identifier: str) -> int:
 
 
 def pair_text(prompt: str, completion: str) -> str:
-    """One instruction pair as a single text: the form in which pairs are embedded, rated and given to the distiller."""
+    """One instruction pair as a single text: the form in which pairs are embedded, rated and distilled."""
     return f"Q: {prompt}\nA: {completion}"
 
 
