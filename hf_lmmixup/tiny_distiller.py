@@ -1,0 +1,133 @@
+"""A distiller small enough to train on a laptop's processor: Qwen2 architecture, about 1.6 million parameters.
+
+It is built from texts alone: a byte-level BPE tokenizer is trained on them and the weights are drawn from a seed.
+Its purpose is to show, in minutes and offline, that every step of the job is real. It learns the *form* of a
+distillation; for knowledge, name a pretrained model in the recipe instead.
+
+The chat template is the plain one that Qwen models use: `<|im_start|>role`, the content, `<|im_end|>`; `<|im_end|>`
+is the end-of-sequence token, so a model trained on completions learns to stop.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hf_lmmixup.prompts import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    SYSTEM_PROMPT,
+    TASK_INSTRUCTIONS,
+    THINK_CLOSE,
+    THINK_OPEN,
+    distillation_messages,
+    format_completion,
+)
+
+
+VOCABULARY_SIZE = 4096
+HIDDEN_SIZE = 128
+LAYERS = 4
+HEADS = 4
+FEED_FORWARD_SIZE = 512
+MAX_POSITIONS = 4096
+
+PAD_TOKEN, START_TOKEN, END_TOKEN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def build_tiny_distiller(path: str | Path, texts: Iterable[str], *, seed: int = 0) -> Path:
+    """Train a tokenizer on `texts`, draw the weights of a small Qwen2 model and save both as one model folder.
+
+    Args:
+        path: The folder to write; `AutoModelForCausalLM.from_pretrained(path)` loads it.
+        texts: What the tokenizer shall compress well, usually the training clusters.
+        seed: Seed of the weights; the global random state is left as it was.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ImportError: If the `train` extra is missing.
+    """
+    try:
+        import torch
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+    except ImportError as error:
+        raise ImportError('Building a model needs torch: pip install "hf-lmmixup[train]".') from error
+
+    tokenizer = _train_tokenizer([SYSTEM_PROMPT, *TASK_INSTRUCTIONS.values(), *texts])
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=FEED_FORWARD_SIZE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return Path(path)
+
+
+def cluster_texts(clusters: Iterable[dict]) -> list[str]:
+    """The texts of MIXTURE clusters as the distiller meets them: prompt and completion of each cluster.
+
+    Args:
+        clusters: Rows with `sources` (weak texts), `task_type`, `reasoning` and `target`.
+    """
+    texts = []
+    for cluster in clusters:
+        messages = distillation_messages(cluster["sources"], cluster["task_type"])
+        texts += [messages[-1]["content"], format_completion(cluster["reasoning"], cluster["target"])]
+    return texts
+
+
+def _train_tokenizer(texts: Sequence[str]) -> "PreTrainedTokenizerFast":  # noqa: F821 -- imported below
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    # The tags are whole tokens but not special ones: special tokens vanish when a trainer decodes completions.
+    tags = [THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE]
+    special = [PAD_TOKEN, START_TOKEN, END_TOKEN]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE - len(tags),
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(_without_tags(texts, tags), trainer)
+    core.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD_TOKEN,
+        eos_token=END_TOKEN,
+        additional_special_tokens=[START_TOKEN],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=MAX_POSITIONS,
+        padding_side="left",
+    )
+
+
+def _without_tags(texts: Iterable[str], tags: Sequence[str]) -> Iterable[str]:
+    for text in texts:
+        for tag in tags:
+            text = text.replace(tag, " ")
+        yield text
