@@ -1,0 +1,184 @@
+"""A strict, bounded reader for JSON from strangers: one row per line, or one array of rows.
+
+`load_dataset("json")` ends with a segmentation fault on a line nested 10,000 levels deep, so no such file reaches it.
+Here every line is capped in bytes and in depth and must be UTF-8; what fails is a `Reject` with its place and reason,
+and the next line is read as if nothing had happened. Memory stays below a few times the cap.
+
+One line of a file `pile.jsonl` becomes `("pile.jsonl:1", {"prompt": "why sky blue", "completion": "scattering"})`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+MAX_LINE_BYTES = 8 * 2**20
+"""Longest line, or array element, in bytes. The longest rows of public instruction data stay under 1 MB."""
+
+MAX_DEPTH = 64
+"""Deepest nesting of lists and objects; conversation data needs four levels."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that could not be read.
+
+    Attributes:
+        reason: Why, in a few words that do not depend on the row, so that rejects can be counted by reason.
+    """
+
+    reason: str
+
+
+def read_json(path: str | Path) -> Iterator[tuple[str, dict[str, Any] | Reject]]:
+    """Read a `.jsonl` file, or a `.json` file that holds lines or one array, row by row.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The row's place, `name:number` counted from 1, and the row or the reject that stands for it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No file at {path}.")
+    with path.open("rb") as stream:
+        if stream.read(3) != b"\xef\xbb\xbf":  # a byte order mark is skipped
+            stream.seek(0)
+        start = stream.tell()
+        head = stream.read(4096).lstrip()
+        stream.seek(start)
+        chunks = _elements(stream) if head.startswith(b"[") else _lines(stream)
+        for number, chunk in enumerate(chunks, start=1):
+            if chunk is not None:
+                yield f"{path.name}:{number}", chunk if isinstance(chunk, Reject) else parse_row(chunk)
+
+
+def parse_row(raw: bytes) -> dict[str, Any] | Reject:
+    """Parse one JSON object strictly: UTF-8, no doubled keys, no NaN, bounded depth.
+
+    Args:
+        raw: The bytes of the object.
+
+    Returns:
+        The row, or the reject that stands for it.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return Reject("invalid UTF-8")
+    if _depth(raw) > MAX_DEPTH:
+        return Reject(f"nested deeper than {MAX_DEPTH} levels")
+    try:
+        row = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return Reject("not valid JSON")
+    return row if isinstance(row, dict) else Reject("not a JSON object")
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes | Reject | None]:
+    """The lines of a file; `None` for a blank one, so that numbers stay those of an editor."""
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            yield Reject(f"line longer than {MAX_LINE_BYTES} bytes")
+        else:
+            yield line if line.strip() else None
+
+
+def _elements(stream: BinaryIO) -> Iterator[bytes | Reject]:
+    """The elements of a top-level array, cut at the commas of depth one without building any value."""
+    scanner = _ArrayScanner()
+    while block := stream.read(2**16):
+        yield from scanner.feed(block)
+    yield from scanner.close()
+
+
+class _ArrayScanner:
+    """Cuts an array into its elements byte by byte; holds at most one element of `MAX_LINE_BYTES`."""
+
+    def __init__(self) -> None:
+        self.depth, self.in_string, self.escaped, self.too_long = 0, False, False, False
+        self.element = bytearray()
+
+    def feed(self, block: bytes) -> Iterator[bytes | Reject]:
+        start = 0
+        for position, byte in enumerate(block):
+            if self.in_string:
+                self._step_string(byte)
+            elif byte == 0x22:
+                self.in_string = True
+            elif byte in b"[{":
+                self.depth += 1
+                start = position + 1 if self.depth == 1 else start
+            elif byte in b"]}":
+                self.depth -= 1
+            if not self.in_string and ((byte == 0x2C and self.depth == 1) or (byte == 0x5D and self.depth == 0)):
+                self._keep(block[start:position])
+                yield from self._flush()
+                start = position + 1
+        self._keep(block[start:])
+
+    def close(self) -> Iterator[bytes | Reject]:
+        if self.depth > 0:
+            yield Reject("array not closed")
+
+    def _step_string(self, byte: int) -> None:
+        if self.escaped:
+            self.escaped = False
+        elif byte == 0x5C:
+            self.escaped = True
+        elif byte == 0x22:
+            self.in_string = False
+
+    def _keep(self, piece: bytes) -> None:
+        if len(self.element) + len(piece) > MAX_LINE_BYTES:
+            self.too_long = True
+            self.element.clear()
+        if not self.too_long:
+            self.element += piece
+
+    def _flush(self) -> Iterator[bytes | Reject]:
+        element, too_long = bytes(self.element).strip(), self.too_long
+        self.element.clear()
+        self.too_long = False
+        if too_long:
+            yield Reject(f"line longer than {MAX_LINE_BYTES} bytes")
+        elif element:
+            yield element
+
+
+def _depth(raw: bytes) -> int:
+    """Upper bound of the nesting depth: brackets inside strings count too, which only rejects odd rows sooner."""
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+        return 0
+    depth = deepest = 0
+    in_string = escaped = False
+    for byte in raw:
+        if in_string:
+            in_string, escaped = (byte != 0x22 or escaped), (byte == 0x5C and not escaped)
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        raise ValueError("doubled key")
+    return row
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
