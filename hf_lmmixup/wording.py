@@ -1,0 +1,87 @@
+r"""What a text is made of: labels that carry its form, sentences, and terms that carry its facts.
+
+Corruptions use it to spoil a text without breaking its form; checks and rewards use it to ask which facts of one text
+another one has. One text::
+
+    >>> terms(["Q: Who?\nA: Ada Lovelace, in 1843."])
+    ['who', 'ada', 'lovelace', 'in', '1843']
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+LABELS = frozenset(["Q:", "A:", "C:", "S:", "Statement:", "Answer:", "A)", "B)", "C)", "D)"])
+"""Words that carry the form of a text in one of the five task types."""
+
+_TERM = re.compile(r"[A-Za-z0-9]+(?:[.,'/-][A-Za-z0-9]+)*")
+
+
+def terms(texts: Sequence[str]) -> list[str]:
+    """The distinct words and figures of some texts, lower case, in order of first appearance, without labels."""
+    seen: dict[str, None] = {}
+    for text in texts:
+        for word in text.split():
+            if word not in LABELS:
+                seen.update(dict.fromkeys(term.lower() for term in _TERM.findall(word)))
+    return list(seen)
+
+
+def split_form(text: str) -> tuple[str, str]:
+    r"""Part a text after its last label: `"Q: x\nA: y"` -> `("Q: x\nA: ", "y")`; without labels the head is empty.
+
+    In a multiple-choice item the chosen option belongs to the head: what follows is the explanation.
+    """
+    end = 0
+    for line_start in [0, *(match.end() for match in re.finditer("\n", text))]:
+        label = text[line_start:].split(maxsplit=1)[0] if text[line_start:].strip() else ""
+        if label in LABELS and text.startswith(label, line_start):
+            end = line_start + len(label)
+            end += len(text[end:]) - len(text[end:].lstrip(" "))
+    option = text[end : end + 2]
+    if end and option in LABELS and len(split_sentences(text[end:])) > 1:
+        end += len(split_sentences(text[end:])[0]) + 1
+    return text[:end], text[end:].strip()
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences by their final mark; never empty ones, and a text without marks is one sentence."""
+    return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if part]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a good distillation of a corrupted text does, in words that can be counted.
+
+    Attributes:
+        restore: Terms of the original that the corrupted text lost, lower case, in order of appearance.
+        drop: Terms that only the corrupted text has.
+    """
+
+    restore: tuple[str, ...]
+    drop: tuple[str, ...]
+
+    def met(self, distilled: str) -> float:
+        """The share of the expectation that a text meets, in [0, 1]; 1.0 if nothing was expected."""
+        present = set(terms([distilled]))
+        kept = sum(term in present for term in self.restore) + sum(term not in present for term in self.drop)
+        expected = len(self.restore) + len(self.drop)
+        return kept / expected if expected else 1.0
+
+
+def expectation(original: str, corrupted: str) -> Expectation:
+    """The inverse expectation of one corruption: what has to come back and what has to go.
+
+    Args:
+        original: The text before.
+        corrupted: The text after.
+
+    Returns:
+        The terms on both sides; the original itself always meets it fully.
+    """
+    before, after = terms([original]), terms([corrupted])
+    return Expectation(
+        restore=tuple(term for term in before if term not in set(after)),
+        drop=tuple(term for term in after if term not in set(before)),
+    )
