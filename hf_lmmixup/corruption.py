@@ -31,22 +31,10 @@ VAGUE_LENGTH = 7
 
 JOINTS = frozenset("because between through without against another however although whether".split())
 
-REASON_MARKS = (
-    " because ",
-    " since ",
-    " so that ",
-    ", so ",
-    ", which ",
-    "; ",
-    " thus ",
-    " therefore ",
-    ", as ",
-    " by ",
-)
+REASON_MARKS = tuple(" because | since | so that |, so |, which |; | thus | therefore |, as | by ".split("|"))
 """Where an explanation starts inside a sentence, in the order in which they are tried."""
 
 _Option = TypeVar("_Option")
-
 _TOKENS = re.compile(r"\s+|\S+")
 
 
