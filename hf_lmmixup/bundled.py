@@ -1,0 +1,160 @@
+r"""The hand-written mini MIXTURE that ships inside the package: clusters of weak texts with one excellent text each.
+
+One cluster::
+
+    {"topic": "tides", "field": "earth science", "task_type": "qa", "score": 5, "target": "Q: ...\nA: ...",
+     "reasoning": "...", "weak": [{"text": "Q: tides?\nA: the Moon", "score": 1, "flaw": "vague"}, ...]}
+
+`read_mini` gives the files as they were written: two or three careless variants a cluster. `mini_clusters` adds seeded
+corruptions of the target, so that clusters hold 2 to 8 weak texts, and the split: a fifth of the topics is held out,
+the same ones for all task types.
+"""
+
+import hashlib
+import json
+import random
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+from hf_lmmixup.corruption import corrupt, names, weak_score
+from hf_lmmixup.records import TaskType, row_id, row_seed
+
+
+FOLDER = "data/mini_mixture"
+
+HELD_OUT = 5
+"""One topic in five belongs to the test split."""
+
+SIZES = (2, 3, 3, 3, 4, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 7, 8)
+"""Weak texts of a cluster, drawn with these weights; never fewer than were written by hand."""
+
+
+@cache
+def _lines(task_type: str) -> tuple[str, ...]:
+    file = resources.files("hf_lmmixup").joinpath(FOLDER, f"{task_type}.jsonl")
+    if not file.is_file():
+        return ()
+    return tuple(line for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+def read_mini(task_type: TaskType | str | None = None) -> list[dict[str, Any]]:
+    """The clusters of the mini MIXTURE, in file order.
+
+    Args:
+        task_type: Only this kind; `None` reads all five, in the order of `TaskType`.
+
+    Returns:
+        One dictionary a cluster, fresh on every call.
+    """
+    kinds = list(TaskType) if task_type is None else [TaskType(task_type)]
+    return [json.loads(line) for kind in kinds for line in _lines(kind.value)]
+
+
+def scored_texts(clusters: list[dict[str, Any]] | None = None) -> tuple[list[str], list[int], list[str]]:
+    """Every text of the clusters with its score: the rows of the bundled datastore.
+
+    Args:
+        clusters: What `read_mini` returned; `None` reads all.
+
+    Returns:
+        Texts, scores (0-5) and task types, of equal length.
+    """
+    rows = [
+        (text, score, cluster["task_type"])
+        for cluster in (read_mini() if clusters is None else clusters)
+        for text, score in [
+            (cluster["target"], cluster["score"]),
+            *((weak["text"], weak["score"]) for weak in cluster["weak"]),
+        ]
+    ]
+    return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
+
+
+class RatedText(NamedTuple):
+    """One text of the mini MIXTURE with its score: a row of the bundled datastore."""
+
+    text: str
+    score: int
+    task_type: str
+    topic: str
+    split: str
+
+
+def held_out_topics() -> frozenset[str]:
+    """The topics of the test split: the first fifth of all topics in the order of their SHA-256."""
+    topics = sorted(
+        {cluster["topic"] for cluster in read_mini()}, key=lambda t: hashlib.sha256(t.encode()).hexdigest()
+    )
+    return frozenset(topics[: len(topics) // HELD_OUT])
+
+
+def mini_clusters(task_type: TaskType | str | None = None, split: str | None = None) -> list[dict[str, Any]]:
+    """The clusters of the mini MIXTURE with their corrupted variants and their split.
+
+    Args:
+        task_type: Only this kind; `None` gives all five, in the order of `TaskType`.
+        split: `train` or `test`; `None` gives both, in file order.
+
+    Returns:
+        What `read_mini` returns, with `id` and `split` added, and with 2 to 8 entries in `weak`: first the
+        hand-written ones, then corruptions of the target, whose `flaw` is the name of the corruption.
+
+    Raises:
+        ValueError: If `split` is none of those.
+    """
+    if split not in (None, "train", "test"):
+        raise ValueError(f"Unknown split {split!r} of the mini MIXTURE. Expected 'train', 'test' or None for both.")
+    held_out = held_out_topics()
+    kinds = list(TaskType) if task_type is None else [TaskType(task_type)]
+    completed = []
+    for kind in kinds:
+        clusters = read_mini(kind)
+        for cluster in clusters:
+            cluster["id"] = row_id(kind.value, cluster["target"])
+            cluster["split"] = "test" if cluster["topic"] in held_out else "train"
+        targets = {part: [c["target"] for c in clusters if c["split"] == part] for part in ("train", "test")}
+        for cluster in clusters:
+            cluster["weak"] += _spoilt(cluster, targets[cluster["split"]])
+        completed += [cluster for cluster in clusters if split in (None, cluster["split"])]
+    return completed
+
+
+def rated_texts(split: str | None = "train") -> list[RatedText]:
+    """Every distinct text of the mini MIXTURE with its score: targets, hand-written and corrupted variants.
+
+    Args:
+        split: Only the texts of this split, so that held-out topics stay unseen; `None` gives all.
+
+    Returns:
+        The rows from which the bundled datastore is built, cluster by cluster, target first.
+    """
+    rows: dict[tuple[str, str], RatedText] = {}
+    for cluster in mini_clusters(split=split):
+        for text, score in [
+            (cluster["target"], cluster["score"]),
+            *((w["text"], w["score"]) for w in cluster["weak"]),
+        ]:
+            row = RatedText(text, score, cluster["task_type"], cluster["topic"], cluster["split"])
+            rows.setdefault((row.task_type, text), row)
+    return list(rows.values())
+
+
+def _spoilt(cluster: dict[str, Any], targets: list[str]) -> list[dict[str, Any]]:
+    """Corrupted variants of a cluster's target, as many as its drawn size still needs."""
+    rng = random.Random(row_seed(0, cluster["id"]))
+    size = SIZES[int(rng.random() * len(SIZES))]
+    order = sorted(names(), key=lambda name: row_seed(1, cluster["id"] + name))
+    strangers = [target for target in targets if target != cluster["target"]]
+    taken = {cluster["target"], *(weak["text"] for weak in cluster["weak"])}
+    spoilt: list[dict[str, Any]] = []
+    for attempt in range(4 * max(SIZES)):
+        if len(cluster["weak"]) + len(spoilt) >= size:
+            break
+        name, seed = order[attempt % len(order)], row_seed(2 + attempt, cluster["id"])
+        other = {"other": strangers[seed % len(strangers)]} if name == "cross-topic merging" else {}
+        text = corrupt(cluster["target"], name, seed=seed, **other)
+        if text not in taken:
+            taken.add(text)
+            spoilt.append({"text": text, "score": weak_score(cluster["score"], name), "flaw": name})
+    return spoilt
