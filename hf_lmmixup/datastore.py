@@ -158,6 +158,24 @@ class ScoredDatastore:
             meta["k_transition"],
         )
 
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> "ScoredDatastore":
+        """Load a datastore from a folder or from a dataset repository on the Hub, whose two files alone are fetched.
+
+        Args:
+            source: Folder or repository id.
+            revision: Branch, tag or commit of the repository.
+        """
+        if Path(source).is_dir():
+            return cls.load(source)
+        from huggingface_hub import hf_hub_download
+
+        paths = [
+            hf_hub_download(str(source), name, repo_type="dataset", revision=revision)
+            for name in (META_FILE, TENSORS_FILE)
+        ]
+        return cls.load(Path(paths[0]).parent)
+
     def _known(self, task_type: TaskType | str) -> str:
         name = TaskType(task_type).value
         if name not in self.transitions:
