@@ -1,0 +1,106 @@
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_lmmixup.bundled import read_mini
+from hf_lmmixup.facts import coverage, extract_facts, novel_facts, novelty
+
+
+NUMBERS = [
+    ("It has 1,843 words.", {"1843"}),  # a comma before three digits parts thousands
+    ("It costs 3,50 or 3.50.", {"3.5"}),  # any other single comma is a decimal one; trailing zeros vanish
+    ("In the 1990s, on the 20th.", {"1990", "20"}),  # endings are no part of the number
+    ("Twenty-five of two million", {"25", "2000000"}),  # words, hyphen, scale
+    ("1.5 million and one hundred", {"1500000", "100"}),
+    ("one of them", set()),  # a pronoun
+    ("From 5-10 it fell to -5", {"5", "10", "-5"}),  # a range and a sign
+    ("1. Stir.\n2) Bake.", set()),  # list numbers
+    ("at 12:30, version 3.11.2", {"12", "30", "3.11.2"}),
+    ("\uff15 or \u00b2", {"5", "2"}),  # full width and superscript
+]
+
+
+@pytest.mark.parametrize("text, numbers", NUMBERS)
+def test_numbers(text, numbers):
+    assert extract_facts(text).numbers == numbers
+
+
+NAMES = [
+    ("Here Ada Lovelace wrote.", {"ada", "lovelace"}),  # capitals inside a sentence
+    ("Ada Lovelace wrote.", {"ada", "lovelace"}),  # two capitals at the start
+    ("Tides rise. They fall.", set()),  # a lone capital at the start is grammar
+    ("Newton's law.", {"newton"}),  # unless a genitive tells
+    ("water is H2O, salt NaCl, plants make ATP", {"h2o", "nacl", "atp"}),
+    ("the U.S. is large", {"u.s"}),
+    ("Q: Who?\nA: I know", set()),  # labels and pronouns
+    ("A) Mars\nB) Io", set()),  # options open a line
+]
+
+
+@pytest.mark.parametrize("text, names", NAMES)
+def test_names(text, names):
+    assert extract_facts(text).names == names
+
+
+def test_code_is_what_stands_in_backticks_and_what_looks_like_code():
+    assert extract_facts("Call `df.merge` or read_csv, then print(x).").code == {"df", "merge", "read_csv", "print"}
+    assert extract_facts("A stray ` opens nothing here").code == set()
+    assert extract_facts("```\nx_y = open\n``` and prose").code == {"x_y", "open"}
+
+
+def test_scripts_without_spaces_are_read_by_pairs():
+    assert extract_facts("水は青い。").words == {"水は", "は青", "青い"}
+
+
+RATES = [
+    ("The Moon, 1969.", ["A: moon landing 1969"], 0.0),  # case and place of a name do not matter
+    ("In 1970 the Moon", ["A: moon landing 1969"], 0.5),  # a wrong year
+    ("nothing to check", ["A: moon landing 1969"], None),  # no hard fact
+    ("Call run_it with 2", [], 1.0),  # no source supports anything
+]
+
+
+@pytest.mark.parametrize("answer, sources, expected", RATES)
+def test_novelty(answer, sources, expected):
+    assert novelty(answer, sources) == expected
+
+
+def test_novel_facts_are_named():
+    assert novel_facts("Einstein, by Einstein in 1905 and 1915", ["relativity, 1915"]) == ["1905", "einstein"]
+
+
+def test_coverage_is_none_without_facts_and_one_for_a_copy():
+    sources = ["Q: tides?\nA: the Moon, twice a day", "Q: tides\nA: about 12 hours"]
+    assert coverage("anything", ["of the", ""]) is None
+    assert coverage("\n".join(sources), sources) == 1.0
+    assert coverage("", sources) == 0.0
+
+
+def test_every_reference_of_the_mini_is_faithful_and_half_of_it_covers_less():
+    for row in read_mini():
+        sources = [weak["text"] for weak in row["weak"]]
+        assert novelty(row["target"], sources) in (0.0, None)
+        assert coverage(row["target"], sources) > coverage(row["target"][: len(row["target"]) // 2], sources)
+
+
+@given(st.lists(st.text(max_size=60), max_size=4))
+def test_a_copy_invents_nothing_and_keeps_everything(sources):
+    # Blank lines keep one source from reading on into the next.
+    copy = "\n\n".join(source.replace("`", "") for source in sources)
+    assert novelty(copy, [copy]) in (0.0, None)
+    assert coverage(copy, [copy]) in (1.0, None)
+
+
+@pytest.mark.parametrize("unit", ["a-", "1,", "`a``", "Ab ", "one million ", "'", "9", "é́", "水"])
+def test_time_grows_linearly(unit):
+    def seconds(repeats):
+        text = unit * repeats
+        started = time.perf_counter()
+        extract_facts(text)
+        return time.perf_counter() - started
+
+    seconds(10)
+    small = min(seconds(4_000) for _ in range(3))
+    assert min(seconds(32_000) for _ in range(2)) < max(0.05, 8 * small * 4)  # 64 x would be quadratic
