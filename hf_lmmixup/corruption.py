@@ -150,9 +150,8 @@ def drop_reasoning(text: str, *, seed: int, sentences: int = 1) -> str:
         raise ValueError(f"sentences={sentences!r} must be 1 or more.")
     head, body = split_form(text)
     parts = split_sentences(body)
-    verdict = 1 if parts and parts[0].rstrip(".").lower() in ("true", "false") and len(parts) > 2 else 0
-    if len(parts) > sentences + verdict:
-        return head + " ".join(parts[: sentences + verdict])
+    if len(parts) > sentences:
+        return head + " ".join(parts[:sentences])
     for mark in REASON_MARKS:
         before, found, _ = body.partition(mark)
         if found and len(before.split()) >= 3:
@@ -179,6 +178,7 @@ def merge_topics(text: str, *, seed: int, other: str, keep: float = 0.6) -> str:
     _check_rate(keep, name="keep")
     rng = random.Random(seed)
     strangers = split_sentences(split_form(other)[1])
+    strangers = [sentence for sentence in strangers if len(sentence.split()) >= 4] or strangers
     if not strangers:
         raise ValueError("merge_topics needs words of another text; `other` is empty.")
     head, body = split_form(text)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 LABELS = frozenset(["Q:", "A:", "C:", "S:", "Statement:", "Answer:", "A)", "B)", "C)", "D)"])
 """Words that carry the form of a text in one of the five task types."""
 
+LONGEST_LABEL = max(map(len, LABELS))
+
 _TERM = re.compile(r"[A-Za-z0-9]+(?:[.,'/-][A-Za-z0-9]+)*")
 
 
@@ -31,17 +33,18 @@ def terms(texts: Sequence[str]) -> list[str]:
 def split_form(text: str) -> tuple[str, str]:
     r"""Part a text after its last label: `"Q: x\nA: y"` -> `("Q: x\nA: ", "y")`; without labels the head is empty.
 
-    In a multiple-choice item the chosen option belongs to the head: what follows is the explanation.
+    What a multiple-choice or true-false item answers belongs to the head too, if an explanation follows it:
+    `"Statement: x\nAnswer: True. y"` -> `("Statement: x\nAnswer: True. ", "y")`.
     """
     end = 0
-    for line_start in [0, *(match.end() for match in re.finditer("\n", text))]:
-        label = text[line_start:].split(maxsplit=1)[0] if text[line_start:].strip() else ""
-        if label in LABELS and text.startswith(label, line_start):
-            end = line_start + len(label)
+    for start in [0, *(match.end() for match in re.finditer("\n", text))]:
+        label = text[start : start + LONGEST_LABEL + 1].split(" ", 1)[0].rstrip("\n")
+        if label in LABELS:
+            end = start + len(label)
             end += len(text[end:]) - len(text[end:].lstrip(" "))
-    option = text[end : end + 2]
-    if end and option in LABELS and len(split_sentences(text[end:])) > 1:
-        end += len(split_sentences(text[end:])[0]) + 1
+    sentences = split_sentences(text[end:])
+    if len(sentences) > 1 and (sentences[0][:2] in LABELS or sentences[0].lower() in ("true.", "false.")):
+        end = text.index(sentences[1], end + len(sentences[0]))
     return text[:end], text[end:].strip()
 
 
