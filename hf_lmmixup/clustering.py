@@ -1,0 +1,269 @@
+"""Related low-scored rows to size-bounded clusters, over the neighbour graph.
+
+Every row draws a capacity, the size of the cluster that it would start. The rows with the closest neighbours start
+first and take the nearest free rows until their capacity is met. Rows that found too few free neighbours try again
+in a graph of the free rows alone; what is left joins a cluster with room, and the rest is routed as the caller says.
+No step compares all rows with all clusters, and none runs for ever: each round leaves fewer rows free or is the last.
+
+The published code draws capacities that must sum to the row count, which has no solution for some counts, and fills
+them from k-means centers without a similarity floor (arXiv 2510.20449, code). Here the sizes follow the same clipped
+normal distribution, as far as the data has enough related rows.
+
+One row after clustering::
+
+    {"id": "5f1d0c8f1f0b7a52", "prompt": "why sky blue", ..., "score": 1, "cluster_id": 7}
+"""
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from datasets import Dataset, Value
+
+from hf_lmmixup.neighbors import NeighborGraph, build_graph
+from hf_lmmixup.records import Outcome, row_seed
+
+
+NEIGHBORS = 15
+"""Width of the graph: enough for three clusters of the largest default size around a row, and for long-tail scores."""
+
+MIN_SIMILARITY = 0.5
+"""Smallest cosine between the row that starts a cluster and a member."""
+
+BLOCK = 16_384
+"""Rows whose neighbours are unpacked at a time; Python lists of the whole graph would take ten times its memory."""
+
+DENSITY_NEIGHBORS = 4
+"""Neighbours whose similarity says how dense a row's surroundings are: the other members of a cluster of five."""
+
+SINGLETONS = ("keep", "edit", "drop")
+"""What happens to rows that belong to no cluster: pass on without a cluster, be a cluster of one, be dropped."""
+
+NO_CLUSTER = "cluster: no related rows"
+"""Reason of a dropped singleton."""
+
+STALLED = 0.9
+"""A round that leaves more than this share of its rows free is the last; it settles for clusters below capacity."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The wanted sizes of clusters: a normal distribution, rounded and clipped.
+
+    Raises:
+        ValueError: If the bounds are not ordered, or the mean lies outside of them.
+    """
+
+    min_size: int = 2
+    max_size: int = 5
+    mean_size: float = 3.0
+    std_size: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_size <= self.max_size:
+            raise ValueError(
+                f"min_size={self.min_size}, max_size={self.max_size}. Expected 1 <= min_size <= max_size."
+            )
+        if not self.min_size <= self.mean_size <= self.max_size:
+            raise ValueError(
+                f"mean_size={self.mean_size} lies outside of [{self.min_size}, {self.max_size}]. "
+                "Move the mean between the bounds, or the bounds around the mean."
+            )
+        if self.std_size < 0:
+            raise ValueError(f"std_size={self.std_size} is negative. Expected 0 or more.")
+
+    def capacities(self, ids: list[str], seed: int) -> np.ndarray:
+        """One capacity per row (n,), drawn from the seed and the row's id alone, so that no other row can move it."""
+        if self.std_size == 0:
+            return np.full(len(ids), round(self.mean_size), np.int64)
+        normal = NormalDist(self.mean_size, self.std_size)
+        edges = np.array([normal.cdf(size + 0.5) for size in range(self.min_size, self.max_size)])
+        uniform = np.array([row_seed(seed, identifier) for identifier in ids], dtype=np.float64) / 2**63
+        return self.min_size + np.searchsorted(edges, uniform)
+
+
+def cluster(
+    dataset: Dataset,
+    embeddings: np.ndarray,
+    *,
+    min_size: int = 2,
+    max_size: int = 5,
+    mean_size: float = 3.0,
+    std_size: float = 1.0,
+    min_similarity: float = MIN_SIMILARITY,
+    seed: int = 0,
+    graph: NeighborGraph | None = None,
+    singletons: str = "keep",
+) -> Outcome:
+    """Group related rows.
+
+    Args:
+        dataset: Rows with distinct `id`s.
+        embeddings: Their unit vectors (n, d), in the same order.
+        min_size: Fewest members of a cluster.
+        max_size: Most members of a cluster.
+        mean_size: Mean of the wanted sizes.
+        std_size: Their standard deviation; they are rounded and clipped to the bounds.
+        min_similarity: Smallest cosine between the row that starts a cluster and a member; it belongs to the encoder.
+        seed: Seed of the wanted sizes.
+        graph: The rows' neighbour graph, if it is at hand.
+        singletons: What happens to a row without a cluster: `keep` passes it on with `cluster_id` None, `edit` makes
+            it a cluster of one, `drop` drops it.
+
+    Returns:
+        The rows with the column `cluster_id`, by cluster and id, singletons without a cluster last. Clusters are
+        numbered by their smallest id. The order of the input rows has no influence.
+
+    Raises:
+        ValueError: If an argument is out of range, ids repeat, or embeddings and rows do not match.
+    """
+    if singletons not in SINGLETONS:
+        raise ValueError(f"Unknown singletons={singletons!r}. Expected one of {list(SINGLETONS)}.")
+    sizes = Sizes(min_size, max_size, mean_size, std_size)
+    ids = list(dataset["id"])
+    _check(ids, embeddings, graph)
+    canonical = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
+    sorted_ids = [ids[row] for row in canonical]
+    labels = group(
+        np.asarray(embeddings, np.float32)[canonical],
+        sizes.capacities(sorted_ids, seed),
+        sizes,
+        min_similarity=min_similarity,
+        graph=graph and reorder(graph, canonical),
+    )
+    return _route(dataset, canonical, sorted_ids, labels, singletons)
+
+
+def group(
+    embeddings: np.ndarray,
+    capacities: np.ndarray,
+    sizes: Sizes,
+    *,
+    min_similarity: float = MIN_SIMILARITY,
+    graph: NeighborGraph | None = None,
+) -> np.ndarray:
+    """Cluster numbers (n,) of rows in canonical order; -1 where a row belongs to no cluster.
+
+    Args:
+        embeddings: Unit rows (n, d) float32.
+        capacities: Wanted size of the cluster that each row would start (n,).
+        sizes: Bounds of the sizes.
+        min_similarity: Smallest cosine between the first row of a cluster and a member.
+        graph: Neighbour graph of the rows.
+
+    Returns:
+        Numbers from 0 without gaps, in the order of the smallest row of each cluster.
+    """
+    graph = graph or build_graph(embeddings, NEIGHBORS)
+    starters = np.full(len(embeddings), -1, np.int64)
+    free = np.arange(len(embeddings))
+    view = graph
+    while len(free) >= sizes.min_size:
+        found = _grow(view, capacities[free], capacities[free], min_similarity)
+        stalled = (found < 0).mean() > STALLED
+        if stalled:
+            found = _grow(view, capacities[free], np.full(len(free), sizes.min_size), min_similarity)
+        starters[free[found >= 0]] = free[found[found >= 0]]
+        if stalled:
+            break
+        # A row without a related free row has no cluster to start or to wait for.
+        free = free[(found < 0) & _has_related(view, min_similarity)]
+        view = build_graph(embeddings[free], NEIGHBORS)
+    if sizes.min_size == 1:
+        starters = np.where(starters < 0, np.arange(len(starters)), starters)
+    _join(graph, embeddings, starters, sizes.max_size, min_similarity)
+    return _number(starters)
+
+
+def _grow(graph: NeighborGraph, capacities: np.ndarray, fewest: np.ndarray, min_similarity: float) -> np.ndarray:
+    """One round: the row that started each row's cluster (n,), -1 for rows that stay free.
+
+    The densest rows start first; a row starts a cluster if it and its free related rows are at least `fewest`.
+    """
+    # Rounded, because the last bits of a cosine depend on where in a matrix its row stood.
+    density = np.round(graph.similarities[:, :DENSITY_NEIGHBORS].sum(1, dtype=np.float64), 4)
+    reach = (graph.similarities >= min_similarity).sum(1)
+    order = np.argsort(-density, kind="stable")
+    starters = [-1] * len(order)
+    for begin in range(0, len(order), BLOCK):
+        rows = order[begin : begin + BLOCK]
+        columns = (rows, graph.indices[rows], reach[rows], capacities[rows], fewest[rows])
+        for row, neighbors, related, capacity, least in zip(*(column.tolist() for column in columns), strict=True):
+            if starters[row] >= 0:
+                continue
+            members = [other for other in neighbors[:related] if starters[other] < 0][: capacity - 1]
+            if len(members) + 1 >= least:
+                starters[row] = row
+                for member in members:
+                    starters[member] = row
+    return np.array(starters, np.int64)
+
+
+def _join(
+    graph: NeighborGraph, embeddings: np.ndarray, starters: np.ndarray, max_size: int, min_similarity: float
+) -> None:
+    """Let free rows join, in place, the nearest cluster that has room and whose starter is related."""
+    members = np.bincount(starters[starters >= 0], minlength=len(starters))
+    for row in np.flatnonzero(starters < 0).tolist():
+        related = graph.indices[row][graph.similarities[row] >= min_similarity]
+        for start in dict.fromkeys(starters[related].tolist()):
+            if start >= 0 and members[start] < max_size and embeddings[row] @ embeddings[start] >= min_similarity:
+                starters[row] = start
+                members[start] += 1
+                break
+
+
+def _number(starters: np.ndarray) -> np.ndarray:
+    """Clusters named by their starter -> clusters numbered by their smallest row, without gaps; -1 stays."""
+    labels = np.full(len(starters), -1, np.int64)
+    rows = np.flatnonzero(starters >= 0)
+    _, smallest, inverse = np.unique(starters[rows], return_index=True, return_inverse=True)
+    rank = np.empty(len(smallest), np.int64)
+    rank[np.argsort(smallest)] = np.arange(len(smallest))
+    labels[rows] = rank[inverse]
+    return labels
+
+
+def _has_related(graph: NeighborGraph, min_similarity: float) -> np.ndarray:
+    return (graph.similarities >= min_similarity).sum(axis=1) > 0
+
+
+def reorder(graph: NeighborGraph, rows: np.ndarray) -> NeighborGraph:
+    """The graph of the same rows in another order: `rows` (n,) names, place by place, the old row number."""
+    place = np.empty(len(rows), np.int32)
+    place[rows] = np.arange(len(rows), dtype=np.int32)
+    indices, similarities = place[graph.indices[rows]], graph.similarities[rows]
+    # Equal similarities go by row number, and the numbers have changed.
+    order = np.lexsort((indices, -similarities), axis=1)
+    return NeighborGraph(np.take_along_axis(indices, order, axis=1), np.take_along_axis(similarities, order, axis=1))
+
+
+def _check(ids: list[str], embeddings: np.ndarray, graph: NeighborGraph | None) -> None:
+    if np.ndim(embeddings) != 2 or len(embeddings) != len(ids):
+        raise ValueError(f"{len(ids)} rows need embeddings ({len(ids)}, d), not {np.shape(embeddings)}.")
+    if not np.isfinite(embeddings).all():
+        raise ValueError("The embeddings hold values that are not finite. Encode the texts again.")
+    if graph is not None and len(graph.indices) != len(ids):
+        raise ValueError(f"The graph has {len(graph.indices)} rows and the dataset {len(ids)}. Build it anew.")
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{len(ids) - len(set(ids))} of {len(ids)} rows repeat an id. Deduplicate the rows first.")
+
+
+def _route(
+    dataset: Dataset, canonical: np.ndarray, sorted_ids: list[str], labels: np.ndarray, singletons: str
+) -> Outcome:
+    """Attach the cluster numbers (n,), given in canonical order, and send rows without a cluster where they belong."""
+    lone = labels < 0
+    if singletons == "edit":
+        # Numbers follow the smallest id, so the new clusters of one shift the others.
+        labels = _number(np.where(lone, np.arange(len(labels)), len(labels) + labels))
+        lone = np.zeros(len(labels), bool)
+    column = np.empty(len(labels), object)
+    column[canonical] = [None if label < 0 else label for label in labels.tolist()]
+    clustered = dataset.add_column("cluster_id", column.tolist(), feature=Value("int64"))
+    order = np.argsort(np.where(lone, len(labels), labels), kind="stable")
+    dropped = {}
+    if singletons == "drop":
+        order = order[: len(order) - lone.sum()]
+        dropped = {sorted_ids[row]: NO_CLUSTER for row in np.flatnonzero(lone)}
+    return Outcome(clustered.select(canonical[order]), dropped)

@@ -1,0 +1,221 @@
+"""The best and rarest rows of a set, and originals and distilled rows in one.
+
+Rows are ordered by score, then by how rare they are (the long-tail score), then by id, and taken from the top. The
+long-tail score of a row is its mean cosine distance to its 15 nearest neighbours: `1 - mean_j cos(x, x_j)`. It is
+min-max normalized over the set it is compared within (arXiv 2510.20449, code).
+
+One row after merging::
+
+    {"id": "9a41...", "prompt": "Why is the sky blue?", "completion": "Air scatters short waves more...",
+     "reasoning": "Both say ...", "cluster_id": 7, "sources": ["5f1d...", "c02e..."], ..., "score": 5,
+     "long_tail_score": 0.61, "origin": "distilled"}
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Value, concatenate_datasets
+
+from hf_lmmixup.neighbors import NeighborGraph, build_graph
+from hf_lmmixup.records import HIGH_SCORE, MERGED, Outcome, pair_text
+
+
+LONG_TAIL_NEIGHBORS = 15
+"""Neighbours whose distance says how rare a row is (arXiv 2510.20449, code)."""
+
+CHARACTERS_PER_TOKEN = 4
+"""Rule of thumb for English under byte-pair tokenizers; pass `count_tokens` where the budget must be exact."""
+
+UNSCORED = "select: no score"
+LOW_SCORE = "select: score below the minimum"
+BEYOND_SIZE = "select: beyond the size"
+BEYOND_BUDGET = "select: beyond the token budget"
+BEYOND_SHARE = "merge: beyond the size or share"
+SAME_AS_ORIGINAL = "merge: same text as an original"
+
+
+def long_tail_scores(
+    embeddings: np.ndarray, k: int = LONG_TAIL_NEIGHBORS, graph: NeighborGraph | None = None
+) -> np.ndarray:
+    """How far each row lies from its nearest others: `1 - mean_j cos(x, x_j)` over k neighbours, itself excluded.
+
+    Args:
+        embeddings: Unit rows (n, d).
+        k: Neighbours; all others where there are fewer.
+        graph: The rows' neighbour graph, if it is at hand and at least k wide.
+
+    Returns:
+        Mean cosine distances (n,) float32, in [0, 2]; a lone row has no neighbours and gets 0.
+
+    Raises:
+        ValueError: If the graph belongs to another number of rows or is too narrow.
+    """
+    n = len(embeddings)
+    if graph is None:
+        graph = build_graph(embeddings, k)
+    if len(graph.indices) != n or graph.indices.shape[1] < min(k, n - 1):
+        raise ValueError(
+            f"The graph is {graph.indices.shape}; {n} rows and k={k} need ({n}, {min(k, n - 1)}). Build it anew."
+        )
+    nearest = graph.similarities[:, :k].astype(np.float32)
+    if nearest.shape[1] == 0:
+        return np.zeros(n, np.float32)
+    distances: np.ndarray = 1 - nearest.mean(axis=1)
+    return distances
+
+
+def min_max(scores: np.ndarray) -> np.ndarray:
+    """Scores (n,) stretched to [0, 1]: `(s - min) / (max - min)`; all 0 where they are all equal."""
+    if not len(scores):
+        return scores.astype(np.float32)
+    low, high = float(scores.min()), float(scores.max())
+    return ((scores - low) / (high - low or 1)).astype(np.float32)
+
+
+def select(
+    dataset: Dataset,
+    *,
+    size: int | None = None,
+    token_budget: int | None = None,
+    min_score: int | None = HIGH_SCORE,
+    embeddings: np.ndarray | None = None,
+    graph: NeighborGraph | None = None,
+    count_tokens: Callable[[str], int] | None = None,
+) -> Outcome:
+    """Take the best rows: highest score first, then highest long-tail score, then smallest id.
+
+    Args:
+        dataset: Rows with `id`, `prompt`, `completion` and `score`, and `long_tail_score` if no embeddings are given.
+        size: Most rows to take.
+        token_budget: Most tokens to take in all; a row that does not fit is passed over and a shorter one may follow.
+        min_score: Smallest score; `None` also takes rows without a score, after all others.
+        embeddings: Unit rows (n, d); the long-tail score is computed from them, normalized over all rows given.
+        graph: The rows' neighbour graph, if it is at hand.
+        count_tokens: Tokens of a text (`records.pair_text`); by default a quarter of its characters, rounded up.
+
+    Returns:
+        The rows taken, best first, with `long_tail_score`, and the reason for every other row.
+
+    Raises:
+        ValueError: If size or budget are negative, or neither embeddings nor `long_tail_score` are there.
+    """
+    for name, value in (("size", size), ("token_budget", token_budget)):
+        if value is not None and value < 0:
+            raise ValueError(f"{name}={value} is negative. Expected 0 or more, or None for no limit.")
+    dataset = _with_long_tail(dataset, embeddings, graph)
+    columns: Any = dataset.select_columns(["id", "score", "long_tail_score"])[:]
+    ids, scores = columns["id"], columns["score"]
+    dropped: dict[str, str] = {}
+    kept: list[int] = []
+    left = token_budget
+    for row in _best_first(ids, scores, columns["long_tail_score"]):
+        if min_score is not None and scores[row] is None:
+            dropped[ids[row]] = UNSCORED
+        elif min_score is not None and scores[row] < min_score:
+            dropped[ids[row]] = LOW_SCORE
+        elif size is not None and len(kept) >= size:
+            dropped[ids[row]] = BEYOND_SIZE
+        elif left is not None and (tokens := _tokens(dataset[row], count_tokens)) > left:
+            dropped[ids[row]] = BEYOND_BUDGET
+        else:
+            kept.append(row)
+            left = None if left is None else left - tokens
+    return Outcome(dataset.select(kept), dropped)
+
+
+def merge(
+    originals: Dataset, distilled: Dataset, *, size: int | None = None, distilled_share: float | None = None
+) -> Outcome:
+    """Originals and distilled rows in one set, each side's best first to be taken.
+
+    Args:
+        originals: Rows with `id`, `prompt` and `completion`; `source`, `score` and `long_tail_score` where known.
+        distilled: Rows of `records.DISTILLED`; `score` and `long_tail_score` where known.
+        size: Most rows in all. The paper takes 10,000.
+        distilled_share: Wanted share of distilled rows, 0 to 1. The paper takes 0.5. Where one side has too few rows
+            the result is smaller and the share holds. `None` takes the best of both sides together.
+
+    Returns:
+        Rows of `records.MERGED` by id: `origin` tells the sides apart; an original is its own source and has no
+        reasoning, cluster or distiller. A distilled row with the text of an original is dropped for the original.
+
+    Raises:
+        ValueError: If the share is not in [0, 1] or the size is negative.
+    """
+    if distilled_share is not None and not 0 <= distilled_share <= 1:
+        raise ValueError(f"distilled_share={distilled_share} is not a share. Expected 0 to 1, such as 0.5.")
+    if size is not None and size < 0:
+        raise ValueError(f"size={size} is negative. Expected 0 or more, or None for no limit.")
+    first, second = _as_merged(originals, "original"), _as_merged(distilled, "distilled")
+    known = set(first["id"])
+    dropped = {identifier: SAME_AS_ORIGINAL for identifier in second["id"] if identifier in known}
+    if dropped:
+        second = second.select([row for row, identifier in enumerate(second["id"]) if identifier not in known])
+    both = concatenate_datasets([first, second])
+    columns: Any = both.select_columns(["id", "score", "long_tail_score"])[:]
+    order = _best_first(columns["id"], columns["score"], columns["long_tail_score"])
+    taken = _take(order, len(first), len(second), size, distilled_share)
+    for row in set(order) - set(taken):
+        dropped[columns["id"][row]] = BEYOND_SHARE
+    return Outcome(both.select(sorted(taken, key=columns["id"].__getitem__)), dropped)
+
+
+def _take(
+    order: Sequence[int], originals: int, distilled: int, size: int | None, distilled_share: float | None
+) -> list[int]:
+    """The rows to take from the best-first `order`; row numbers below `originals` are originals."""
+    if distilled_share is None:
+        return list(order[:size])
+    limit = originals + distilled if size is None else size
+    if distilled_share > 0:
+        limit = min(limit, int(distilled / distilled_share))
+    if distilled_share < 1:
+        limit = min(limit, int(originals / (1 - distilled_share)))
+    wanted = min(distilled, round(limit * distilled_share))
+    best_originals = [row for row in order if row < originals][: limit - wanted]
+    return best_originals + [row for row in order if row >= originals][:wanted]
+
+
+def _best_first(ids: Sequence[str], scores: Sequence[int | None], long_tail: Sequence[float | None]) -> list[int]:
+    """Row numbers by score and long-tail score, highest first and missing ones last, then by id."""
+    worst = float("-inf")
+
+    def rank(row: int) -> tuple[float, float, str]:
+        score, rarity = scores[row], long_tail[row]
+        return -(worst if score is None else score), -(worst if rarity is None else rarity), ids[row]
+
+    return sorted(range(len(ids)), key=rank)
+
+
+def _with_long_tail(dataset: Dataset, embeddings: np.ndarray | None, graph: NeighborGraph | None) -> Dataset:
+    if embeddings is None:
+        if "long_tail_score" not in dataset.column_names:
+            raise ValueError("The rows have no long_tail_score. Pass their embeddings, or add the column.")
+        return dataset
+    if len(embeddings) != len(dataset):
+        raise ValueError(f"{len(dataset)} rows need as many embeddings, not {len(embeddings)}.")
+    if "long_tail_score" in dataset.column_names:
+        dataset = dataset.remove_columns("long_tail_score")
+    rarity = min_max(long_tail_scores(embeddings, graph=graph))
+    return dataset.add_column("long_tail_score", rarity.tolist(), feature=Value("float32"))
+
+
+def _tokens(row: dict[str, Any], count_tokens: Callable[[str], int] | None) -> int:
+    text = pair_text(row["prompt"], row["completion"])
+    return count_tokens(text) if count_tokens else -(-len(text) // CHARACTERS_PER_TOKEN)
+
+
+def _as_merged(dataset: Dataset, origin: str) -> Dataset:
+    """The rows with exactly the columns of `records.MERGED`; what a side does not know is None."""
+    ids = list(dataset["id"])
+    made: dict[str, Sequence[Any]] = {"origin": [origin] * len(ids)}
+    if origin == "original":
+        scores = list(dataset["score"]) if "score" in dataset.column_names else [None] * len(ids)
+        made |= {"sources": [[identifier] for identifier in ids], "source_scores": [[score] for score in scores]}
+        made |= {name: [None] * len(ids) for name in ("reasoning", "cluster_id", "distiller", "prompt_hash")}
+    dataset = dataset.remove_columns([name for name in dataset.column_names if name in made or name not in MERGED])
+    for name in MERGED:
+        if name not in dataset.column_names:
+            dataset = dataset.add_column(name, made.get(name, [None] * len(ids)), feature=MERGED[name])
+    return dataset.select_columns(list(MERGED)).cast(MERGED)
