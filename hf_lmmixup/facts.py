@@ -212,7 +212,7 @@ def _pieces(text: str, match: re.Match[str], gap: str, in_code: bool) -> list[_W
     return [
         _Word(
             text=part,
-            opens=place == 0 and (start == 0 or any(mark in gap for mark in '.!?:;\n"\u201c(*#')),
+            opens=place == 0 and (start == 0 or any(mark in gap for mark in '.!?:;\n"\u201c()*#')),
             is_label=place == len(parts) - 1 and following in (":", ")"),
             before_bracket=place == len(parts) - 1 and following == "(" and not part.isdigit(),
             in_code=in_code,
