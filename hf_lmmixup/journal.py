@@ -1,0 +1,265 @@
+"""A crash-safe record of answers that were expensive to get.
+
+A journal is one append-only file. Its first line holds the settings of the run, each other line one answer under its
+key. Every line starts with the CRC-32 of the rest, so a torn or damaged line is known for what it is::
+
+    9d1f6f52 {"journal":1,"settings":{"input":"6f1c...","model":"rater-8b","temperature":0.0}}
+    5c0a8a01 ["5f1d0c8f1f0b7a52",{"overall":7}]
+
+What it promises:
+
+- `add` hands the line to the kernel before it returns: `kill -9` afterwards loses nothing that was added.
+- The disk is synced at most every `SYNC_SECONDS` while answers come in (group commit), at `flush` and at `close`: a
+  power cut costs no more than the answers since then.
+- A line that a crash cut short is cut off at the next opening; a damaged line in the middle is left out. Their keys
+  are simply absent and can be asked again.
+- A key is recorded once. A second `add` of it is an error.
+- One process at a time: the file is locked while open, and the lock dies with the process.
+- A run with other settings or another input is refused, and the message names what differs.
+
+Use::
+
+    with Journal(folder / "ratings.journal", {"input": digest(ids), "model": "rater-8b"}) as journal:
+        for key in ids:
+            if key not in journal:
+                journal.add(key, ask(key))      # any JSON value
+        answers = [journal[key] for key in ids]
+
+Only the keys and places of the answers are kept in memory. A journal belongs to one thread. The settings must not hold
+secrets: they are written as they are.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+logger = logging.getLogger(__name__)
+
+SYNC_SECONDS = 0.05
+"""Group commit: one sync serves all answers of this time. One sync each would cap a run at a few hundred a second."""
+
+FORMAT_VERSION = 1
+HEADER_START = f'{{"journal":{FORMAT_VERSION},"settings":{{'.encode()
+CHECKSUM_BYTES = 9
+"""Eight hex digits and a space before each line's JSON."""
+
+
+class Journal:
+    """Answers by key, in a file that survives crashes; see the module for what it promises.
+
+    Args:
+        path: The file; it and its folder are made if needed.
+        settings: Everything the answers depend on, JSON values by name. An existing file must have the same.
+
+    Raises:
+        ValueError: If another process has the journal open, if the file is something else, or if its settings differ.
+        OSError: If the file cannot be opened or written.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._places: dict[str, int] = {}
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        self._reader = open(self.path, "rb")
+        try:
+            _lock(self._descriptor, self.path)
+            self._end = self._recover(settings)
+            self._synced, self._synced_at = self._end, time.monotonic()
+        except BaseException:
+            self._release()
+            raise
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        """The keys, in the order in which they were added."""
+        return iter(self._places)
+
+    def __getitem__(self, key: str) -> Any:
+        self._reader.seek(self._places[key])
+        _, value = json.loads(self._reader.readline()[CHECKSUM_BYTES:])
+        return value
+
+    def add(self, key: str, value: Any) -> None:
+        """Record an answer.
+
+        Args:
+            key: Its key.
+            value: Any JSON value; NaN and infinity are not.
+
+        Raises:
+            ValueError: If the key is recorded already, the value is no JSON value, or the journal is closed.
+            OSError: If the disk is full or fails; the file then ends with the last whole line.
+        """
+        if key in self._places:
+            raise ValueError(f"Key {key!r} is recorded in {self.path} already. An answer is recorded once.")
+        place = self._append([key, value])
+        self._places[key] = place
+        if time.monotonic() - self._synced_at >= SYNC_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sync to the disk what was added since the last sync."""
+        if self._synced < self._end:
+            os.fsync(self._descriptor)
+            self._synced, self._synced_at = self._end, time.monotonic()
+
+    def close(self) -> None:
+        """Sync, unlock and close; closing twice does nothing."""
+        if self._descriptor >= 0:
+            try:
+                self.flush()
+            finally:
+                self._release()
+
+    def _append(self, content: Any) -> int:
+        """Write one line at the end and return its place."""
+        if self._descriptor < 0:
+            raise ValueError(f"{self.path} is closed.")
+        line, place = _line(content), self._end
+        try:
+            written = os.write(self._descriptor, line)
+            while written < len(line):  # a short write is how a full disk announces itself
+                written += os.write(self._descriptor, line[written:])
+        except OSError:
+            os.ftruncate(self._descriptor, place)
+            os.lseek(self._descriptor, place, os.SEEK_SET)
+            raise
+        self._end += len(line)
+        return place
+
+    def _recover(self, settings: Mapping[str, Any]) -> int:
+        """Read the file, cut its torn tail, and return where it ends. An empty one gets its first line."""
+        expected = _normal(settings)
+        size = os.fstat(self._descriptor).st_size
+        header = self._reader.readline()
+        if not header.endswith(b"\n") and _is_torn_header(header):
+            os.ftruncate(self._descriptor, 0)
+            self._end = 0
+            self._append({"journal": FORMAT_VERSION, "settings": expected})
+            os.fsync(self._descriptor)
+            _sync_folder(self.path.parent)
+            return self._end
+        content = _content(header)
+        if not isinstance(content, dict) or content.get("journal") != FORMAT_VERSION:
+            raise ValueError(f"{self.path} is not a journal, or its first line is damaged. Name another directory.")
+        _refuse_differences(self.path, content["settings"], expected)
+        end, damaged = self._index(len(header))
+        if damaged:
+            logger.warning("%s: %d damaged lines are left out; their keys will be asked again.", self.path, damaged)
+        if end < size:
+            logger.warning("%s: a torn tail of %d bytes is cut off.", self.path, size - end)
+            os.ftruncate(self._descriptor, end)
+            os.fsync(self._descriptor)
+        os.lseek(self._descriptor, end, os.SEEK_SET)
+        return end
+
+    def _index(self, start: int) -> tuple[int, int]:
+        """Note the place of each key; returns the end of the last good line and how many bad ones lie before it."""
+        place = end = start
+        bad = damaged = 0
+        for line in self._reader:
+            content = _content(line)
+            if isinstance(content, list) and len(content) == 2 and isinstance(content[0], str):
+                self._places.setdefault(content[0], place)
+                end, damaged = place + len(line), bad
+            else:
+                bad += 1
+            place += len(line)
+        return end, damaged
+
+    def _release(self) -> None:
+        self._reader.close()
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+
+def digest(texts: Iterable[str]) -> str:
+    """The SHA-256 of a sequence of texts, order included: the usual `input` among a journal's settings."""
+    whole = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        whole.update(b"%d:" % len(encoded) + encoded)
+    return whole.hexdigest()
+
+
+def _line(content: Any) -> bytes:
+    payload = json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return b"%08x %s\n" % (zlib.crc32(payload), payload)
+
+
+def _content(line: bytes) -> Any:
+    """The JSON of a line, `None` if the line is torn or damaged."""
+    checksum, payload = line[:CHECKSUM_BYTES], line[CHECKSUM_BYTES:-1]
+    if not line.endswith(b"\n") or checksum != b"%08x " % zlib.crc32(payload):
+        return None
+    return json.loads(payload)
+
+
+def _normal(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(settings), sort_keys=True, allow_nan=False))
+
+
+def _is_torn_header(start: bytes) -> bool:
+    """Whether these bytes, which end the file, begin a first line, or are the zeros that a power cut leaves."""
+    checksum, payload = start[:CHECKSUM_BYTES], start[CHECKSUM_BYTES:]
+    begun = not checksum.strip(b"0123456789abcdef ") and HEADER_START.startswith(payload[: len(HEADER_START)])
+    return begun or not start.strip(b"\0")
+
+
+def _refuse_differences(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    missing = object()
+    differing = [name for name in sorted({*old, *new}) if old.get(name, missing) != new.get(name, missing)]
+    if differing:
+        changes = "; ".join(f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in differing)
+        raise ValueError(
+            f"{path} was begun with other settings: {changes}. Restore them to go on, or name another directory."
+        )
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(
+            f"{path} is in use by another run. Wait until it ends, stop it, or name another directory."
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new file's name survive a power cut; Windows does so by itself and cannot open folders."""
+    if sys.platform != "win32":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
