@@ -97,27 +97,20 @@ def mini_clusters(task_type: TaskType | str | None = None, split: str | None = N
         split: `train` or `test`; `None` gives both, in file order.
 
     Returns:
-        What `read_mini` returns, with `id` and `split` added, and with 2 to 8 entries in `weak`: first the
-        hand-written ones, then corruptions of the target, whose `flaw` is the name of the corruption.
+        Fresh dictionaries: what `read_mini` returns, with `id` and `split` added, and with 2 to 8 entries in `weak`:
+        first the hand-written ones, then corruptions of the target, whose `flaw` is the name of the corruption.
 
     Raises:
         ValueError: If `split` is none of those.
     """
     if split not in (None, "train", "test"):
         raise ValueError(f"Unknown split {split!r} of the mini MIXTURE. Expected 'train', 'test' or None for both.")
-    held_out = held_out_topics()
     kinds = list(TaskType) if task_type is None else [TaskType(task_type)]
-    completed = []
-    for kind in kinds:
-        clusters = read_mini(kind)
-        for cluster in clusters:
-            cluster["id"] = row_id(kind.value, cluster["target"])
-            cluster["split"] = "test" if cluster["topic"] in held_out else "train"
-        targets = {part: [c["target"] for c in clusters if c["split"] == part] for part in ("train", "test")}
-        for cluster in clusters:
-            cluster["weak"] += _spoilt(cluster, targets[cluster["split"]])
-        completed += [cluster for cluster in clusters if split in (None, cluster["split"])]
-    return completed
+    return [
+        {**cluster, "weak": [dict(weak) for weak in cluster["weak"]]}
+        for cluster in _completed()
+        if cluster["task_type"] in kinds and split in (None, cluster["split"])
+    ]
 
 
 def rated_texts(split: str | None = "train") -> list[RatedText]:
@@ -138,6 +131,23 @@ def rated_texts(split: str | None = "train") -> list[RatedText]:
             row = RatedText(text, score, cluster["task_type"], cluster["topic"], cluster["split"])
             rows.setdefault((row.task_type, text), row)
     return list(rows.values())
+
+
+@cache
+def _completed() -> tuple[dict[str, Any], ...]:
+    """All clusters with id, split and corrupted variants; not to be changed by callers."""
+    held_out = held_out_topics()
+    completed: list[dict[str, Any]] = []
+    for kind in TaskType:
+        clusters = read_mini(kind)
+        for cluster in clusters:
+            cluster["id"] = row_id(kind.value, cluster["target"])
+            cluster["split"] = "test" if cluster["topic"] in held_out else "train"
+        targets = {part: [c["target"] for c in clusters if c["split"] == part] for part in ("train", "test")}
+        for cluster in clusters:
+            cluster["weak"] += _spoilt(cluster, targets[cluster["split"]])
+        completed += clusters
+    return tuple(completed)
 
 
 def _spoilt(cluster: dict[str, Any], targets: list[str]) -> list[dict[str, Any]]:
