@@ -129,7 +129,7 @@ def cluster(
         sizes.capacities(sorted_ids, seed),
         sizes,
         min_similarity=min_similarity,
-        graph=graph and reorder(graph, canonical),
+        graph=None if graph is None else graph.take(canonical),
     )
     return _route(dataset, canonical, sorted_ids, labels, singletons)
 
@@ -154,7 +154,7 @@ def group(
     Returns:
         Numbers from 0 without gaps, in the order of the smallest row of each cluster.
     """
-    graph = graph or build_graph(embeddings, NEIGHBORS)
+    graph = build_graph(embeddings, NEIGHBORS) if graph is None else graph
     starters = np.full(len(embeddings), -1, np.int64)
     free = np.arange(len(embeddings))
     view = graph
@@ -167,7 +167,7 @@ def group(
         if stalled:
             break
         # A row without a related free row has no cluster to start or to wait for.
-        free = free[(found < 0) & _has_related(view, min_similarity)]
+        free = free[(found < 0) & _related(view, min_similarity).any(1)]
         view = build_graph(embeddings[free], NEIGHBORS)
     if sizes.min_size == 1:
         starters = np.where(starters < 0, np.arange(len(starters)), starters)
@@ -182,7 +182,7 @@ def _grow(graph: NeighborGraph, capacities: np.ndarray, fewest: np.ndarray, min_
     """
     # Rounded, because the last bits of a cosine depend on where in a matrix its row stood.
     density = np.round(graph.similarities[:, :DENSITY_NEIGHBORS].sum(1, dtype=np.float64), 4)
-    reach = (graph.similarities >= min_similarity).sum(1)
+    reach = _related(graph, min_similarity).sum(1)
     order = np.argsort(-density, kind="stable")
     starters = [-1] * len(order)
     for begin in range(0, len(order), BLOCK):
@@ -204,9 +204,10 @@ def _join(
 ) -> None:
     """Let free rows join, in place, the nearest cluster that has room and whose starter is related."""
     members = np.bincount(starters[starters >= 0], minlength=len(starters))
+    related = _related(graph, min_similarity)
     for row in np.flatnonzero(starters < 0).tolist():
-        related = graph.indices[row][graph.similarities[row] >= min_similarity]
-        for start in dict.fromkeys(starters[related].tolist()):
+        nearest = graph.indices[row][related[row]]
+        for start in dict.fromkeys(starters[nearest].tolist()):
             if start >= 0 and members[start] < max_size and embeddings[row] @ embeddings[start] >= min_similarity:
                 starters[row] = start
                 members[start] += 1
@@ -224,18 +225,10 @@ def _number(starters: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _has_related(graph: NeighborGraph, min_similarity: float) -> np.ndarray:
-    return (graph.similarities >= min_similarity).sum(axis=1) > 0
-
-
-def reorder(graph: NeighborGraph, rows: np.ndarray) -> NeighborGraph:
-    """The graph of the same rows in another order: `rows` (n,) names, place by place, the old row number."""
-    place = np.empty(len(rows), np.int32)
-    place[rows] = np.arange(len(rows), dtype=np.int32)
-    indices, similarities = place[graph.indices[rows]], graph.similarities[rows]
-    # Equal similarities go by row number, and the numbers have changed.
-    order = np.lexsort((indices, -similarities), axis=1)
-    return NeighborGraph(np.take_along_axis(indices, order, axis=1), np.take_along_axis(similarities, order, axis=1))
+def _related(graph: NeighborGraph, min_similarity: float) -> np.ndarray:
+    """Which neighbours (n, k) are similar enough; holes are not."""
+    related: np.ndarray = (graph.similarities >= min_similarity) & (graph.indices >= 0)
+    return related
 
 
 def _check(ids: list[str], embeddings: np.ndarray, graph: NeighborGraph | None) -> None:
