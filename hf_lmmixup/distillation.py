@@ -1,0 +1,276 @@
+"""Clusters of weak pairs in, one excellent pair for each out.
+
+Whatever writes the text is a function from conversations to completions, so this stage knows no model. It builds the
+prompts, splits clusters that do not fit, reads the completions strictly, asks again with another seed where one is
+malformed, and says of every row that leaves why. One row of the result::
+
+    {"id": "9c1f...", "prompt": "What causes tides?", "completion": "Mostly the Moon's pull on the oceans.",
+     "reasoning": "Both ask about tides; ...", "cluster_id": 7, "sources": ["03ab...", "7f20..."],
+     "source_scores": [1, 2], "distiller": "quickstart/distiller", "prompt_hash": "b81c..."}
+
+Source: the downstream job of arXiv 2510.20449, without its silent truncation and its loss of unparsable rows.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol
+
+from datasets import Dataset
+
+from hf_lmmixup.journal import Journal
+from hf_lmmixup.prompts import (
+    ANSWER_LABELS,
+    answer_matches,
+    distillation_messages,
+    parse_completion,
+    prompt_hash,
+)
+from hf_lmmixup.records import DISTILLED, Distillation, Outcome, TaskType, pair_text, row_id, row_seed
+
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 2
+"""How often a cluster is asked for: once greedily, then sampled with a new seed each time."""
+
+NO_CLUSTER = "distill: row has no cluster"
+TOO_LONG = "distill: longer than the model's window"
+NO_COMPLETION = "distill: no completion"
+MALFORMED = "distill: malformed completion"
+WRONG_FORM = "distill: answer has not the form of its task"
+
+Messages = list[dict[str, str]]
+
+
+class Generate(Protocol):
+    """What writes completions: `LocalGenerator.generate`, or any function of this form."""
+
+    def __call__(
+        self,
+        conversations: Sequence[Messages],
+        *,
+        seeds: Sequence[int] | None = None,
+        on_reply: Callable[[int, str | None], None] | None = None,
+    ) -> Sequence[str | None]:
+        """One completion a conversation, greedy without seeds; `None` where there is none.
+
+        `on_reply(place, completion)` is called as soon as each one is done, in any order.
+        """
+        ...
+
+
+@dataclass
+class DistilledOutcome(Outcome):
+    """An `Outcome` and what was written on the way to it.
+
+    Attributes:
+        completions: One dictionary a try: `cluster_id`, `prompt_hash`, `sources`, `attempt` (from 1), `completion`
+            (`None` if there was none) and `reason` (`None` if it was taken).
+    """
+
+    completions: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class _Request:
+    """One prompt: a cluster, or a part of one that is too long for the model."""
+
+    rows: list[dict[str, Any]]
+    messages: Messages
+    hash: str
+    distillation: Distillation | None = None
+
+    @property
+    def sources(self) -> list[str]:
+        return [row["id"] for row in self.rows]
+
+
+def distill(
+    clustered: Dataset,
+    generate: Generate,
+    *,
+    distiller_name: str,
+    task_type: TaskType | str = TaskType.QA,
+    max_prompt_tokens: int | None = None,
+    count_tokens: Callable[[Messages], int] | None = None,
+    attempts: int = ATTEMPTS,
+    seed: int = 0,
+    journal: Journal | None = None,
+) -> DistilledOutcome:
+    """Distil every cluster into one row.
+
+    Args:
+        clustered: Rows with `id`, `prompt`, `completion` and `cluster_id`; `score` if there is one.
+        generate: What writes the completions.
+        distiller_name: Its name, for lineage.
+        task_type: The form of the distilled text.
+        max_prompt_tokens: Longest prompt; a longer cluster is split into parts that fit, in order of row id.
+        count_tokens: Length of a prompt in tokens, such as `LocalGenerator.count_tokens`.
+        attempts: How often a cluster is asked for.
+        seed: Seed of the later attempts.
+        journal: Where completions are recorded as they come; those already there are not asked for again.
+
+    Returns:
+        Rows with the columns of `records.DISTILLED`, by cluster; for every source row that is in none of them the
+        reason; and all completions. The order of the input rows has no influence.
+
+    Raises:
+        ValueError: If `max_prompt_tokens` comes without `count_tokens`, or `attempts` is below 1.
+    """
+    if max_prompt_tokens is not None and count_tokens is None:
+        raise ValueError(f"max_prompt_tokens={max_prompt_tokens} needs count_tokens to measure prompts with.")
+    if attempts < 1:
+        raise ValueError(f"attempts={attempts} must be at least 1.")
+    task_type = TaskType(task_type)
+    dropped: dict[str, str] = {}
+    requests: list[_Request] = []
+    for rows in _clusters(clustered, dropped):
+        for part in _parts(rows, task_type, max_prompt_tokens, count_tokens, dropped):
+            messages = distillation_messages([source_text(row, task_type) for row in part], task_type)
+            requests.append(_Request(part, messages, prompt_hash(messages)))
+    completions: list[dict[str, Any]] = []
+    waiting = requests
+    for attempt in range(1, attempts + 1):
+        replies = _replies(waiting, generate, attempt, seed, journal) if waiting else []
+        for request, reply in zip(waiting, replies, strict=True):
+            completions.append(_judged(request, reply, attempt, task_type))
+        waiting = [request for request in waiting if request.distillation is None]
+    last = {record["prompt_hash"]: record["reason"] for record in completions}
+    for request in waiting:
+        dropped |= dict.fromkeys(request.sources, last[request.hash])
+    dataset = _dataset([request for request in requests if request.distillation], task_type, distiller_name)
+    logger.info("Distilled %d prompts into %d rows; %d rows dropped.", len(requests), len(dataset), len(dropped))
+    return DistilledOutcome(dataset, dropped, completions)
+
+
+def source_text(row: dict[str, Any], task_type: TaskType | str = TaskType.QA) -> str:
+    """A row as the distiller reads it: a labelled pair, or for other task types its texts as they are."""
+    if TaskType(task_type) is TaskType.QA:
+        return pair_text(row["prompt"], row["completion"])
+    return "\n".join(text for text in (row["prompt"], row["completion"]) if text)
+
+
+def _clusters(clustered: Dataset, dropped: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each cluster in order of id, clusters in order of number."""
+    names = [name for name in ("id", "prompt", "completion", "cluster_id", "score") if name in clustered.column_names]
+    rows = clustered.select_columns(names).to_list()
+    dropped |= {row["id"]: NO_CLUSTER for row in rows if row["cluster_id"] is None}
+    members = [row for row in rows if row["cluster_id"] is not None]
+    members.sort(key=lambda row: (row["cluster_id"], row["id"]))
+    for _, cluster in groupby(members, key=lambda row: row["cluster_id"]):
+        yield list(cluster)
+
+
+def _parts(
+    rows: list[dict[str, Any]],
+    task_type: TaskType,
+    longest: int | None,
+    count_tokens: Callable[[Messages], int] | None,
+    dropped: dict[str, str],
+) -> list[list[dict[str, Any]]]:
+    """A cluster as it is if its prompt fits, else parts of neighbours that do; a row too long for any is dropped."""
+
+    def fits(part: list[dict[str, Any]]) -> bool:
+        if longest is None or count_tokens is None:
+            return True
+        texts = [source_text(row, task_type) for row in part]
+        return count_tokens(distillation_messages(texts, task_type)) <= longest
+
+    if fits(rows):
+        return [rows]
+    parts: list[list[dict[str, Any]]] = []
+    for row in rows:
+        if parts and fits([*parts[-1], row]):
+            parts[-1].append(row)
+        elif fits([row]):
+            parts.append([row])
+        else:
+            dropped[row["id"]] = TOO_LONG
+    return parts
+
+
+def _replies(
+    requests: Sequence[_Request], generate: Generate, attempt: int, seed: int, journal: Journal | None
+) -> list[str | None]:
+    """The completions of one attempt, from the journal where it has them."""
+    keys = [f"{request.hash}:{attempt}" for request in requests]
+    known: dict[str, str | None] = {key: journal[key] for key in keys if journal is not None and key in journal}
+    asked = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
+    if not asked:
+        return [known[key] for key in keys]
+    names = list(asked)
+    # The first attempt is greedy. A seed depends on nothing but the prompt, so it is the same in any shard.
+    seeds = None if attempt == 1 else [row_seed(seed, key) for key in names]
+    conversations = [request.messages for request in asked.values()]
+    if journal is None:
+        written = generate(conversations, seeds=seeds)
+    else:
+        written = generate(conversations, seeds=seeds, on_reply=lambda place, text: journal.add(names[place], text))
+        journal.flush()
+    known |= dict(zip(names, written, strict=True))
+    return [known[key] for key in keys]
+
+
+def _judged(request: _Request, reply: str | None, attempt: int, task_type: TaskType) -> dict[str, Any]:
+    """Read a completion; a good one goes into the request. Returns the record of this try."""
+    parsed = None if reply is None else parse_completion(reply)
+    if reply is None:
+        reason: str | None = NO_COMPLETION
+    elif parsed is None:
+        reason = MALFORMED
+    elif not answer_matches(parsed.answer, task_type):
+        reason = WRONG_FORM
+    else:
+        reason, request.distillation = None, parsed
+    return {
+        "cluster_id": request.rows[0]["cluster_id"],
+        "prompt_hash": request.hash,
+        "sources": request.sources,
+        "attempt": attempt,
+        "completion": reply,
+        "reason": reason,
+    }
+
+
+def split_answer(answer: str, task_type: TaskType | str, prompt: str) -> tuple[str, str]:
+    """A well-formed answer as prompt and completion: parted at its last label.
+
+    Args:
+        answer: The text inside `<answer>`.
+        task_type: Its form.
+        prompt: What a paragraph, which has no label, is the answer to.
+    """
+    labels = ANSWER_LABELS[TaskType(task_type)]
+    if not labels:
+        return prompt, answer.strip()
+    head, _, tail = answer.strip().partition(labels[-1])
+    return head.removeprefix(labels[0]).strip(), tail.strip()
+
+
+def _dataset(requests: Sequence[_Request], task_type: TaskType, distiller_name: str) -> Dataset:
+    """The distilled rows. Clusters with the same result become one row that names the sources of all."""
+    rows: dict[str, dict[str, Any]] = {}
+    for request in requests:
+        assert request.distillation is not None  # noqa: S101 -- only finished requests come here
+        best = max(request.rows, key=lambda row: -1 if row.get("score") is None else row["score"])
+        prompt, completion = split_answer(request.distillation.answer, task_type, best["prompt"])
+        row = rows.setdefault(
+            row_id(prompt, completion),
+            {
+                "id": row_id(prompt, completion),
+                "prompt": prompt,
+                "completion": completion,
+                "reasoning": request.distillation.reasoning,
+                "cluster_id": request.rows[0]["cluster_id"],
+                "sources": [],
+                "source_scores": [],
+                "distiller": distiller_name,
+                "prompt_hash": request.hash,
+            },
+        )
+        row["sources"] += request.sources
+        row["source_scores"] += [source.get("score") for source in request.rows]
+    columns = {name: [row[name] for row in rows.values()] for name in DISTILLED}
+    return Dataset.from_dict(columns, features=DISTILLED)

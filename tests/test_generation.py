@@ -1,0 +1,155 @@
+import pytest
+
+from hf_lmmixup.bundled import read_mini
+from hf_lmmixup.generation import LocalGenerator
+from hf_lmmixup.prompts import distillation_messages, parse_completion
+from hf_lmmixup.tiny_distiller import build_tiny_distiller, cluster_texts
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    rows = read_mini("qa")[:12]
+    return [{**row, "sources": [weak["text"] for weak in row["weak"]]} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def conversations(clusters):
+    return [distillation_messages(row["sources"], row["task_type"]) for row in clusters]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, clusters):
+    return build_tiny_distiller(tmp_path_factory.mktemp("model"), cluster_texts(clusters))
+
+
+def test_greedy_and_sampled_text_do_not_depend_on_batch_size_or_order(model, conversations):
+    seeds = list(range(len(conversations)))
+    alone = LocalGenerator(model, batch_size=1, max_new_tokens=12)
+    greedy, sampled = alone.generate(conversations), alone.generate(conversations, seeds=seeds)
+    for batch_size in (3, 12):
+        together = LocalGenerator(model, batch_size=batch_size, max_new_tokens=12)
+        assert together.generate(conversations) == greedy
+        assert together.generate(conversations[::-1]) == greedy[::-1]
+        assert together.generate(conversations, seeds=seeds) == sampled
+    assert sampled != greedy
+    assert alone.generate(conversations, seeds=[seed + 1 for seed in seeds]) != sampled
+
+
+def test_near_ties_are_settled_alone(model, conversations):
+    # bfloat16 sums differ by batch in the third digit: without settling the text would follow the batch.
+    texts = [
+        LocalGenerator(model, batch_size=size, max_new_tokens=12, dtype="bfloat16").generate(conversations)
+        for size in (1, 5)
+    ]
+    assert texts[0] == texts[1]
+    generator = LocalGenerator(model, batch_size=5, max_new_tokens=12, dtype="bfloat16")
+    generator.generate(conversations)
+    assert generator.settled > 0
+
+
+def test_greedy_text_is_what_transformers_writes(model, conversations):
+    generator = LocalGenerator(model, batch_size=12, max_new_tokens=12)
+    for conversation, text in zip(conversations[:4], generator.generate(conversations[:4]), strict=True):
+        inputs = generator.tokenizer.apply_chat_template(
+            conversation, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        written = generator.model.generate(**inputs, do_sample=False, max_new_tokens=12)[0]
+        decoded = generator.tokenizer.decode(written[inputs["input_ids"].shape[1] :])
+        assert decoded.removesuffix("<|im_end|>").strip() == text
+
+
+def scripted(generator, monkeypatch, text, padding):
+    """Make `generator` write `text` after `padding[i]` filler tokens in row i."""
+    tail = generator.tokenizer(text, add_special_tokens=False)["input_ids"] + [generator.tokenizer.eos_token_id]
+    filler = generator.tokenizer(" the", add_special_tokens=False)["input_ids"][0]
+    widths = []
+
+    def choose(rows, logits):
+        widths.append(len(rows))
+        wanted = [[filler] * padding[row.place] + tail for row in rows]
+        return [script[len(row.written)] for script, row in zip(wanted, rows, strict=True)]
+
+    monkeypatch.setattr(generator, "_choose", choose)
+    return widths
+
+
+def test_rows_stop_at_the_end_of_the_answer_leave_the_batch_and_make_room(model, conversations, monkeypatch):
+    generator = LocalGenerator(model, batch_size=4, max_new_tokens=64)
+    completion = "<think>both</think>\n<answer>Q: a\nA: b</answer>"
+    padding = [3 * place for place in range(12)]
+    widths = scripted(generator, monkeypatch, completion + " and more", padding)
+    done = []
+    texts = generator.generate(conversations, on_reply=lambda place, text: done.append((place, text)))
+    assert [text.lstrip("the ") for text in texts] == [completion.lstrip("the ")] * 12
+    assert parse_completion(texts[0]) is not None
+    assert sorted(done) == list(enumerate(texts))
+    assert max(widths) == 4 and sum(widths) == sum(
+        pad + len(generator.tokenizer(completion, add_special_tokens=False)["input_ids"]) for pad in padding
+    )  # no step is spent on a finished row
+
+
+def test_text_stops_at_the_end_token_and_at_the_limit(model, conversations, monkeypatch):
+    generator = LocalGenerator(model, batch_size=2, max_new_tokens=9)
+    scripted(generator, monkeypatch, "no tags", [0, 40])
+    texts = generator.generate(conversations[:2])
+    assert texts[0] == "no tags"
+    assert texts[1] == " ".join(["the"] * 9)
+
+
+def test_a_prompt_that_does_not_fit_is_reported_and_never_cut(model, conversations, caplog):
+    generator = LocalGenerator(model, max_new_tokens=2, max_prompt_tokens=200)
+    long = distillation_messages(["tides " * 300])
+    assert generator.count_tokens(long) > 200 >= generator.count_tokens(conversations[0])
+    replies = []
+    texts = generator.generate([long, conversations[0]], on_reply=lambda *reply: replies.append(reply))
+    assert texts[0] is None and texts[1]
+    assert replies[0] == (0, None)
+    assert "1 of 2 prompts are longer than 200 tokens" in caplog.text
+
+
+def test_running_out_of_memory_halves_the_batch_and_loses_nothing(model, conversations, monkeypatch, caplog):
+    import torch
+
+    whole = LocalGenerator(model, batch_size=8, max_new_tokens=12)
+    expected = whole.generate(conversations)
+    small = LocalGenerator(model, batch_size=8, max_new_tokens=12)
+    forward = small.model.forward
+
+    def limited(*, input_ids, past_key_values, **arguments):
+        if input_ids.shape[0] > 3 and (past_key_values.get_seq_length() > 120 or input_ids.shape[0] > 6):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(input_ids=input_ids, past_key_values=past_key_values, **arguments)
+
+    monkeypatch.setattr(small.model, "forward", limited)
+    assert small.generate(conversations) == expected
+    assert small.batch_size == 2
+    assert "batches of 2" in caplog.text
+
+
+def test_other_errors_are_not_taken_for_memory(model, conversations, monkeypatch):
+    generator = LocalGenerator(model, batch_size=8, max_new_tokens=2)
+
+    def broken(**arguments):
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(generator.model, "forward", broken)
+    with pytest.raises(RuntimeError, match="device lost"):
+        generator.generate(conversations)
+
+
+REFUSED = [
+    ({"batch_size": 0}, "at least 1"),
+    ({"dtype": "int4"}, "Unknown dtype 'int4'"),
+    ({"max_new_tokens": 5000}, "no room for a prompt in 4096 positions"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", REFUSED)
+def test_arguments_are_checked(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LocalGenerator(model, **arguments)
+
+
+def test_seeds_must_match(model, conversations):
+    with pytest.raises(ValueError, match="1 seeds for 12 conversations"):
+        LocalGenerator(model, max_new_tokens=2).generate(conversations, seeds=[1])
