@@ -152,6 +152,11 @@ def top_k(embeddings: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarr
     return similarities, indices
 
 
+def rounded(cosines: np.ndarray) -> np.ndarray:
+    """Cosines as the graph holds them: multiples of `1 / STEPS` in [-1, 1], float32."""
+    return (np.rint(cosines.clip(-1, 1) * STEPS) / STEPS).astype(np.float32)
+
+
 def build_graph(embeddings: np.ndarray, k: int, *, exact_below: int = EXACT_BELOW, seed: int = 0) -> NeighborGraph:
     """The neighbour graph of a set of unit rows.
 
@@ -228,9 +233,8 @@ def _measure(
 
 def _others(found: np.ndarray, cosines: np.ndarray, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The `width` best of the found neighbours (m, >= width), the row itself left out by its number."""
-    rounded = (np.rint(cosines.clip(-1, 1) * STEPS) / STEPS).astype(np.float32)
     # Behind everything else, which also covers a row that its own duplicates crowded out.
-    indices, similarities = _ordered(found, np.where(found == rows[:, None], np.float32(-np.inf), rounded))
+    indices, similarities = _ordered(found, np.where(found == rows[:, None], np.float32(-np.inf), rounded(cosines)))
     return indices[:, :width], similarities[:, :width]
 
 

@@ -1,0 +1,93 @@
+"""Rows that say the same: of a pair of duplicates exactly one stays, and it is the better one.
+
+First rows with the same text, up to case and white space, then rows with nearly the same embedding. The winner of a
+group has the best score (a row without a score is worst), then the smallest id. A row is compared with the winners
+only, so no row is dropped for a row that is itself dropped.
+
+One dropped row::
+
+    {"c02e41d09b6f3a77": "deduplicate: similar to 5f1d0c8f1f0b7a52"}
+"""
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from hf_lmmixup.diversity import keep_diverse
+from hf_lmmixup.neighbors import NeighborGraph
+from hf_lmmixup.records import Outcome
+
+
+MAX_SIMILARITY = 0.98
+"""Highest cosine between two rows that stay. High, because rows that say the same in other words are what a
+distillation merges; only copies should go."""
+
+SAME_TEXT = "deduplicate: same text as {}"
+SIMILAR = "deduplicate: similar to {}"
+
+
+def deduplicate(
+    dataset: Dataset,
+    embeddings: np.ndarray | None = None,
+    *,
+    max_similarity: float = MAX_SIMILARITY,
+    graph: NeighborGraph | None = None,
+) -> Outcome:
+    """Drop duplicates.
+
+    Args:
+        dataset: Rows with distinct `id`s, `prompt` and `completion`; `score` where known.
+        embeddings: Their unit vectors (n, d); without them only equal texts are found.
+        max_similarity: Highest cosine between two rows that stay.
+        graph: The rows' neighbour graph, if it is at hand.
+
+    Returns:
+        The rows that stay, in their order, and for every other row which row stands for it.
+
+    Raises:
+        ValueError: If ids repeat, or rows, embeddings and graph do not match.
+    """
+    columns: Any = dataset.select_columns([c for c in ("id", "score") if c in dataset.column_names])[:]
+    ids = columns["id"]
+    scores = columns.get("score", [None] * len(ids))
+    _check(ids, embeddings, graph)
+    order = sorted(range(len(ids)), key=lambda row: (scores[row] is None, -(scores[row] or 0), ids[row]))
+    winners, dropped = _by_text(dataset, order, ids)
+    if embeddings is not None:
+        found = keep_diverse(embeddings, np.array(winners, np.int64), max_similarity, graph=graph)
+        dropped |= {ids[row]: SIMILAR.format(ids[found.blockers[row]]) for row in set(winners) - set(found.kept)}
+        winners = found.kept
+    return Outcome(dataset.select(sorted(winners)), dropped)
+
+
+def normalized(text: str) -> str:
+    """The text without differences of case and white space."""
+    return " ".join(text.casefold().split())
+
+
+def _by_text(dataset: Dataset, order: list[int], ids: list[str]) -> tuple[list[int], dict[str, str]]:
+    """Of rows with the same text the first in `order`; the others with their reason."""
+    keys: list[tuple[str, str]] = []
+    for batch in dataset.select_columns(["prompt", "completion"]).iter(batch_size=10_000):
+        pairs = zip(batch["prompt"], batch["completion"], strict=True)
+        keys += [(normalized(prompt), normalized(completion)) for prompt, completion in pairs]
+    first: dict[tuple[str, str], int] = {}
+    dropped = {}
+    for row in order:
+        winner = first.setdefault(keys[row], row)
+        if winner != row:
+            dropped[ids[row]] = SAME_TEXT.format(ids[winner])
+    return list(first.values()), dropped
+
+
+def _check(ids: list[str], embeddings: np.ndarray | None, graph: NeighborGraph | None) -> None:
+    if len(set(ids)) < len(ids):
+        raise ValueError(
+            f"{len(ids) - len(set(ids))} of {len(ids)} rows repeat an id. Load them with hf_lmmixup.loading, "
+            "which makes one row of equal texts."
+        )
+    if embeddings is not None and len(embeddings) != len(ids):
+        raise ValueError(f"{len(ids)} rows need as many embeddings, not {len(embeddings)}.")
+    if graph is not None and len(graph) != len(ids):
+        raise ValueError(f"The graph has {len(graph)} rows and the dataset {len(ids)}. Build it anew.")
