@@ -58,11 +58,13 @@ class MixtureConfig(datasets.BuilderConfig):
         form: `sft`, `grpo` or `raw`.
         task_type: Only rows of this type; `None` for all five.
         source: `bundled` or `hub`; by default the files named by `data_dir` or `data_files`, else `bundled`.
+        data_files: Set by `load_dataset`: split -> resolved paths.
     """
 
     form: str = "sft"
     task_type: str | None = None
     source: str | None = None
+    data_files: Any = None
 
     def files(self) -> list[MixtureFile]:
         """The published files behind this configuration; empty for the bundled mini.
@@ -94,7 +96,8 @@ class MixtureConfig(datasets.BuilderConfig):
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """The cache key: the same for the same content wherever it lies, another one when a byte of it changes."""
-        self.data_files = self.data_files or None  # the empty mapping of `register` means the same as none at all
+        if not self.data_files:  # the empty mapping of `register` means the same as none at all
+            self.data_files = None
         files = self.files()
         known = [[file.name, file.split, published.content_key(file)] for file in files]
         if not known and custom_features is None:

@@ -8,6 +8,7 @@ import textwrap
 from itertools import product
 
 import pytest
+import read_only_hub
 from datasets import get_dataset_config_names, load_dataset
 
 from hf_lmmixup import bundled, mixture, published
@@ -387,3 +388,36 @@ def test_registering_is_idempotent_and_guarded(monkeypatch):
     monkeypatch.delattr(packaged_modules, "_PACKAGED_DATASETS_MODULES")
     assert mixture.register() is False
     assert set(FORMS) == {"sft", "grpo", "raw"}
+
+
+def test_the_published_repository(per_task, tmp_path):
+    """`source="hub"` and its address load the same rows as a copy; streamed too; a repository that is gone says so."""
+    script = """
+        import sys
+        import hf_lmmixup.mixture as mixture
+        mixture.register()
+        from datasets import load_dataset
+
+        for form in ("sft", "grpo"):
+            copy = load_dataset("mixture", form, split="train", data_dir=sys.argv[1])
+            for options in ({"source": "hub"}, {"data_dir": "hf://datasets/dokiik/MIXTURE"}):
+                hub = load_dataset("mixture", form, split="train", **options)
+                assert hub[:] == copy[:] and hub.features == copy.features
+            stream = load_dataset("mixture", form, split="train", source="hub", streaming=True)
+            assert list(stream) == list(copy)
+        try:
+            load_dataset("mixture", data_dir="hf://datasets/nobody/MIXTURE")
+        except FileNotFoundError as error:
+            print(error)
+    """
+    with read_only_hub.serve("dokiik/MIXTURE", per_task) as (endpoint, requests):
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint}
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script), str(per_task)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Cannot list hf://datasets/nobody/MIXTURE") and "Pass data_dir=FOLDER" in done.stdout
+    assert any("/dokiik/MIXTURE/resolve/" in line for line in requests), requests
