@@ -1,0 +1,53 @@
+"""SFTMix (arXiv 2410.05248): fine-tuning with mixed hidden states of confident and unconfident rows.
+
+Two steps: measure the confidence of every row in a reference run (`ConfidenceCallback`, `lmmixup confidence`), then
+train with `SFTMixTrainer` on the rows joined with their confidence (`attach_confidence`).
+
+The names below load what they need when first used; the ones that only handle tables load no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from hf_lmmixup.sftmix.confidence import (
+        attach_confidence,
+        load_confidence,
+        merge_confidence,
+        save_confidence,
+        split_by_confidence,
+    )
+    from hf_lmmixup.sftmix.confidence_plot import confidence_plot, save_confidence_plot
+    from hf_lmmixup.sftmix.sftmix_config import SFTMixConfig
+    from hf_lmmixup.sftmix.sftmix_trainer import SFTMixTrainer
+
+_MODULE_OF = {
+    "SFTMixConfig": "sftmix_config",
+    "SFTMixTrainer": "sftmix_trainer",
+    "attach_confidence": "confidence",
+    "confidence_plot": "confidence_plot",
+    "load_confidence": "confidence",
+    "merge_confidence": "confidence",
+    "save_confidence": "confidence",
+    "save_confidence_plot": "confidence_plot",
+    "split_by_confidence": "confidence",
+}
+
+__all__ = [
+    "SFTMixConfig",
+    "SFTMixTrainer",
+    "attach_confidence",
+    "confidence_plot",
+    "load_confidence",
+    "merge_confidence",
+    "save_confidence",
+    "save_confidence_plot",
+    "split_by_confidence",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

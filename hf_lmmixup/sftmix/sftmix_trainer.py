@@ -1,0 +1,223 @@
+"""SFTMix inside TRL's supervised trainer: one forward pass, one more loss.
+
+Every batch holds pairs of a confident and an unconfident row. While the model runs forward once for the ordinary
+next-token loss, a hook on its backbone takes the last hidden states of both responses, mixes them position by position
+and scores the mixtures against both targets (SFTMix, arXiv 2410.05248)::
+
+    loss = NTP + mu * (lambda * CE(z, y_c) + (1 - lambda) * CE(z, y_u)),   z = lambda*h_c + (1-lambda)*h_u
+
+Both sums are divided by the same number: the tokens with loss of the whole optimizer step, over all micro-batches and
+processes, as TRL counts them. Hence neither gradient accumulation nor the number of processes changes the result. The
+paper does not say how it averages; with sums over one common denominator the two terms keep the proportion that the
+paper's formula gives them, and a pair counts by the length of its shorter response.
+
+One row of the training data: `{"id": "5f1d0c8f1f0b7a52", "prompt": "why sky blue", "completion": "scattering",
+"confidence": -13.57}`.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from trl import SFTTrainer
+
+from hf_lmmixup.sftmix.confidence import CONFIDENT, split_by_confidence
+from hf_lmmixup.sftmix.mixed_loss import logit_transform, mixed_cross_entropy
+from hf_lmmixup.sftmix.pairing import (
+    IGNORED,
+    MixedPositions,
+    PairSampler,
+    draw_mixture,
+    mix_hidden_states,
+    mixed_positions,
+    pairs_in_batch,
+)
+from hf_lmmixup.sftmix.sftmix_config import SFTMixConfig
+
+
+logger = logging.getLogger(__name__)
+
+ROW = "mixup_row"
+"""Column and batch key of a row's number in the training set."""
+
+
+class RowCollator:
+    """Another collator's batch with the row numbers beside it.
+
+    Args:
+        inner: The collator that builds the batch.
+    """
+
+    def __init__(self, inner: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        self.inner = inner
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Build one batch."""
+        rows = [example.get(ROW) for example in examples]
+        batch = self.inner([{name: value for name, value in example.items() if name != ROW} for example in examples])
+        if None not in rows:
+            batch[ROW] = torch.tensor(rows)
+        return batch
+
+
+class SFTMixTrainer(SFTTrainer):
+    """`trl.SFTTrainer` with the SFTMix loss.
+
+    Takes the arguments of `SFTTrainer`; `args` is an `SFTMixConfig` and the training set has a column of confidences
+    (`args.confidence_column`). Logs `ntp_loss`, `mixup_loss` (before its weight, so `loss = ntp_loss + mixup_weight *
+    mixup_loss`) and `mixup_share`, the share of response tokens that took part. Evaluation is not mixed.
+
+    Raises:
+        ValueError: If the confidences are missing, fewer than two are known, or the model or data cannot be mixed.
+    """
+
+    _tag_names = ["trl", "sft", "sftmix", "hf-lmmixup"]
+    _name = "SFTMix"
+    _paper = {"title": "SFTMix: Elevating Language Model Instruction Tuning with Mixup Recipe", "id": "2410.05248"}
+
+    args: SFTMixConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._positions: MixedPositions | None = None
+        self._mixed_sum: Tensor | None = None
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.args, SFTMixConfig):
+            raise ValueError(f"SFTMixTrainer needs an SFTMixConfig as `args`, got {type(self.args).__name__}.")
+        if self.args.mixup_weight == 0:
+            return
+        self._refuse_what_cannot_be_mixed()
+        dataset: Any = self.train_dataset
+        self.halves = self._halves_of(dataset)
+        self.train_dataset = dataset.add_column(ROW, np.arange(len(self.halves)))
+        self.data_collator = RowCollator(self.data_collator)
+        causal_lm = _causal_lm(self.model)
+        self._logit_scale, self._logit_softcap = logit_transform(causal_lm.config.get_text_config())
+        backbone: nn.Module = causal_lm.base_model
+        backbone.register_forward_hook(self._mix)
+
+    def _refuse_what_cannot_be_mixed(self) -> None:
+        if self._is_vision_dataset:
+            raise ValueError("SFTMix mixes text rows; this dataset has images. Use trl.SFTTrainer for it.")
+        if not isinstance(self.train_dataset, Dataset):
+            raise ValueError(
+                f"SFTMix draws pairs across the whole training set, so it needs a `datasets.Dataset`; got "
+                f"{type(self.train_dataset).__name__}. Materialize the stream first, for example with "
+                "`Dataset.from_generator`."
+            )
+        adapters = getattr(self.model, "peft_config", {})
+        for name, config in adapters.items():
+            if getattr(config, "is_prompt_learning", False):
+                raise ValueError(
+                    f"The PEFT adapter {name!r} ({config.peft_type}) puts virtual tokens before every row, so hidden "
+                    "states and labels have different lengths. Use LoRA with SFTMix."
+                )
+
+    def _halves_of(self, dataset: Dataset) -> np.ndarray:
+        column = self.args.confidence_column
+        if column not in dataset.column_names:
+            raise ValueError(
+                f"The training set has no column {column!r}; it has {dataset.column_names}. Measure it with `lmmixup "
+                "confidence` and join it with `attach_confidence`, or name another column in `confidence_column`."
+            )
+        ids = dataset["id"] if "id" in dataset.column_names else None
+        halves = split_by_confidence(dataset[column], ids)
+        pairs = int((halves == CONFIDENT).sum())
+        if not pairs:
+            known = sum(value is not None for value in dataset[column])
+            raise ValueError(
+                f"{known} of {len(halves)} rows have a confidence in {column!r}; SFTMix needs two or more."
+            )
+        logger.info("SFTMix: %d pairs of rows, %d rows unpaired.", pairs, len(halves) - 2 * pairs)
+        return halves
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        if ROW not in columns:
+            self._signature_columns = [*columns, ROW]  # type: ignore[assignment]
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
+        if self.args.mixup_weight == 0:
+            return super()._get_train_sampler(train_dataset)
+        if self._train_batch_size % 2:
+            raise ValueError(
+                f"A batch of {self._train_batch_size} rows cannot hold whole pairs; SFTMix needs an even size."
+            )
+        return PairSampler(self.halves, self.args.seed_of_mixup, lambda: int(self.state.epoch or 0))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """NTP loss of `SFTTrainer` plus `mixup_weight` times the mixed loss over the same number of tokens."""
+        rows = inputs.pop(ROW, None)
+        if rows is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        self._positions, self._mixed_sum = self._plan(rows.tolist(), labels), None
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        ntp = result[0] if return_outputs else result
+        tokens = (labels[:, 1:] != IGNORED).sum()
+        mixed = self._scaled(self._mixed_sum, tokens, num_items_in_batch, ntp)
+        # Over an optimizer step, `Trainer` sums these losses and averages logged metrics.
+        parts = 1 if num_items_in_batch is None else getattr(self, "current_gradient_accumulation_steps", 1)
+        self._note(ntp.detach() * parts, mixed.detach() * parts, tokens, 2 * len(self._positions.targets))
+        self._positions = self._mixed_sum = None
+        loss = ntp + self.args.mixup_weight * mixed
+        return (loss, result[1]) if return_outputs else loss
+
+    def _plan(self, rows: list[int], labels: Tensor) -> MixedPositions:
+        places = pairs_in_batch(rows, self.halves)
+        pairs = [(rows[confident], rows[unconfident]) for confident, unconfident in places]
+        mixture = draw_mixture(self.args.mixup_alpha, self.args.seed_of_mixup, self.state.global_step, pairs)
+        return mixed_positions(labels, places, mixture)
+
+    def _mix(self, backbone: nn.Module, inputs: Any, output: Any) -> None:
+        """Forward hook. It runs inside the model's own forward, where wrappers have gathered sharded weights."""
+        positions = self._positions
+        if positions is None or self._mixed_sum is not None or not torch.is_grad_enabled():
+            return
+        head = _causal_lm(self.model).get_output_embeddings()
+        hidden = output.last_hidden_state.to(head.weight.device)
+        self._mixed_sum = mixed_cross_entropy(
+            mix_hidden_states(hidden, positions),
+            head.weight,
+            getattr(head, "bias", None),
+            positions.targets.to(hidden.device),
+            positions.shares.to(hidden.device),
+            scale=self._logit_scale,
+            softcap=self._logit_softcap,
+        )
+
+    def _scaled(self, mixed: Tensor | None, tokens: Tensor, items: Tensor | int | None, ntp: Tensor) -> Tensor:
+        if mixed is None:
+            raise RuntimeError(
+                "The model's forward pass did not run its backbone as a module, so SFTMix saw no hidden states. Use "
+                "an architecture of transformers, or train with mixup_weight=0."
+            )
+        count = torch.as_tensor(tokens if items is None else items).to(ntp.device).clamp(min=1)
+        scaled = mixed.to(ntp.device) / count
+        if self.args.average_tokens_across_devices and items is not None:
+            # As TRL does for its own loss: `items` counts all processes, and DDP averages their gradients.
+            scaled = scaled * (self.accelerator.num_processes // self.get_tp_size())
+        return scaled
+
+    def _note(self, ntp: Tensor, mixed: Tensor, tokens: Tensor, taken: int) -> None:
+        local = torch.stack([ntp, mixed, tokens.to(ntp), tokens.new_tensor(taken).to(ntp)])
+        mean_ntp, mean_mixed, mean_tokens, mean_taken = self.accelerator.gather(local[None]).mean(0).tolist()
+        metrics = self._metrics["train"]
+        metrics["ntp_loss"].append(mean_ntp)
+        metrics["mixup_loss"].append(mean_mixed)
+        metrics["mixup_share"].append(mean_taken / mean_tokens if mean_tokens else 0.0)
+
+
+def _causal_lm(model: Any) -> PreTrainedModel:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
