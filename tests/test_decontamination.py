@@ -1,0 +1,143 @@
+import logging
+import re
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_lmmixup.decontamination import Contact, decontaminate, embedding_contacts, ngram_contacts
+
+
+NATALIA = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."  # 20 words
+CAPITAL = "What is the capital of France?"  # 6 words
+
+
+def rows(texts):
+    return Dataset.from_dict(
+        {"id": [chr(97 + i) for i in range(len(texts))], "prompt": texts, "completion": ["c"] * len(texts)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "overlap"),
+    [
+        # the whole question, in other case and punctuation
+        (
+            "Hi. natalia SOLD clips; to 48 of her friends in april and then she sold half as many clips in may! Why?",
+            1.0,
+        ),
+        # its first 14 of 20 words: 7 of its 13 8-grams
+        ("Natalia sold clips to 48 of her friends in April, and then she cried", 6 / 13),
+        ("Natalia sold clips to 48 of her friends in April, and then she sold nothing", 7 / 13),
+        # one word changed in the middle breaks the eight n-grams around it
+        (NATALIA.replace("in April", "in June"), 5 / 13),
+        # a repeated half is still one half
+        ("Natalia sold clips to 48 of her friends. Natalia sold clips to 48 of her friends.", 1 / 13),
+        # a text shorter than an n-gram is found whole, inside a longer row
+        ("Tell me: what is the capital of France, please", 1.0),
+        ("What is the capital of Spain?", None),
+        # the n-gram may not run from one row into the next
+        ("What is the capital", None),
+        ("", None),
+    ],
+)
+def test_ngrams(text, overlap):
+    evaluations = {"gsm8k": [NATALIA], "trivia": [CAPITAL]}
+    data = rows([text, "of France?"])
+    found = ngram_contacts(data, evaluations, min_overlap=0.01)
+    assert {identifier: round(contact.overlap, 6) for identifier, contact in found.items()} == (
+        {} if overlap is None else {"a": round(overlap, 6)}
+    )
+    dropped = decontaminate(data, evaluations).dropped
+    assert (list(dropped) == ["a"]) == (overlap is not None and overlap >= 0.5)
+
+
+def plain_words(text):
+    return re.findall(r"\w+", text.casefold())
+
+
+def plain_overlap(row, text):
+    row, text = plain_words(row), plain_words(text)
+    if len(text) < 4:
+        return 0.0
+    n = min(8, len(text))
+    held = {tuple(row[i : i + n]) for i in range(len(row) - n + 1)}
+    wanted = {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
+    return len(held & wanted) / len(wanted)
+
+
+words = st.lists(st.sampled_from(["a", "b", "C"]), max_size=24).map(" ".join)
+
+
+@given(texts=st.lists(words, max_size=8), first=st.lists(words, max_size=5), second=st.lists(words, max_size=3))
+@settings(max_examples=100, deadline=None)
+def test_overlaps_equal_a_plain_loop(texts, first, second):
+    data = rows(texts) if texts else rows(["x"]).select([])
+    evaluations = {"first": first, "second": second}
+    found = ngram_contacts(data, evaluations, min_overlap=0.3)
+    for row, identifier in zip(data, data["id"][:], strict=True):
+        text = f"Q: {row['prompt']}\nA: {row['completion']}"
+        shares = [
+            (plain_overlap(text, evaluation), name, index)
+            for name, members in evaluations.items()
+            for index, evaluation in enumerate(members)
+        ]
+        best = max((share for share, _, _ in shares), default=0)
+        if best < 0.3:
+            assert identifier not in found
+        else:
+            contact = found[identifier]
+            assert (contact.overlap, contact.evaluation, contact.index) == next(s for s in shares if s[0] == best)
+
+
+def test_short_evaluation_texts_are_counted(caplog):
+    with caplog.at_level(logging.WARNING, "hf_lmmixup.decontamination"):
+        assert ngram_contacts(rows(["2 + 2 = ?"]), {"sums": ["2 + 2 = ?", CAPITAL]}) == {}
+    assert "1 of 2 evaluation texts have under 4 words: skipped." in caplog.text
+
+
+def test_reports_name_the_text_row_by_row():
+    outcome = decontaminate(
+        rows(["fine", "Oh, " + NATALIA, CAPITAL]), {"gsm8k": ["x y z w v", NATALIA], "t": [CAPITAL]}
+    )
+    assert outcome.dataset["id"][:] == ["a"]
+    assert outcome.dropped == {
+        "b": "decontaminate: holds 100% of the 8-grams of gsm8k[1], "
+        "'Natalia sold clips to 48 of her friends in April, and then ...'",
+        "c": "decontaminate: holds 100% of the 8-grams of t[0], 'What is the capital of France?'",
+    }
+
+
+def test_embeddings_find_rewordings():
+    data = rows(["x", "y", CAPITAL])
+    vectors = np.array([[1, 0, 0], [0, 0.6, 0.8], [0, 1, 0]], np.float32)
+    evaluations = {"one": ["p", "q"], "two": ["r"], "none": []}
+    known = {
+        "one": np.array([[0, 0, 1], [0, 1, 0]], np.float32),
+        "two": np.array([[0, 0.8, 0.6]], np.float32),
+        "none": np.zeros((0, 3), np.float32),
+    }
+    found = embedding_contacts(data, evaluations, vectors, known, 0.9)
+    assert found["b"] == Contact("b", "two", 0, "r", similarity=pytest.approx(0.96))
+    # the nearest of all sets, not the last one looked at
+    assert found["c"] == Contact("c", "one", 1, "q", similarity=pytest.approx(1.0))
+    outcome = decontaminate(data, evaluations, embeddings=vectors, evaluation_embeddings=known, min_similarity=0.9)
+    assert outcome.dataset["id"][:] == ["a"]
+    assert outcome.dropped["b"] == "decontaminate: cosine 0.960 to two[0], 'r'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"min_overlap": 0}, "min_overlap=0 is not in"),
+        ({"min_similarity": 1.5}, "min_similarity=1.5 is not in"),
+        ({"embeddings": np.ones((1, 2))}, "needs both"),
+        ({"embeddings": np.ones((2, 2)), "evaluation_embeddings": {}}, "1 rows need as many embeddings, not 2"),
+        ({"embeddings": np.ones((1, 2)), "evaluation_embeddings": {}}, "The 1 texts of 'e' need"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        decontaminate(rows(["x"]), {"e": ["text"]}, **arguments)
