@@ -12,11 +12,13 @@ One row after merging::
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Value, concatenate_datasets
 
+from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import HIGH_SCORE, MERGED, Outcome, pair_text
 
@@ -27,10 +29,13 @@ LONG_TAIL_NEIGHBORS = 15
 CHARACTERS_PER_TOKEN = 4
 """Rule of thumb for English under byte-pair tokenizers; pass `count_tokens` where the budget must be exact."""
 
+BATCH = 10_000
+
 UNSCORED = "select: no score"
 LOW_SCORE = "select: score below the minimum"
 BEYOND_SIZE = "select: beyond the size"
 BEYOND_BUDGET = "select: beyond the token budget"
+TOO_SIMILAR = "select: too similar to {}"
 BEYOND_SHARE = "merge: beyond the size or share"
 SAME_AS_ORIGINAL = "merge: same text as an original"
 
@@ -79,6 +84,7 @@ def select(
     size: int | None = None,
     token_budget: int | None = None,
     min_score: int | None = HIGH_SCORE,
+    max_similarity: float | None = None,
     embeddings: np.ndarray | None = None,
     graph: NeighborGraph | None = None,
     count_tokens: Callable[[str], int] | None = None,
@@ -90,6 +96,7 @@ def select(
         size: Most rows to take.
         token_budget: Most tokens to take in all; a row that does not fit is passed over and a shorter one may follow.
         min_score: Smallest score; `None` also takes rows without a score, after all others.
+        max_similarity: Highest cosine to a row already taken; a row above it is passed over. Needs embeddings.
         embeddings: Unit rows (n, d); the long-tail score is computed from them, normalized over all rows given.
         graph: The rows' neighbour graph, if it is at hand.
         count_tokens: Tokens of a text (`records.pair_text`); by default a quarter of its characters, rounded up.
@@ -103,25 +110,43 @@ def select(
     for name, value in (("size", size), ("token_budget", token_budget)):
         if value is not None and value < 0:
             raise ValueError(f"{name}={value} is negative. Expected 0 or more, or None for no limit.")
+    if max_similarity is not None and embeddings is None:
+        raise ValueError(f"max_similarity={max_similarity} compares embeddings. Pass those of the rows.")
     dataset = _with_long_tail(dataset, embeddings, graph)
     columns: Any = dataset.select_columns(["id", "score", "long_tail_score"])[:]
     ids, scores = columns["id"], columns["score"]
-    dropped: dict[str, str] = {}
-    kept: list[int] = []
-    left = token_budget
-    for row in _best_first(ids, scores, columns["long_tail_score"]):
-        if min_score is not None and scores[row] is None:
-            dropped[ids[row]] = UNSCORED
-        elif min_score is not None and scores[row] < min_score:
-            dropped[ids[row]] = LOW_SCORE
-        elif size is not None and len(kept) >= size:
-            dropped[ids[row]] = BEYOND_SIZE
-        elif left is not None and (tokens := _tokens(dataset[row], count_tokens)) > left:
-            dropped[ids[row]] = BEYOND_BUDGET
-        else:
-            kept.append(row)
-            left = None if left is None else left - tokens
+    order, dropped = _eligible(_best_first(ids, scores, columns["long_tail_score"]), ids, scores, min_score)
+    budget = None if token_budget is None else _Budget(token_budget, _token_counts(dataset, count_tokens))
+    if max_similarity is None or embeddings is None:
+        kept = list(islice(filter(budget, order) if budget else order, size))
+    else:
+        found = keep_diverse(embeddings, np.array(order), max_similarity, limit=size, accept=budget, graph=graph)
+        kept = found.kept
+        blocked = [row for row in order if found.blockers[row] >= 0]
+        dropped |= {ids[row]: TOO_SIMILAR.format(ids[found.blockers[row]]) for row in blocked}
+    refused = budget.refused if budget else set()
+    dropped |= {ids[row]: BEYOND_BUDGET for row in order if row in refused}
+    taken = set(kept)
+    for row in order:
+        if row not in taken:
+            dropped.setdefault(ids[row], BEYOND_SIZE)
     return Outcome(dataset.select(kept), dropped)
+
+
+class _Budget:
+    """Accepts rows while their tokens fit."""
+
+    def __init__(self, left: int, costs: np.ndarray) -> None:
+        self.left, self.costs = left, costs
+        self.refused: set[int] = set()
+
+    def __call__(self, row: int) -> bool:
+        cost = int(self.costs[row])
+        if cost > self.left:
+            self.refused.add(row)
+            return False
+        self.left -= cost
+        return True
 
 
 def merge(
@@ -188,6 +213,23 @@ def _best_first(ids: Sequence[str], scores: Sequence[int | None], long_tail: Seq
     return sorted(range(len(ids)), key=rank)
 
 
+def _eligible(
+    order: Sequence[int], ids: Sequence[str], scores: Sequence[int | None], min_score: int | None
+) -> tuple[list[int], dict[str, str]]:
+    """The rows of `order` whose score is high enough, and the reasons of the others."""
+    if min_score is None:
+        return list(order), {}
+    dropped = {}
+    eligible = []
+    for row in order:
+        score = scores[row]
+        if score is None or score < min_score:
+            dropped[ids[row]] = UNSCORED if score is None else LOW_SCORE
+        else:
+            eligible.append(row)
+    return eligible, dropped
+
+
 def _with_long_tail(dataset: Dataset, embeddings: np.ndarray | None, graph: NeighborGraph | None) -> Dataset:
     if embeddings is None:
         if "long_tail_score" not in dataset.column_names:
@@ -201,9 +243,12 @@ def _with_long_tail(dataset: Dataset, embeddings: np.ndarray | None, graph: Neig
     return dataset.add_column("long_tail_score", rarity.tolist(), feature=Value("float32"))
 
 
-def _tokens(row: dict[str, Any], count_tokens: Callable[[str], int] | None) -> int:
-    text = pair_text(row["prompt"], row["completion"])
-    return count_tokens(text) if count_tokens else -(-len(text) // CHARACTERS_PER_TOKEN)
+def _token_counts(dataset: Dataset, count_tokens: Callable[[str], int] | None) -> np.ndarray:
+    count = count_tokens or (lambda text: -(-len(text) // CHARACTERS_PER_TOKEN))
+    counts: list[int] = []
+    for batch in dataset.select_columns(["prompt", "completion"]).iter(batch_size=BATCH):
+        counts += [count(pair_text(*pair)) for pair in zip(batch["prompt"], batch["completion"], strict=True)]
+    return np.array(counts, np.int64)
 
 
 def _as_merged(dataset: Dataset, origin: str) -> Dataset:

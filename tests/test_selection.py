@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,12 +11,16 @@ from hf_lmmixup.selection import (
     BEYOND_SIZE,
     LOW_SCORE,
     SAME_AS_ORIGINAL,
+    TOO_SIMILAR,
     UNSCORED,
     long_tail_scores,
     merge,
     min_max,
     select,
 )
+
+
+FEATURES = Features({name: Value("string") for name in ("id", "prompt", "completion")} | {"score": Value("int32")})
 
 
 def rows(scores, rarity=None, texts=None, ids=None):
@@ -71,6 +75,52 @@ def test_a_shorter_row_follows_one_that_does_not_fit():
     assert outcome.dataset["id"][:] == ["a", "c"]
     assert outcome.dropped == {"b": BEYOND_BUDGET}
     assert select(data, token_budget=50, count_tokens=lambda text: 20).dataset["id"][:] == ["a", "b"]
+
+
+def test_rows_too_similar_to_a_better_one_are_passed_over():
+    angles = np.radians([0, 18, 36, 90])  # cosine 0.951 between the first three, 0.809 two apart
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    data = rows([4, 5, 4, 4])
+    outcome = select(data, embeddings=vectors, max_similarity=0.9)
+    # the best row stays, and both of its neighbours go
+    assert outcome.dataset["id"][:] == ["b", "d"]
+    assert outcome.dropped == dict.fromkeys("ac", TOO_SIMILAR.format("b"))
+    # a row that does not fit the budget blocks nothing
+    texts = ["x", "x" * 100, "x", "x"]
+    outcome = select(rows([4, 5, 4, 4], None, texts), embeddings=vectors, max_similarity=0.9, token_budget=9)
+    assert outcome.dataset["id"][:] == ["d", "a", "c"]
+    assert outcome.dropped == {"b": BEYOND_BUDGET}
+    assert select(data, embeddings=vectors, max_similarity=0.9, size=1).dropped["d"] == BEYOND_SIZE
+    with pytest.raises(ValueError, match=r"max_similarity=0\.9 compares embeddings"):
+        select(rows([5], [0.1]), max_similarity=0.9)
+
+
+@given(
+    n=st.integers(0, 12),
+    size=st.sampled_from([None, 0, 3]),
+    budget=st.sampled_from([None, 0, 9, 30]),
+    max_similarity=st.sampled_from([None, 0.5]),
+    min_score=st.sampled_from([None, 4]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_row_is_kept_or_has_a_reason(n, size, budget, max_similarity, min_score, seed):
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(n, 3)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    scores = [None if score == 6 else int(score) for score in rng.integers(0, 7, n)]
+    outcome = select(
+        Dataset.from_dict(rows(scores).to_dict(), features=FEATURES),
+        size=size,
+        token_budget=budget,
+        max_similarity=max_similarity,
+        min_score=min_score,
+        embeddings=vectors,
+    )
+    kept = outcome.dataset["id"][:]
+    assert sorted([*kept, *outcome.dropped]) == [chr(97 + i) for i in range(n)]
+    assert len(kept) <= (n if size is None else size)
+    assert 3 * len(kept) <= (3 * n if budget is None else budget)
 
 
 def test_select_computes_the_long_tail_score():
