@@ -53,7 +53,8 @@ def read_json(path: str | Path) -> Iterator[tuple[str, dict[str, Any] | Reject]]
         start = stream.tell()
         head = stream.read(4096).lstrip()
         stream.seek(start)
-        chunks = _elements(stream) if head.startswith(b"[") else _lines(stream)
+        is_array = path.suffix == ".json" and head.startswith(b"[")
+        chunks = _elements(stream) if is_array else _lines(stream)
         for number, chunk in enumerate(chunks, start=1):
             if chunk is not None:
                 yield f"{path.name}:{number}", chunk if isinstance(chunk, Reject) else parse_row(chunk)
@@ -105,6 +106,7 @@ class _ArrayScanner:
 
     def __init__(self) -> None:
         self.depth, self.in_string, self.escaped, self.too_long = 0, False, False, False
+        self.closed = False
         self.element = bytearray()
 
     def feed(self, block: bytes) -> Iterator[bytes | Reject]:
@@ -123,11 +125,14 @@ class _ArrayScanner:
                 self._keep(block[start:position])
                 yield from self._flush()
                 start = position + 1
+                self.closed = self.depth == 0
         self._keep(block[start:])
 
     def close(self) -> Iterator[bytes | Reject]:
-        if self.depth > 0:
+        if not self.closed:
             yield Reject("array not closed")
+        elif self.element.strip():
+            yield Reject("text after the array")
 
     def _step_string(self, byte: int) -> None:
         if self.escaped:

@@ -1,0 +1,214 @@
+"""The end of a run: which rows make the dataset, what became of all the others, and the files that say so."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from datasets import Dataset, Value
+
+from hf_lmmixup.hub import render_dataset_card
+from hf_lmmixup.ledger import Ledger
+from hf_lmmixup.recipe import Recipe, SelectRecipe
+from hf_lmmixup.records import Outcome
+from hf_lmmixup.report import render_report
+from hf_lmmixup.run_directory import RunDirectory, write_json
+from hf_lmmixup.selection import long_tail_scores, merge, min_max, select
+
+
+ROWS_PER_SHARD = 500_000
+EXAMPLES = 10
+"""Clusters that the report shows beside their distillation."""
+
+LOST = "distilled row not in the dataset: "
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which rows make the dataset.
+
+    Attributes:
+        originals: Ids of the original rows that stood for election.
+        ranked: The distilled rows that were good enough, and why the others were not.
+        merged: The dataset, and why the remaining candidates are not in it.
+        notes: What must be said about the choice.
+    """
+
+    originals: list[str]
+    ranked: Outcome
+    merged: Outcome
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the files of a finished run are made from."""
+
+    merged: Dataset
+    ledger: Ledger
+    rated: Dataset
+    clustered: Dataset
+    rescored: Dataset
+    held_out: dict[str, dict[str, Any]]
+    histories: dict[str, list[dict[str, Any]]]
+    models: list[tuple[str, str]]
+    versions: dict[str, str]
+
+
+def choose(
+    originals: Dataset,
+    original_embeddings: np.ndarray,
+    distilled: Dataset,
+    distilled_embeddings: np.ndarray,
+    options: SelectRecipe,
+) -> Chosen:
+    """Keep the distilled rows that score high enough and merge them with the originals.
+
+    Args:
+        originals: Rows to keep as they are.
+        original_embeddings: Their unit vectors (n, d).
+        distilled: Distilled rows with `score`.
+        distilled_embeddings: Their unit vectors (m, d).
+        options: Thresholds and sizes.
+
+    Returns:
+        The choice. Where no distilled row reaches the minimum, the best share of them is kept and a note says so.
+    """
+    notes = []
+    ranked = select(distilled, min_score=options.min_score, embeddings=distilled_embeddings)
+    if not len(ranked.dataset) and len(distilled):
+        size = max(1, round(options.fallback_share * len(distilled)))
+        ranked = select(distilled, min_score=None, size=size, embeddings=distilled_embeddings)
+        notes.append(
+            f"No distilled row scored {options.min_score} or more; the best {len(ranked.dataset)} of {len(distilled)} "
+            "were kept by score instead."
+        )
+    rarity = min_max(long_tail_scores(original_embeddings))
+    candidates = originals.add_column("long_tail_score", rarity.tolist(), feature=Value("float32"))
+    merged = merge(candidates, ranked.dataset, size=options.size, distilled_share=options.distilled_share)
+    return Chosen(list(originals["id"]), ranked, merged, notes)
+
+
+def account(
+    loaded: Outcome, unrated: dict[str, str], clustered: Outcome, distilled: Outcome, chosen: Chosen
+) -> Ledger:
+    """Enter every raw row of a run into its books.
+
+    Args:
+        loaded: The rows read, and those that could not be used.
+        unrated: Row id -> why it has no score.
+        clustered: The low-scored rows, and those dropped for want of relatives.
+        distilled: The distilled rows, and the source rows of clusters without one.
+        chosen: The final choice.
+
+    Returns:
+        The books; `summary()` checks that they balance.
+    """
+    ledger = Ledger(len(loaded.dataset) + len(loaded.dropped), notes=list(chosen.notes))
+    final, lost = set(chosen.merged.dataset["id"]), chosen.ranked.dropped | chosen.merged.dropped
+    originals = set(chosen.originals)
+    ledger.drop(loaded.dropped)
+    ledger.drop(unrated)
+    ledger.drop(clustered.dropped)
+    ledger.keep(row for row in chosen.originals if row in final)
+    ledger.drop({row: lost[row] for row in chosen.originals if row not in final})
+    ledger.drop({row: reason for row, reason in distilled.dropped.items() if row not in originals})
+    for identifier, sources in zip(distilled.dataset["id"], distilled.dataset["sources"], strict=True):
+        if identifier in final:
+            ledger.merge(dict.fromkeys(sources, identifier))
+        else:
+            ledger.drop(dict.fromkeys(sources, LOST + lost[identifier]))
+    return ledger
+
+
+def write_results(directory: RunDirectory, recipe: Recipe, results: Results) -> dict[str, Any]:
+    """Write dataset, card, rows, recipe, versions and report of a finished run.
+
+    Args:
+        directory: The run directory.
+        recipe: What was done.
+        results: What came out.
+
+    Returns:
+        The summary of the ledger.
+
+    Raises:
+        UnbalancedLedger: If a row is in no state, or in two.
+    """
+    summary = results.ledger.summary()
+    facts = collect_facts(recipe, results, summary)
+    pq.write_table(pa.table(results.ledger.table()), directory.path / "rows.parquet")
+    write_json(directory.path / "facts.json", facts)
+    recipe_text = yaml.safe_dump(recipe.settings(), sort_keys=False, allow_unicode=True)
+    (directory.path / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
+    with directory.writing("dataset") as folder:
+        _write_shards(results.merged, folder / "data")
+        (folder / "README.md").write_text(render_dataset_card(facts), encoding="utf-8")
+    (directory.path / "report.html").write_text(render_report(facts), encoding="utf-8")
+    return summary
+
+
+def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> dict[str, Any]:
+    """What card and report are rendered from, as plain data."""
+    sizes = np.bincount([number for number in results.clustered["cluster_id"] if number is not None] or [0])
+    return {
+        "name": recipe.name,
+        "recipe": recipe.settings(),
+        "versions": results.versions,
+        "ledger": summary,
+        "rows": {
+            "in": summary["rows_in"],
+            "out": len(results.merged),
+            "original": results.merged["origin"][:].count("original"),
+            "distilled": results.merged["origin"][:].count("distilled"),
+        },
+        "scores": {
+            "before": _counts(results.rated["score"]),
+            "distilled": _counts(results.rescored["score"]),
+            "after": _counts(results.merged["score"]),
+        },
+        "cluster_sizes": _counts(sizes[sizes > 0].tolist()),
+        "held_out": results.held_out,
+        "histories": results.histories,
+        "models": [name for name, _ in results.models],
+        "examples": _examples(results),
+    }
+
+
+def _examples(results: Results) -> list[dict[str, Any]]:
+    """The first clusters beside their distillation, those that reached the dataset first."""
+    texts = {row["id"]: row for row in results.clustered.select_columns(["id", "prompt", "completion", "score"])}
+    final = set(results.merged["id"])
+    rows = sorted(results.rescored.to_list(), key=lambda row: (row["id"] not in final, row["cluster_id"], row["id"]))
+    return [
+        {
+            "cluster_id": row["cluster_id"],
+            "sources": [texts[source] for source in row["sources"]],
+            "prompt": row["prompt"],
+            "completion": row["completion"],
+            "reasoning": row["reasoning"],
+            "score": row["score"],
+            "in_dataset": row["id"] in final,
+        }
+        for row in rows[:EXAMPLES]
+    ]
+
+
+def _counts(values: Any) -> dict[str, int]:
+    """How often each value occurs, by value; None is counted as `none`."""
+    known = [value for value in values if value is not None]
+    counts = {str(value): known.count(value) for value in sorted(set(known))}
+    missing = len(list(values)) - len(known)
+    return counts | ({"none": missing} if missing else {})
+
+
+def _write_shards(rows: Dataset, folder: Path) -> None:
+    """Parquet shards under the names that the Hub and `load_dataset` know."""
+    folder.mkdir()
+    shards = max(1, -(-len(rows) // ROWS_PER_SHARD))
+    for number in range(shards):
+        part = rows.shard(shards, number, contiguous=True)
+        part.to_parquet(folder / f"train-{number:05d}-of-{shards:05d}.parquet")

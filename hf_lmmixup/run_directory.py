@@ -1,0 +1,173 @@
+"""A run directory: finished stages, one writer, and a fingerprint of what the run is made from.
+
+Each stage writes into a hidden folder that is renamed when everything in it is on disk, so a stage either exists whole
+or not at all. After a crash the same command goes on behind the last finished stage. A directory belongs to one input
+and one set of settings; others are refused by name::
+
+    runs/quickstart/
+        manifest.json     what the run is made from
+        stages/1_load     rows.parquet, dropped.json
+        ...
+        dataset/          the result
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features
+
+from hf_lmmixup.records import Outcome
+
+
+MANIFEST, LOCK, STAGES = "manifest.json", ".lock", "stages"
+ROWS, DROPPED = "rows.parquet", "dropped.json"
+
+
+class RunDirectory:
+    """The folder of one run.
+
+    Args:
+        path: The folder; made if needed.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        (self.path / STAGES).mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for this process alone; a lock left by a crash does not hold.
+
+        Raises:
+            RuntimeError: If another process holds it.
+        """
+        with (self.path / LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RuntimeError(
+                    f"Another run is writing to {self.path}. Wait for it, or choose another --output."
+                ) from None
+            yield
+
+    def claim(self, fingerprint: dict[str, Any]) -> None:
+        """Bind the directory to what the run is made from.
+
+        Args:
+            fingerprint: Plain data; nested mappings are compared key by key.
+
+        Raises:
+            ValueError: If the directory belongs to a run with another fingerprint; names the first difference.
+        """
+        path = self.path / MANIFEST
+        wanted = flatten(fingerprint)
+        if not path.exists():
+            write_json(path, fingerprint)
+            return
+        found = flatten(json.loads(path.read_text(encoding="utf-8")))
+        for key in sorted(wanted | found):
+            if wanted.get(key) != found.get(key):
+                raise ValueError(
+                    f"{self.path} holds a run with {key}={found.get(key)!r}, but this one has {wanted.get(key)!r}. "
+                    "Choose another --output, or delete the folder to start anew."
+                )
+
+    def stage(self, name: str) -> Path:
+        """The folder of a finished stage, whether or not it exists."""
+        return self.path / STAGES / name
+
+    def has(self, name: str) -> bool:
+        """Whether a stage is finished."""
+        return self.stage(name).is_dir()
+
+    @contextmanager
+    def writing(self, target: str | Path) -> Iterator[Path]:
+        """A fresh folder that becomes `target`, below the run directory, when the block ends without an error.
+
+        Args:
+            target: The folder's final place, relative to the run directory.
+        """
+        final = self.path / target
+        partial = final.parent / f".{final.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        _sync_tree(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(partial, final)
+        _sync(final.parent)
+
+    def save_outcome(self, name: str, outcome: Outcome) -> None:
+        """Write a stage's rows and the reasons for those it dropped."""
+        with self.writing(f"{STAGES}/{name}") as folder:
+            outcome.dataset.to_parquet(folder / ROWS)
+            write_json(folder / DROPPED, outcome.dropped)
+
+    def load_outcome(self, name: str, features: Features) -> Outcome:
+        """Read what `save_outcome` wrote."""
+        folder = self.stage(name)
+        rows = read_parquet(folder / ROWS, features)
+        return Outcome(rows, json.loads((folder / DROPPED).read_text(encoding="utf-8")))
+
+
+def read_parquet(path: Path, features: Features) -> Dataset:
+    """A Parquet file as a dataset in memory; unlike `load_dataset` it leaves no copy in a cache."""
+    import pyarrow.parquet as pq
+
+    return Dataset(pq.read_table(path, memory_map=True).cast(features.arrow_schema))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a crash leaves the old file or the new one, never half of one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    _sync(partial)
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def input_fingerprint(source: str) -> dict[str, Any]:
+    """What tells one input from another: a file's size and SHA-256, or the name of anything else."""
+    path = Path(source)
+    if not path.is_file():
+        return {"name": source}
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping of dotted keys: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(root) / name)
+        _sync(Path(root))

@@ -1,0 +1,171 @@
+"""Training through TRL's own command line: a YAML file is written, `trl sft` or `trl grpo` reads it.
+
+Nothing of TRL is subclassed or imported here. What a run trained with lies in its directory as a file that can be run
+again by hand::
+
+    trl sft --config runs/quickstart/training/cold_start.yaml
+
+A training that was killed goes on from its last checkpoint when the same call is made again.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_lmmixup.recipe import read_yaml
+
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("sft", "grpo")
+
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+"""What a model folder is made of; optimizer states, `training_args.bin` and checkpoints are not."""
+
+NOT_MODEL_FILES = ("trainer_state.json",)
+
+STEP = re.compile(rb"(\d{1,9})/(\d{1,9}) \[")
+"""A step count in the progress bar of the trainer, such as `37/150 [`."""
+
+TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training.
+
+    Attributes:
+        model: Folder of the trained model.
+        history: What the trainer logged, one mapping each `logging_steps`, with `step` in each.
+        config: The YAML file that `trl` was given.
+    """
+
+    model: Path
+    history: list[dict[str, Any]]
+    config: Path
+
+
+def train(
+    method: str,
+    recipe: Path,
+    overrides: Mapping[str, Any],
+    folder: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Training:
+    """Run one TRL training to its end, from its last checkpoint if there is one.
+
+    Args:
+        method: `sft` or `grpo`.
+        recipe: TRL recipe with the hyper-parameters.
+        overrides: Keys that the run decides: model, dataset, seed.
+        folder: Where checkpoints and the model go; the log is `folder.log`, the configuration `folder.yaml`.
+        environment: Variables for the training process, on top of this process's own.
+        on_step: Called with the steps done and the steps in all, from the trainer's progress bar.
+
+    Returns:
+        The trained model, and what the trainer logged.
+
+    Raises:
+        ImportError: If the `train` extra is missing.
+        ValueError: If the method is unknown.
+        RuntimeError: If the training fails; the message has the end of its log.
+    """
+    if method not in METHODS:
+        raise ValueError(f"Unknown training method {method!r}. Expected one of {list(METHODS)}.")
+    config = read_yaml(recipe) | dict(overrides) | {"output_dir": str(folder)}
+    config |= {"save_strategy": "steps", "save_total_limit": 1}
+    config.setdefault("save_steps", 50)
+    if (checkpoint := last_checkpoint(folder)) is not None:
+        config["resume_from_checkpoint"] = str(checkpoint)
+        logger.info("%s goes on from %s.", folder.name, checkpoint.name)
+    file = folder.with_suffix(".yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    log = folder.with_suffix(".log")
+    command = [*trl_command(), method, "--config", str(file)]
+    code = _run(command, log, dict(environment or {}), on_step)
+    if code != 0:
+        tail = "\n".join(_readable(log.read_bytes()).splitlines()[-TAIL_LINES:])
+        raise RuntimeError(f"`trl {method} --config {file}` ended with exit code {code}. The end of {log}:\n{tail}")
+    return Training(folder, read_history(folder), file)
+
+
+def trl_command() -> list[str]:
+    """How to call TRL's command line with this interpreter.
+
+    Raises:
+        ImportError: If TRL is not installed.
+    """
+    script = Path(sys.executable).with_name("trl")
+    if not script.is_file():
+        raise ImportError('Training needs TRL: pip install "hf-lmmixup[train]".')
+    return [sys.executable, str(script)]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint below a training folder; the trainer writes its state file last."""
+    complete = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """What the trainer logged up to its last checkpoint; empty if there is none."""
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None:
+        return []
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return [entry for entry in state["log_history"] if "step" in entry]
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copy the files of a model, and only those, into an existing folder."""
+    for pattern in MODEL_FILES:
+        for file in sorted(source.glob(pattern)):
+            if file.name not in NOT_MODEL_FILES and file.is_file() and not file.is_symlink():
+                shutil.copyfile(file, target / file.name)
+
+
+def _run(
+    command: list[str], log: Path, environment: dict[str, str], on_step: Callable[[int, int], None] | None
+) -> int:
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(_cores())}
+    with (
+        log.open("ab") as file,
+        subprocess.Popen(
+            command, env=os.environ | threads | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            while chunk := os.read(process.stdout.fileno(), 65536):
+                file.write(chunk)
+                file.flush()
+                steps = [pair for part in chunk.split(b"\r") if b"examples" not in part for pair in STEP.findall(part)]
+                if on_step is not None and steps:
+                    on_step(int(steps[-1][0]), int(steps[-1][1]))
+        except BaseException:
+            process.terminate()
+            raise
+    return process.returncode
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _readable(raw: bytes) -> str:
+    """A log without the overwritten states of its progress bars."""
+    text = raw.decode("utf-8", errors="replace").replace("\r\n", "\n")
+    return "\n".join(line.rpartition("\r")[2] for line in text.split("\n"))

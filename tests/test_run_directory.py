@@ -1,0 +1,87 @@
+"""Stages exist whole or not at all; a directory has one writer and one fingerprint."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from datasets import Dataset
+
+from hf_lmmixup.records import LOADED, Outcome
+from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, write_json
+
+
+ROWS = Dataset.from_dict({"id": ["a"], "prompt": ["p"], "completion": ["c"], "source": ["s"]}, features=LOADED)
+
+
+def test_outcome_comes_back(tmp_path):
+    directory = RunDirectory(tmp_path)
+    assert not directory.has("1_load")
+    directory.save_outcome("1_load", Outcome(ROWS, {"x:2": "duplicate"}))
+    assert directory.has("1_load")
+    loaded = directory.load_outcome("1_load", LOADED)
+    assert loaded.dataset.to_list() == ROWS.to_list()
+    assert loaded.dropped == {"x:2": "duplicate"}
+
+
+def test_failed_stage_leaves_nothing_and_is_done_again(tmp_path):
+    directory = RunDirectory(tmp_path)
+    with pytest.raises(OSError, match="disk full"), directory.writing("out") as folder:
+        (folder / "half").touch()
+        raise OSError("disk full")
+    assert not (tmp_path / "out").exists()
+    with directory.writing("out") as folder:
+        assert list(folder.iterdir()) == []
+        (folder / "whole").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole"]
+
+
+CLAIMED = {"input": {"sha256": "1"}, "recipe": {"seed": 0, "select": {"size": None}}}
+DIFFERENT = [
+    ({"input": {"sha256": "2"}, "recipe": CLAIMED["recipe"]}, r"input\.sha256='1'.*'2'"),
+    ({**CLAIMED, "recipe": {"seed": 1, "select": {"size": None}}}, r"recipe\.seed=0.*1"),
+    ({**CLAIMED, "recipe": {"seed": 0, "select": {"size": 9}}}, r"recipe\.select\.size=None.*9"),
+]
+
+
+@pytest.mark.parametrize(("other", "message"), DIFFERENT)
+def test_other_input_or_setting_is_refused_by_name(tmp_path, other, message):
+    directory = RunDirectory(tmp_path)
+    directory.claim(CLAIMED)
+    directory.claim(CLAIMED)
+    with pytest.raises(ValueError, match=message):
+        directory.claim(other)
+
+
+def test_second_process_is_refused_and_a_stale_lock_is_not(tmp_path):
+    program = (
+        "import sys, time; from hf_lmmixup.run_directory import RunDirectory\n"
+        f"with RunDirectory({str(tmp_path)!r}).locked():\n    print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RuntimeError, match="Another run"), RunDirectory(tmp_path).locked():
+            pass
+        holder.kill()
+    with RunDirectory(tmp_path).locked():
+        assert (tmp_path / ".lock").exists()
+
+
+def test_fingerprint_follows_content_not_time(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("x")
+    before = input_fingerprint(str(file))
+    time.sleep(0.01)
+    file.write_text("x")
+    assert input_fingerprint(str(file)) == before
+    file.write_text("y")
+    assert input_fingerprint(str(file)) != before
+    assert input_fingerprint("owner/name") == {"name": "owner/name"}
+
+
+def test_json_is_replaced_whole(tmp_path):
+    write_json(tmp_path / "a.json", {"b": 1})
+    write_json(tmp_path / "a.json", {"b": 2})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"b": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
