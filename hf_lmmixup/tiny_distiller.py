@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hf_lmmixup.prompts import (
     ANSWER_CLOSE,
+    ANSWER_LABELS,
     ANSWER_OPEN,
     SYSTEM_PROMPT,
     TASK_INSTRUCTIONS,
@@ -104,8 +105,10 @@ def _train_tokenizer(texts: Sequence[str]) -> "PreTrainedTokenizerFast":  # noqa
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    # The tags are whole tokens but not special ones: special tokens vanish when a trainer decodes completions.
-    tags = [THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE]
+    # Tags and labels are whole tokens, so that the form of a completion takes few decisions. They are not special ones:
+    # special tokens vanish when a trainer decodes completions.
+    labels = sorted({label for labels in ANSWER_LABELS.values() for label in labels})
+    tags = [THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE, *labels]
     special = [PAD_TOKEN, START_TOKEN, END_TOKEN]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE - len(tags),
