@@ -26,9 +26,6 @@ from typing import Any, Protocol
 Message = dict[str, str]
 """One turn: `role` (system, user or assistant) and `content`."""
 
-MAX_REPLY_CHARACTERS = 20_000
-"""Longest reply that is handed on; a longer one is runaway output, set aside with that reason."""
-
 
 @dataclass(frozen=True)
 class ChatRequest:

@@ -1,0 +1,207 @@
+"""Ask a chat model many questions, read its replies strictly, and record every answer it was paid for.
+
+What the stages that question a model have in common: nothing is asked that the journal answers already; a reply that
+cannot be read is asked again, then set aside with the reason; Ctrl-C and SIGTERM let the requests in flight finish and
+record them before the run ends. Memory holds the requests in flight, never the rows.
+
+One entry of the journal for a reply that could be read, and for one that could not::
+
+    ["5f1d0c8f1f0b7a52", {"answer": {"overall": 7}}]
+    ["91c2aa04b7c0de11", {"error": "refusal"}]
+"""
+
+import logging
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hf_lmmixup.chat_model import ChatModel, ChatReply, ChatRequest
+from hf_lmmixup.journal import Journal
+from hf_lmmixup.records import Outcome
+
+
+logger = logging.getLogger(__name__)
+
+MAX_ASKS = 5
+"""How often a question is asked whose reply cannot be read. A model that fails so often keeps failing."""
+
+Reader = Callable[[str], Any]
+"""Turns a reply's text into a JSON value, or raises a ValueError whose message is the reason why it cannot."""
+
+
+class TooManyRejects(RuntimeError):
+    """More rows than allowed got no answer, so the result must not pass for a good one.
+
+    The command line writes the result all the same, with its reasons, and ends with exit code 4.
+
+    Attributes:
+        outcome: The stage's whole outcome.
+    """
+
+    def __init__(self, message: str, outcome: Outcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+@dataclass
+class Answers:
+    """The answers of a run, read from its journal.
+
+    Attributes:
+        journal: Where they are.
+        unanswered: Key -> reason of requests that got no answer at all; they are not in the journal, so a later run
+            asks them again.
+    """
+
+    journal: Journal
+    unanswered: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> tuple[Any, str | None]:
+        """The answer and `None`, or `None` and the reason why there is no answer."""
+        if key in self.unanswered:
+            return None, self.unanswered[key]
+        entry = self.journal[key]
+        return entry.get("answer"), entry.get("error")
+
+
+def ask_all(
+    chat_model: ChatModel,
+    requests: Iterable[ChatRequest],
+    read: Reader,
+    journal: Journal,
+    *,
+    note: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Answers:
+    """Get an answer, or the reason why there is none, for every request.
+
+    Args:
+        chat_model: Who answers.
+        requests: The questions, pulled as the model works them off. Equal keys are the same question.
+        read: Reads a reply; what it raises a ValueError for is asked again, `MAX_ASKS` times in all.
+        journal: Where answers are kept; questions it answers are not asked.
+        note: A sentence that is added to the last message of a repeated question.
+        progress: Called with the number of questions settled since the last call.
+
+    Returns:
+        The answers by key.
+
+    Raises:
+        ModelStopped: If the model will not answer any more. What it answered is in the journal.
+        KeyboardInterrupt: After Ctrl-C, when the requests in flight are recorded.
+        SystemExit: With code 143 after SIGTERM, likewise.
+    """
+    run = _Run(journal, read, note, progress)
+    with finish_on_signals() as stop:
+        source = iter(requests)
+        while True:
+            for reply in chat_model.replies(run.pull(source, stop), stop):
+                run.take(reply)
+            if stop.is_set() or not run.again:
+                break
+        journal.flush()
+    return Answers(journal, run.unanswered)
+
+
+@contextmanager
+def finish_on_signals() -> Iterator[threading.Event]:
+    """Within this block the first Ctrl-C or SIGTERM sets the event; when the block ends, the signal takes effect.
+
+    A second one acts at once, as it would have without the block. Outside the main thread, where Python delivers no
+    signals, the event is never set.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, action in before.items():
+            signal.signal(number, action if action is not None else signal.SIG_DFL)
+
+    def on_signal(number: int, frame: Any) -> None:
+        received.append(number)
+        stop.set()
+        restore()
+        logger.warning("Stopping: waiting for the requests in flight. A second signal stops at once.")
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        restore()
+    if received:
+        raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
+
+
+class _Run:
+    """The state of one `ask_all`: what is being asked and what has to be asked again."""
+
+    def __init__(
+        self, journal: Journal, read: Reader, note: str | None, progress: Callable[[int], None] | None
+    ) -> None:
+        self.journal, self.read, self.note = journal, read, note
+        self.progress = progress or (lambda settled: None)
+        self.asked: dict[str, tuple[ChatRequest, int]] = {}
+        self.again: deque[tuple[ChatRequest, int]] = deque()
+        self.unanswered: dict[str, str] = {}
+
+    def pull(self, source: Iterator[ChatRequest], stop: threading.Event) -> Iterator[ChatRequest]:
+        """Repeated questions first, then new ones."""
+        while not stop.is_set():
+            if self.again:
+                request, ask = self.again.popleft()
+            else:
+                new = self._next_new(source)
+                if new is None:
+                    return
+                request, ask = new, 1
+            self.asked[request.key] = (request, ask)
+            yield request if ask == 1 else self._repeated(request, ask)
+
+    def take(self, reply: ChatReply) -> None:
+        """Record a reply, put its question back, or set it aside."""
+        request, ask = self.asked.pop(reply.key)
+        error = reply.error
+        if error is None and reply.text is not None:
+            try:
+                self.journal.add(reply.key, {"answer": self.read(reply.text)})
+            except ValueError as problem:
+                error = str(problem)
+            else:
+                self.progress(1)
+                return
+        error = error or "empty reply"
+        if reply.answered and ask < MAX_ASKS:
+            self.again.append((request, ask + 1))
+            return
+        if reply.answered:
+            self.journal.add(reply.key, {"error": error})
+        else:
+            self.unanswered[reply.key] = error
+        self.progress(1)
+
+    def _next_new(self, source: Iterator[ChatRequest]) -> ChatRequest | None:
+        for request in source:
+            if request.key in self.journal:
+                self.progress(1)
+            elif request.key not in self.asked and request.key not in self.unanswered:
+                return request
+        return None
+
+    def _repeated(self, request: ChatRequest, ask: int) -> ChatRequest:
+        """The same question once more: with the note, and with another seed, so that another reply is drawn."""
+        seed = None if request.seed is None else request.seed + ask - 1
+        if self.note is None:
+            return replace(request, seed=seed)
+        *earlier, last = request.messages
+        return replace(
+            request, seed=seed, messages=[*earlier, {**last, "content": f"{last['content']}\n\n{self.note}"}]
+        )

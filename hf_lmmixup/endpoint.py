@@ -1,0 +1,251 @@
+"""A chat model behind any server that speaks the OpenAI protocol: hosted, vLLM, llama.cpp, TGI, Ollama.
+
+The `openai` client builds the requests; its own retries are off, because they repeat a request when the quota is
+exhausted, know no total deadline and let every worker wait for itself. Here:
+
+- at most `concurrency` requests are in flight or delivered but not yet taken by the caller;
+- each attempt has a total deadline, however slowly the body trickles, and a body is read up to `MAX_BODY_BYTES`;
+- 429 and 503 pause all workers for as long as the server asks (`pacing`), other passing faults back off with jitter;
+- a refused key, exhausted quota, an unknown model or a server that refuses everything stops the run;
+- the key is read from the environment, goes into the request header and nowhere else.
+
+One use::
+
+    model = EndpointModel("rater-8b", "http://127.0.0.1:8000/v1")
+    for reply in model.replies([ChatRequest("a", [{"role": "user", "content": "Rate ..."}])]): ...
+"""
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from threading import Event
+from typing import Any
+
+from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped
+from hf_lmmixup.pacing import Pacing, retry_after
+from hf_lmmixup.transport import BodyTooLong, check_url, open_client, passing_errors, without_secrets
+from hf_lmmixup.verdict import Verdict, judge_error, read_body
+
+
+logger = logging.getLogger(__name__)
+
+CONCURRENCY = 16
+TIMEOUT = 60.0
+"""Seconds for one attempt, from the first byte sent to the last byte read."""
+
+MAX_ATTEMPTS = 6
+"""How often a request is sent whose attempts fail in passing; the waits between add up to about a minute."""
+
+MAX_REFUSALS = 20
+"""How often a request is sent that is refused for its rate. Pauses grow or follow the server, so this is long."""
+
+SINGLE_FAILURES = 10
+"""Requests that fail in a row, without one success between them, before the server is held to be unusable."""
+
+
+class EndpointModel:
+    """A model behind an OpenAI-compatible endpoint.
+
+    Args:
+        model: Model name that the server knows.
+        base_url: The server's address up to and with `/v1`. There is no default: data goes only where it was sent.
+        concurrency: Requests in flight.
+        timeout: Seconds for one attempt.
+        temperature: Of the sampling; `None` leaves it to the server.
+        max_tokens: Longest reply; `None` leaves it to the server.
+        structured: Hold replies to the request's JSON schema, where the server can (`response_format`).
+        extra: Further fields of the request body. They are written into the run's settings: no secrets.
+        key_variable: Environment variable that holds the key. A server on this machine needs none.
+        allow_http: Let data go unencrypted to another machine.
+        backoff: Seconds that the first wait after a passing fault may last.
+
+    Raises:
+        ImportError: If the `rate` extra is missing.
+        ValueError: If the address holds a credential, is not encrypted, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        *,
+        concurrency: int = CONCURRENCY,
+        timeout: float = TIMEOUT,
+        temperature: float | None = 0.0,
+        max_tokens: int | None = 256,
+        structured: bool = True,
+        extra: dict[str, Any] | None = None,
+        key_variable: str = "OPENAI_API_KEY",
+        allow_http: bool = False,
+        backoff: float = 0.5,
+    ) -> None:
+        if concurrency < 1 or not timeout > 0:
+            raise ValueError(f"concurrency={concurrency} must be at least 1 and timeout={timeout} above 0.")
+        self.name, self.base_url = model, check_url(base_url, allow_http=allow_http)
+        self.concurrency, self.timeout, self.backoff = concurrency, timeout, backoff
+        self.key_variable = key_variable
+        sampling = {"temperature": temperature, "max_tokens": max_tokens}
+        self.body: dict[str, Any] = {
+            "model": model,
+            **{name: value for name, value in sampling.items() if value is not None},
+        }
+        self.body |= extra or {}
+        self.structured = structured
+        self.settings = {**self.body, "structured": structured}
+
+    def replies(self, requests: Iterable[ChatRequest], stop: Event | None = None) -> Iterator[ChatReply]:
+        """Answer requests; see `ChatModel.replies`.
+
+        Raises:
+            ModelStopped: If the server refuses the key, the quota is exhausted, or nothing gets through.
+        """
+        key = os.environ.get(self.key_variable, "")
+        if not key and self.base_url.startswith("https"):
+            raise ModelStopped(f"The environment variable {self.key_variable} is not set. Set it to the server's key.")
+        loop = asyncio.new_event_loop()
+        run = _Run(self, iter(requests), stop or Event(), loop, key or "none")
+        try:
+            yield from run.delivered()
+        finally:
+            run.close()
+
+    def body_of(self, request: ChatRequest) -> dict[str, Any]:
+        """The JSON body for one request."""
+        body = {**self.body, "messages": list(request.messages)}
+        if request.seed is not None:
+            body["seed"] = request.seed
+        if self.structured and request.schema is not None:
+            schema = {"name": "reply", "strict": True, "schema": request.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return body
+
+
+class _Run:
+    """One call of `replies`: an event loop that the caller's thread drives between the replies it takes.
+
+    A worker goes on to its next request only after the caller has come back for more, so what is in flight and what is
+    delivered but not yet recorded never exceed the concurrency together.
+    """
+
+    def __init__(
+        self,
+        model: EndpointModel,
+        requests: Iterator[ChatRequest],
+        stop: Event,
+        loop: asyncio.AbstractEventLoop,
+        key: str,
+    ) -> None:
+        self.model, self.requests, self.stop, self.loop, self.key = model, requests, stop, loop, key
+        self.pacing = Pacing(model.backoff)
+        self.client = open_client(model.base_url, key)
+        self.ready: deque[ChatReply] = deque()
+        self.taken: list[asyncio.Future[None]] = []
+        self.ended: ModelStopped | None = None
+        self.failures = 0
+        self.closing = False
+        self.workers = [loop.create_task(self._work()) for _ in range(model.concurrency)]
+        for worker in self.workers:
+            worker.add_done_callback(self._hand_over)
+
+    def delivered(self) -> Iterator[ChatReply]:
+        while self.workers:
+            self.loop.run_forever()
+            while self.ready:
+                yield self.ready.popleft()
+            for future in self.taken:
+                future.set_result(None)
+            self.taken.clear()
+            for worker in [worker for worker in self.workers if worker.done()]:
+                self.workers.remove(worker)
+                worker.result()
+        if self.ended:
+            raise self.ended
+
+    def close(self) -> None:
+        """Drop what is still in flight and close the connections."""
+        self.closing = True
+        self.loop.run_until_complete(self._shut_down())
+        self.loop.close()
+
+    async def _shut_down(self) -> None:
+        for worker in self.workers:
+            worker.cancel()
+        await asyncio.gather(*self.workers, return_exceptions=True)
+        await self.client.close()
+
+    def _hand_over(self, worker: Any = None) -> None:
+        """Give the caller's thread back when this round of the loop is through."""
+        if not self.closing:
+            self.loop.stop()
+
+    def _halted(self) -> bool:
+        return self.ended is not None or self.stop.is_set()
+
+    async def _work(self) -> None:
+        while True:
+            await self.pacing.turn(self._halted)
+            request = None if self._halted() else next(self.requests, None)
+            reply = None if request is None else await self._answer(request)
+            if reply is None:
+                return
+            self.ready.append(reply)
+            taken = self.loop.create_future()
+            self.taken.append(taken)
+            self._hand_over()
+            await taken
+
+    async def _answer(self, request: ChatRequest) -> ChatReply | None:
+        """Send a request until it is settled; `None` if the run ends first."""
+        attempts = refusals = 0
+        while not self._halted():
+            verdict = await self._attempt(request)
+            if verdict.stops:
+                self._end(verdict.error)
+                return None
+            attempts += verdict.passing and not verdict.refused
+            refusals += verdict.refused
+            if not verdict.passing or attempts >= MAX_ATTEMPTS or refusals >= MAX_REFUSALS:
+                return self._settled(request, verdict)
+            if verdict.refused:
+                self.pacing.refused(verdict.wait)
+            else:
+                await self.pacing.back_off(attempts, self._halted)
+            await self.pacing.turn(self._halted)
+        return None
+
+    async def _attempt(self, request: ChatRequest) -> Verdict:
+        import httpx2
+        import openai
+
+        try:
+            async with asyncio.timeout(self.model.timeout):
+                response = await self.client.post(
+                    "/chat/completions", cast_to=httpx2.Response, body=self.model.body_of(request)
+                )
+            return read_body(response.content)
+        except openai.APIStatusError as error:
+            return judge_error(error.status_code, error.body, retry_after(error.response.headers))
+        except TimeoutError:
+            return Verdict(error="no reply in time", passing=True)
+        except BodyTooLong:
+            return Verdict(error="reply too long")
+        except passing_errors() as error:
+            return Verdict(error=f"connection failed ({type(error).__name__})", passing=True)
+
+    def _settled(self, request: ChatRequest, verdict: Verdict) -> ChatReply:
+        if verdict.answered:
+            self.failures = 0
+            self.pacing.succeeded()
+        else:
+            self.failures += 1
+            if self.failures >= max(SINGLE_FAILURES, 2 * self.model.concurrency):
+                self._end(f"{self.failures} requests in a row failed, the last one with: {verdict.error}")
+        error = verdict.error and without_secrets(verdict.error, self.key)
+        return ChatReply(request.key, verdict.text, error, verdict.answered)
+
+    def _end(self, reason: str | None) -> None:
+        if self.ended is None:
+            place = f"{self.model.name} at {self.model.base_url}"
+            self.ended = ModelStopped(f"{place} stopped answering: {without_secrets(reason or '', self.key)}")

@@ -1,0 +1,127 @@
+"""What a server's response means for a request: an answer, a passing fault, a refused row, or the end of the run.
+
+Nothing here guesses an answer: a response without a usable text becomes a reason.
+
+Three responses and what they mean::
+
+    200 {"choices": [{"message": {"content": "{...}"}, "finish_reason": "stop"}]}   -> the text
+    429 {"error": {"code": "rate_limit_exceeded"}}, Retry-After: 2                  -> refused, wait 2 s
+    429 {"error": {"code": "insufficient_quota"}}                                   -> the run ends
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+MAX_REPLY_CHARACTERS = 20_000
+"""Longest reply that is handed on; a longer one is runaway output."""
+
+LONGEST_WAIT = 600.0
+"""Seconds. A server that asks for more has closed for the day; the run then stops instead of sleeping."""
+
+ENDING = {
+    301: "the address redirects; name the final one",
+    302: "the address redirects; name the final one",
+    307: "the address redirects; name the final one",
+    308: "the address redirects; name the final one",
+    401: "the key is refused",
+    402: "payment is required",
+    403: "access is denied",
+    404: "the address or the model is unknown",
+    405: "the address does not accept requests",
+}
+"""Statuses that no other request will escape."""
+
+EXHAUSTED = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated")
+"""Codes that servers send as 429 although waiting will not help."""
+
+PASSING = (408, 409, 425, 429)
+"""Statuses below 500 worth another attempt."""
+
+REFUSED = (429, 503, 529)
+"""Statuses of a server that has too much to do: everyone pauses."""
+
+FINISHED_BADLY = {"length": "reply cut at the token limit", "content_filter": "content filter"}
+
+MAX_MESSAGE = 200
+"""Characters of a server's error message that are kept."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one attempt came to.
+
+    Attributes:
+        text: The reply, if there is a usable one.
+        error: Why not.
+        answered: The model answered and was paid.
+        passing: Another attempt may succeed.
+        refused: The server has too much to do.
+        wait: Seconds that the server asks to wait.
+        stops: No further request can succeed.
+    """
+
+    text: str | None = None
+    error: str | None = None
+    answered: bool = False
+    passing: bool = False
+    refused: bool = False
+    wait: float | None = None
+    stops: bool = False
+
+
+def read_body(body: bytes) -> Verdict:
+    """Read the body of a successful response strictly."""
+    try:
+        response = json.loads(body)
+        choice = response["choices"][0]
+        message, finish = choice["message"], choice.get("finish_reason")
+        text, refusal = message.get("content"), message.get("refusal")
+    except (ValueError, RecursionError):
+        return Verdict(error="response is not JSON", passing=True)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return Verdict(error="response has no message", passing=True)
+    if finish in FINISHED_BADLY:
+        return Verdict(error=FINISHED_BADLY[finish], answered=True)
+    if refusal:
+        return Verdict(error="refusal", answered=True)
+    if not isinstance(text, str) or not text.strip():
+        return Verdict(error="empty reply", answered=True)
+    if len(text) > MAX_REPLY_CHARACTERS:
+        return Verdict(error="reply too long", answered=True)
+    return Verdict(text=text, answered=True)
+
+
+def judge_error(status: int, body: Any, wait: float | None) -> Verdict:
+    """What an error response means.
+
+    Args:
+        status: HTTP status.
+        body: Parsed body, or its text.
+        wait: Seconds that the response asks to wait, if it does.
+    """
+    code, message = _error_fields(body)
+    said = f" ({message})" if message else ""
+    if status in ENDING:
+        return Verdict(error=f"{status}: {ENDING[status]}{said}", stops=True)
+    if code in EXHAUSTED:
+        return Verdict(error=f"{status}: the quota is exhausted{said}", stops=True)
+    if wait is not None and wait > LONGEST_WAIT:
+        return Verdict(error=f"{status}: the server asks to wait {wait:.0f} s; run again then", stops=True)
+    if status in PASSING or status >= 500:
+        return Verdict(error=f"status {status}", passing=True, refused=status in REFUSED, wait=wait)
+    return Verdict(error=f"status {status}{said}")
+
+
+def _error_fields(body: Any) -> tuple[str, str]:
+    """Code and message of an error body in the usual shapes, else nothing."""
+    if isinstance(body, dict) and isinstance(body.get("error"), dict):
+        body = body["error"]
+    if not isinstance(body, dict):
+        return "", ""
+    codes = [body[name] for name in ("code", "type") if isinstance(body.get(name), str)]
+    code = next((code for code in codes if code in EXHAUSTED), "")
+    message = body.get("message")
+    text = message if isinstance(message, str) else ""
+    return code, "".join(character if character.isprintable() else " " for character in text[:MAX_MESSAGE]).strip()
