@@ -1,0 +1,188 @@
+"""The report of a run: one HTML page that opens anywhere, without a network and without this package.
+
+    (directory / "report.html").write_text(render_report(facts), encoding="utf-8")
+
+`facts` is what `facts.json` of a run directory holds. Whatever the run did not do is left out of the page. Texts
+of rows are shown, never interpreted: the template escapes all of them, and the page forbids itself to load anything.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hf_lmmixup.figures import (
+    Edges,
+    Figure,
+    cluster_sizes,
+    held_out_rewards,
+    loss_curve,
+    reward_curves,
+    reward_edges,
+    score_histogram,
+)
+
+
+TEMPLATE = "report.html.jinja"
+
+LONGEST_TEXT = 6_000
+"""Characters of one text that the page shows."""
+
+MISSING_PLOTLY = 'The report needs plotly, which is not installed: pip install "hf-lmmixup[report]"'
+
+
+def render_report(facts: Mapping[str, Any]) -> str:
+    """One self-contained page about a run.
+
+    Args:
+        facts: The facts of a run directory; see `facts.json`.
+
+    Returns:
+        HTML. It holds the drawing library (4.8 MB) and asks for nothing from outside.
+
+    Raises:
+        ImportError: If plotly is not installed.
+    """
+    environment = Environment(
+        loader=PackageLoader("hf_lmmixup", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"thousands": "{:,}".format, "decimal": _decimal, "clip": _clip}
+    sections = _sections(facts)
+    html = environment.get_template(TEMPLATE).render(
+        facts=facts,
+        name=_one_line(facts.get("name", "run")),
+        headline=_headline(facts),
+        notes=(facts.get("ledger") or {}).get("notes") or [],
+        ledger=_ledger_rows(facts),
+        tiles=_tiles(facts),
+        sections=sections,
+        examples=facts.get("examples") or [],
+        settings=_flat(facts.get("recipe") or {}),
+        versions=facts.get("versions") or {},
+        figures=_json([{"name": f.name, "data": f.data, "layout": f.layout} for _, fs in sections for f in fs]),
+        plotly=_plotly(),
+    )
+    return html.encode("utf-8", "replace").decode("utf-8")
+
+
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise ImportError(MISSING_PLOTLY) from error
+    return str(get_plotlyjs())
+
+
+def _sections(facts: Mapping[str, Any]) -> list[tuple[str, list[Figure]]]:
+    """Titles and figures; a section without a figure is left out."""
+    histories = (facts.get("histories") or {}).items()
+    training = [figure(title, history) for title, history in histories for figure in _curves(history)]
+    sections = [
+        ("Rows", [score_histogram(facts), cluster_sizes(facts)]),
+        ("Distiller", [held_out_rewards(facts), *training]),
+    ]
+    kept = [(title, [figure for figure in figures if figure is not None]) for title, figures in sections]
+    return [(title, figures) for title, figures in kept if figures]
+
+
+def _curves(history: Any) -> list[Any]:
+    rewarded = any("reward" in entry for entry in history)
+    return [reward_curves] if rewarded else [loss_curve]
+
+
+def _headline(facts: Mapping[str, Any]) -> str:
+    rows, ledger = facts["rows"], facts["ledger"]
+    parts = [f"{rows['in']:,} rows went in and {rows['out']:,} came out"]
+    if rows.get("distilled"):
+        merged = ledger.get("merged", 0)
+        parts.append(
+            f"{rows.get('original', 0):,} as they were and {rows['distilled']:,} distilled from {merged:,} weak ones"
+        )
+    elif rows["out"]:
+        parts.append("all as they were; none was distilled")
+    return ": ".join(parts) + "."
+
+
+def _ledger_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, int, float]]:
+    """State, detail, rows and share of all rows, for every state that a raw row can end in."""
+    ledger = facts["ledger"]
+    total = max(1, ledger["rows_in"])
+    distilled = ledger.get("distilled_rows", 0)
+    rows = [
+        ("kept", "in the dataset as they were", ledger["kept"]),
+        ("merged", f"into {distilled:,} distilled rows of the dataset", ledger["merged"]),
+        *(("dropped", _one_line(reason), count) for reason, count in ledger["dropped"].items()),
+    ]
+    return [(state, detail, count, count / total) for state, detail, count in rows]
+
+
+def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Label, figure and remark of the numbers at the top."""
+    rows = facts["rows"]
+    share = f"{rows['out'] / rows['in']:.0%} of the rows that went in" if rows["in"] else ""
+    tiles = [("rows in", f"{rows['in']:,}", ""), ("rows out", f"{rows['out']:,}", share)]
+    judged = {state: _decimal(result.get("format"), 2) for state, result in (facts.get("held_out") or {}).items()}
+    if any(value != "–" for value in judged.values()):
+        tiles.append(("format reward, held-out", " → ".join(judged.values()), " → ".join(judged)))
+    for title, history in (facts.get("histories") or {}).items():
+        edges: Edges | None = reward_edges(history)
+        if edges is not None:
+            tiles.append(
+                (
+                    f"{_one_line(title)} total reward",
+                    f"{_decimal(edges.start)} → {_decimal(edges.end)}",
+                    f"mean of the first and the last {edges.points} logged steps",
+                )
+            )
+    return tiles
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A recipe as dotted names and values."""
+    rows: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", "–" if value is None else str(value)))
+    return rows
+
+
+def _json(value: Any) -> str:
+    """JSON that no text can end the script element of: every `<`, `>` and `&` is written as an escape."""
+    text = json.dumps(_without_nan(value), allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _decimal(value: Any, digits: int = 3) -> str:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _clip(value: Any) -> str:
+    """A row's text, or its messages one below the other; very long ones are cut, and say so."""
+    if isinstance(value, list | tuple):
+        value = "\n\n".join(f"{message.get('role')}: {message.get('content')}" for message in value)
+    text = "" if value is None else str(value)
+    if len(text) <= LONGEST_TEXT:
+        return text
+    return f"{text[:LONGEST_TEXT]} … ({len(text) - LONGEST_TEXT:,} more characters)"
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(str(text).split())

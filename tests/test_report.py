@@ -1,0 +1,181 @@
+"""The report: complete, readable without a network, and deaf to what stands in rows."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from hf_lmmixup.figures import reward_edges
+from hf_lmmixup.report import render_report
+
+
+LEDGER = {
+    "rows_in": 10,
+    "kept": 3,
+    "merged": 5,
+    "dropped": {"load: empty completion": 2},
+    "dropped_total": 2,
+    "distilled_rows": 2,
+    "notes": ["No distilled row scored 4 or more; the best 2 of 3 were kept by score instead."],
+}
+BARE = {"name": "bare", "ledger": LEDGER, "rows": {"in": 10, "out": 5, "original": 3, "distilled": 2}}
+HISTORIES = {
+    "cold start": [{"step": 10, "loss": 2.5, "mean_token_accuracy": 0.3}, {"step": 20, "loss": 1.25}],
+    "GRPO": [
+        {"step": step, "reward": 0.1 * step, "rewards/format_reward/mean": 0.5, "rewards/quality_reward/mean": None}
+        for step in range(1, 11)
+    ],
+}
+HELD_OUT = {
+    "untrained": {"prompts": 45, "format": 0.0, "alignment": None, "quality": 0.011, "coverage": 0.0, "total": 0.02},
+    "GRPO": {"prompts": 45, "format": 0.9778, "alignment": 0.1, "quality": 0.25, "coverage": 0.2, "total": 0.3},
+}
+HOSTILE = "</script><script>alert(1)</script>{{ 191 * 7 }}\u2028<img src=x onerror=alert(2)>\ud800"
+
+
+def example(text="Why is there tides?"):
+    return {
+        "cluster_id": 4,
+        "sources": [{"id": "5f1d0c8f1f0b7a52", "prompt": text, "completion": text, "score": 1}],
+        "prompt": text,
+        "completion": text,
+        "reasoning": text,
+        "score": None,
+        "in_dataset": True,
+    }
+
+
+def full(**changes):
+    return {
+        **BARE,
+        "recipe": {"name": "full", "rate": {"threshold": 4}, "limit": None},
+        "versions": {"trl": "1.16.0"},
+        "scores": {"before": {"1": 6, "4": 3, "none": 1}, "distilled": {"3": 2}, "after": {"3": 2, "4": 3}},
+        "cluster_sizes": {"2": 1, "10": 2, "3": 1},
+        "held_out": HELD_OUT,
+        "histories": HISTORIES,
+        "models": ["untrained", "cold start", "GRPO"],
+        "examples": [example()],
+        **changes,
+    }
+
+
+class Page(HTMLParser):
+    """Elements and visible text of a page."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.text, self.scripts, self.stack = [], [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        self.stack.pop()
+
+    def handle_data(self, data):
+        (self.scripts if self.stack[-1:] == ["script"] else self.text).append(data)
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def test_the_page_says_what_happened_in_numbers():
+    words = Page(render_report(full())).words
+    for said in (
+        "10 rows went in and 5 came out: 3 as they were and 2 distilled from 5 weak ones.",
+        LEDGER["notes"][0],
+        "load: empty completion",
+        "0.00 → 0.98",  # the format reward, untrained and after GRPO
+        "untrained → GRPO",
+        "0.150 → 0.950",  # GRPO's total reward: means of the first two and the last two of ten steps
+        "0.978",  # the same format reward in the table
+        "trl 1.16.0",
+    ):
+        assert said in words, said
+
+
+def test_the_ledger_adds_up_on_the_page():
+    html = render_report(full())
+    table = re.search(r'aria-label="Ledger">(.*?)</table>', html, re.S).group(1)
+    counts = [int(number) for number in re.findall(r'class="number">(\d+)<', table)]
+    assert counts == [3, 5, 2, 10]
+
+
+def test_a_run_without_training_has_no_empty_sections():
+    page = Page(render_report(BARE))
+    titles = [attrs["id"] for tag, attrs in page.elements if tag == "h2"]
+    assert titles == ["ledger", "recipe"]
+
+
+def test_a_run_without_rows():
+    ledger = {**LEDGER, "rows_in": 0, "kept": 0, "merged": 0, "dropped": {}, "notes": []}
+    rows = {"in": 0, "out": 0, "original": 0, "distilled": 0}
+    words = Page(render_report(full(ledger=ledger, rows=rows, scores={"before": {}}, held_out={}))).words
+    assert "0 rows went in and 0 came out." in words
+
+
+def test_texts_of_rows_stay_texts():
+    plain = Page(render_report(full()))
+    facts = full(
+        name=HOSTILE, examples=[example(HOSTILE)], recipe={"input": HOSTILE}, held_out={HOSTILE: HELD_OUT["GRPO"]}
+    )
+    page = Page(render_report(facts))
+    assert [tag for tag, _ in page.elements].count("script") == [tag for tag, _ in plain.elements].count("script")
+    assert not any(tag == "img" for tag, _ in page.elements)
+    assert "{{ 191 * 7 }}" in page.words and "1337" not in page.words
+    assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)
+
+
+def test_the_page_loads_nothing():
+    page = Page(render_report(full()))
+    policy = next(attrs for tag, attrs in page.elements if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy["content"].startswith("default-src 'none'")
+    assert all(attrs.get("href", "data:,") == "data:," for tag, attrs in page.elements if tag == "link")
+    assert not any("src" in attrs for _, attrs in page.elements)
+
+
+def test_every_plot_has_its_data_and_its_table():
+    html = render_report(full())
+    page = Page(html)
+    places = [attrs["id"] for tag, attrs in page.elements if attrs.get("class") == "plot"]
+    drawn = json.loads(re.search(r'id="figures">(.*?)</script>', html, re.S).group(1))
+    assert [f"plot-{figure['name']}" for figure in drawn] == places
+    assert html.count('<details class="numbers"') == len(places) == 5
+
+
+def test_every_link_of_the_page_has_its_place():
+    page = Page(render_report(full()))
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    targets = [attrs["href"][1:] for tag, attrs in page.elements if attrs.get("href", "").startswith("#")]
+    assert targets and set(targets) <= set(ids)
+
+
+def test_equal_facts_give_equal_bytes():
+    assert render_report(full()) == render_report(full())
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], None),
+        ([0.5], None),  # one logged step has no end
+        ([0.1, 0.3], (0.1, 0.3, 1)),
+        ([0, 0, 1, 1, 1, 1, 1, 1, 2, 4], (0, 3, 2)),  # a fifth of ten steps
+        ([float("nan"), 0.2, None, 0.4], (0.2, 0.4, 1)),  # what was not judged is left out
+    ],
+)
+def test_start_and_end_of_a_reward(values, expected):
+    edges = reward_edges([{"step": step, "reward": value} for step, value in enumerate(values)])
+    assert (edges and (edges.start, edges.end, edges.points)) == expected
+
+
+def test_without_plotly_the_error_names_the_command(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
+    with pytest.raises(ImportError, match=r'pip install "hf-lmmixup\[report\]"'):
+        render_report(BARE)
