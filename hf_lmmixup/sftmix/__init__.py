@@ -18,31 +18,39 @@ if TYPE_CHECKING:
         save_confidence,
         split_by_confidence,
     )
+    from hf_lmmixup.sftmix.confidence_callback import ConfidenceCallback
     from hf_lmmixup.sftmix.confidence_plot import confidence_plot, save_confidence_plot
+    from hf_lmmixup.sftmix.reference_run import record_confidence, score_checkpoints
     from hf_lmmixup.sftmix.sftmix_config import SFTMixConfig
     from hf_lmmixup.sftmix.sftmix_trainer import SFTMixTrainer
 
 _MODULE_OF = {
+    "ConfidenceCallback": "confidence_callback",
     "SFTMixConfig": "sftmix_config",
     "SFTMixTrainer": "sftmix_trainer",
     "attach_confidence": "confidence",
     "confidence_plot": "confidence_plot",
     "load_confidence": "confidence",
     "merge_confidence": "confidence",
+    "record_confidence": "reference_run",
     "save_confidence": "confidence",
     "save_confidence_plot": "confidence_plot",
+    "score_checkpoints": "reference_run",
     "split_by_confidence": "confidence",
 }
 
 __all__ = [
+    "ConfidenceCallback",
     "SFTMixConfig",
     "SFTMixTrainer",
     "attach_confidence",
     "confidence_plot",
     "load_confidence",
     "merge_confidence",
+    "record_confidence",
     "save_confidence",
     "save_confidence_plot",
+    "score_checkpoints",
     "split_by_confidence",
 ]
 

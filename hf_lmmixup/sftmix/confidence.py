@@ -7,7 +7,7 @@ data into a confident and an unconfident half (SFTMix, arXiv 2410.05248).
 What is stored per row is the sum over the response's tokens, so parts can be merged and rows pooled exactly::
 
     {"id": "5f1d0c8f1f0b7a52", "checkpoints": [4, 8], "nll": [31.5, 24.9], "tokens": 11,
-     "perplexity": [17.52, 9.62], "confidence": -13.57}
+     "perplexity": [17.53, 9.62], "confidence": -13.57}
 """
 
 import math

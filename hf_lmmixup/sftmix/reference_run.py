@@ -1,0 +1,181 @@
+"""The reference run: train a model once on the rows and record how sure it is of each, or score saved checkpoints.
+
+The reference may be the model to be trained later, or a smaller one: a weaker reference worked in the paper
+(Gemma-2B for Llama-8B; SFTMix, arXiv 2410.05248). The result is one confidence table, `confidence.parquet`::
+
+    {"id": "5f1d0c8f1f0b7a52", "checkpoints": [4, 8, 12], ..., "confidence": -13.57}
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from hf_lmmixup.sftmix.confidence import ConfidenceRecord
+from hf_lmmixup.sftmix.confidence_callback import DEFAULT_CHECKPOINTS, ConfidenceCallback
+
+
+LEARNING_RATE, LORA_LEARNING_RATE = 2e-5, 2e-4
+"""TRL's default for full fine-tuning, and ten times as much for LoRA, as its guide advises."""
+
+
+def as_conversation(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Text prompts and completions as one user and one assistant turn, if the tokenizer has a chat template.
+
+    Rows that hold messages already, and base models without a template, stay as they are.
+    """
+    text = "prompt" in dataset.column_names and len(dataset) and isinstance(dataset[0]["prompt"], str)
+    if not text or tokenizer.chat_template is None:
+        return dataset
+    return dataset.map(_as_turns, batched=True, desc="Texts to turns")
+
+
+def _as_turns(rows: dict[str, list]) -> dict[str, list]:
+    turns = {"prompt": "user", "completion": "assistant"}
+    return {
+        column: [[{"role": role, "content": content}] for content in rows[column]] for column, role in turns.items()
+    }
+
+
+def record_confidence(
+    dataset: Dataset,
+    reference: str | Path,
+    output: str | Path,
+    *,
+    checkpoints: int = DEFAULT_CHECKPOINTS,
+    online: bool = False,
+    epochs: float = 3.0,
+    learning_rate: float | None = None,
+    batch_size: int = 8,
+    max_length: int = 1024,
+    lora_rank: int = 0,
+    seed: int = 42,
+    run_directory: str | Path | None = None,
+    **settings: Any,
+) -> Dataset:
+    """Train the reference model on the rows and write their confidence.
+
+    Args:
+        dataset: Rows with `id` and either `prompt` and `completion` or `messages`.
+        reference: Folder or Hub id of the reference model.
+        output: Parquet file to write.
+        checkpoints: C, how often the model is asked, evenly spaced; not used online.
+        online: Use the training passes instead of passes of their own; then C is the number of epochs.
+        epochs: Passes over the data.
+        learning_rate: 2e-5, or 2e-4 with LoRA, if absent.
+        batch_size: Rows per process and step.
+        max_length: Longest row in tokens; longer ones are cut.
+        lora_rank: Rank of a LoRA adapter on all linear layers; 0 trains all weights.
+        seed: Seed of the order of the rows and of the adapter.
+        run_directory: Folder for the model's checkpoints, one per epoch, from which an interrupted run resumes.
+            Without it nothing but the table is kept.
+        **settings: Further fields of `trl.SFTConfig`.
+
+    Returns:
+        The confidence table.
+
+    Raises:
+        ValueError: If the dataset has no ids or no rows remain after cutting.
+    """
+    if "id" not in dataset.column_names:
+        raise ValueError(f"The dataset has no `id` column to key confidences by; it has {dataset.column_names}.")
+    with TemporaryDirectory() as scratch:
+        values: dict[str, Any] = {
+            "num_train_epochs": epochs,
+            "learning_rate": learning_rate or (LORA_LEARNING_RATE if lora_rank else LEARNING_RATE),
+            "per_device_train_batch_size": batch_size,
+            "save_strategy": "no" if run_directory is None else "epoch",
+            "save_total_limit": 1,
+            "seed": seed,
+            "output_dir": str(run_directory or scratch),
+        }
+        trainer = _trainer(dataset, reference, max_length, lora_rank, values | settings)
+        callback = ConfidenceCallback(trainer, checkpoints=checkpoints, online=online, output=output)
+        trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(run_directory))
+    assert callback.table is not None
+    return callback.table
+
+
+def score_checkpoints(
+    dataset: Dataset,
+    checkpoints: Sequence[str | Path],
+    output: str | Path,
+    *,
+    batch_size: int = 8,
+    max_length: int = 1024,
+    **settings: Any,
+) -> Dataset:
+    """Score the rows under checkpoints that some run has saved: one evaluation pass each.
+
+    Args:
+        dataset: Rows with `id` and either `prompt` and `completion` or `messages`.
+        checkpoints: Model or adapter folders, in the order of training.
+        output: Parquet file to write.
+        batch_size: Rows per batch.
+        max_length: Longest row in tokens; longer ones are cut.
+        **settings: Further fields of `trl.SFTConfig`.
+
+    Returns:
+        The confidence table, with the positions 1..C of the checkpoints.
+
+    Raises:
+        ValueError: If no checkpoint is named.
+    """
+    if not checkpoints:
+        raise ValueError("No checkpoint is named. Give the folders that the reference run saved.")
+    record = ConfidenceRecord()
+    with TemporaryDirectory() as scratch:
+        for position, checkpoint in enumerate(checkpoints, start=1):
+            trainer = _trainer(dataset, checkpoint, max_length, 0, {"output_dir": scratch} | settings)
+            callback = ConfidenceCallback(trainer, output=output, batch_size=batch_size)
+            callback.record = record
+            callback.measure(position)
+        return callback.finish()
+
+
+def _trainer(
+    dataset: Dataset, model: str | Path, max_length: int, lora_rank: int, values: dict[str, Any]
+) -> SFTTrainer:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    defaults: dict[str, Any] = {
+        "bf16": device == "cuda" and torch.cuda.is_bf16_supported(),
+        "use_cpu": device == "cpu",
+        "dataloader_pin_memory": device == "cuda",
+        "report_to": "none",
+        "max_length": max_length,
+    }
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    adapter = None
+    if lora_rank:
+        from peft import LoraConfig
+
+        adapter = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    columns = [name for name in ("id", "prompt", "completion", "messages") if name in dataset.column_names]
+    return SFTTrainer(
+        model=_load(model),
+        args=SFTConfig(**(defaults | values)),
+        train_dataset=as_conversation(dataset.select_columns(columns), tokenizer),
+        processing_class=tokenizer,
+        peft_config=adapter,
+    )
+
+
+def _load(model: str | Path) -> PreTrainedModel:
+    if (Path(model) / "adapter_config.json").is_file():
+        from peft import AutoPeftModelForCausalLM
+
+        return AutoPeftModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+
+
+def _last_checkpoint(run_directory: str | Path | None) -> str | None:
+    if run_directory is None:
+        return None
+    found = [path for path in Path(run_directory).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return str(max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if found else None
