@@ -1,0 +1,255 @@
+"""Which rows share a mosaic, with which strategy, and which of them are skipped: decided on numbers, before any text.
+
+A pass goes once through all rows in random order. A mosaic is closed when it has as many rows as were drawn for it, or
+when the next row would exceed the token budget. Rows that `maskout` skips line up again and are answered in a later
+mosaic of the same pass. One plan::
+
+    MosaicPlan(rows=[17, 4, 9], strategy="maskout", method="odd", masked=(0, 2), ...)   # answers row 4 only
+
+Tokens are counted once per row; a mosaic's size is the sum over its rows, plus the marks of its layout, plus its
+sentences at their longest, plus the chat template. Method: Mosaic-IT, arXiv 2405.13326.
+"""
+
+import random
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from hf_lmmixup.mosaic_config import MASK_SHARE, MASKS, ORDERS, MosaicConfig, item_probabilities
+from hf_lmmixup.mosaic_costs import TemplateCosts
+from hf_lmmixup.mosaic_templates import Templates
+
+
+UNWRAPPED_SHARE = 0.5
+"""How often answers are numbered only, without marks around them (Mosaic-IT)."""
+
+UNNUMBERED_SHARE = 0.1
+"""How often wrapped answers of the strategy `format` have no number (Mosaic-IT)."""
+
+UNLIMITED = 1 << 40
+BLOCK = 1024
+
+
+class Draw(IntEnum):
+    """What each of a plan's random numbers decides; they travel with it, so any worker writes the same text."""
+
+    MASK_SHARE = 0
+    SHUFFLE = 1
+    NUMBER_GAP = 2
+    TASK_GAP = 3
+    SENTENCE_GAP = 4
+    SENTENCES_LAST = 5
+    WITH_INTRO = 6
+    INTRO = 7
+    WITH_NUMBERED = 8
+    NUMBERED = 9
+    WRAPPED = 10
+    METHOD = 11
+    TIES = 12
+    SEQUENCE = 13
+    AGAIN = 14
+
+
+SHAPE_DRAWS = 5
+"""Random numbers for strategy, wrapping, marks, numbering and method, before those of `Draw`."""
+
+
+@dataclass(slots=True)
+class MosaicPlan:
+    """One mosaic, before its text.
+
+    Attributes:
+        rows: Row numbers, in the order of the prompt.
+        strategy: One of `STRATEGIES`; a mosaic of one row is that row, whatever stands here.
+        method: The order or the way of masking, else empty.
+        number: Which way of numbering, or -1 for none.
+        wrapper: Which pair of marks, or -1 for none.
+        draws: Numbers in [0, 1), by `Draw`.
+        masked: Places in `rows` that are not answered.
+        reason: Why the row passes unchanged, `overlong` or `unsupported`; empty for mosaics.
+    """
+
+    rows: list[int]
+    strategy: str
+    method: str
+    number: int
+    wrapper: int
+    draws: tuple[float, ...]
+    masked: tuple[int, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RowNumbers:
+    """What planning knows of n rows in g groups.
+
+    Attributes:
+        tokens: (n,) tokens of all texts of a row.
+        words: (n,) words of its first instruction.
+        groups: (n,) rows of one group may be joined; -1 for rows that may not.
+        turns: (g,) turns of each group.
+        overhead: (g,) tokens that every example of a group has besides the texts of its rows.
+    """
+
+    tokens: np.ndarray
+    words: np.ndarray
+    groups: np.ndarray
+    turns: list[int]
+    overhead: list[int]
+
+
+@dataclass(slots=True)
+class _Opened:
+    plan: MosaicPlan
+    limit: int
+    room: int
+    per_row: int
+
+
+class PassPlanner:
+    """Plans passes over rows.
+
+    Args:
+        rows: What is known of the rows.
+        config: Strategies, number of instructions, budget.
+        templates: For how many ways to number and to wrap there are.
+        costs: Tokens of the templates.
+    """
+
+    def __init__(self, rows: RowNumbers, config: MosaicConfig, templates: Templates, costs: TemplateCosts) -> None:
+        self.rows, self.config, self.templates, self.costs = rows, config, templates, costs
+        self.budget = UNLIMITED if config.max_tokens is None else config.max_tokens
+        self._tokens, self._groups = rows.tokens.tolist(), rows.groups.tolist()
+        self.tight = 0
+
+    def plan(self, rng: np.random.Generator) -> list[MosaicPlan]:
+        """One pass: every row is answered in exactly one mosaic.
+
+        Sets `tight` to the number of mosaics that the budget closed.
+
+        Args:
+            rng: Where the randomness comes from.
+
+        Returns:
+            Plans in the order in which mosaics were closed, so a skipped row is answered after it was skipped.
+        """
+        shapes = self._shapes(rng)
+        plans: list[MosaicPlan] = []
+        opened: dict[int, _Opened] = {}
+        self.tight = 0
+        queue = rng.permutation(len(self._tokens)).tolist()
+        while queue:
+            returning = self._fill(queue, shapes, opened, plans)
+            if not returning:
+                for mosaic in opened.values():
+                    returning += self._close(mosaic.plan, plans)
+                opened.clear()
+            queue = [returning[place] for place in rng.permutation(len(returning))]
+        return plans
+
+    def size(self, plan: MosaicPlan) -> int:
+        """Upper bound of the tokens of a mosaic, and exact but for the template's estimate for a lone row."""
+        group = self._groups[plan.rows[0]]
+        tokens = sum(self._tokens[row] for row in plan.rows)
+        if len(plan.rows) == 1:
+            return tokens + self.rows.overhead[group]
+        room, per_row = self._room(plan, group)
+        return tokens + self.budget - room + per_row * len(plan.rows)
+
+    def group(self, plan: MosaicPlan) -> int:
+        """The group that the rows of a mosaic belong to."""
+        return self._groups[plan.rows[0]]
+
+    def _fill(
+        self,
+        queue: list[int],
+        shapes: Iterator[tuple[int, MosaicPlan]],
+        opened: dict[int, _Opened],
+        plans: list[MosaicPlan],
+    ) -> list[int]:
+        """Put the rows of a queue into mosaics and return those that were skipped there."""
+        returning: list[int] = []
+        for row in queue:
+            group, tokens = self._groups[row], self._tokens[row]
+            if group < 0 or tokens + self.rows.overhead[group] > self.budget:
+                reason = "unsupported" if group < 0 else "overlong"
+                plans.append(MosaicPlan([row], "primary", "", -1, -1, (), reason=reason))
+                continue
+            mosaic = opened.get(group)
+            if mosaic is not None and tokens + mosaic.per_row > mosaic.room:
+                self.tight += 1
+                returning += self._close(mosaic.plan, plans)
+                mosaic = None
+            if mosaic is None:
+                limit, plan = next(shapes)
+                mosaic = opened[group] = _Opened(plan, limit, *self._room(plan, group))
+            mosaic.plan.rows.append(row)
+            mosaic.room -= tokens + mosaic.per_row
+            if len(mosaic.plan.rows) == mosaic.limit:
+                returning += self._close(mosaic.plan, plans)
+                del opened[group]
+        return returning
+
+    def _room(self, plan: MosaicPlan, group: int) -> tuple[int, int]:
+        """Tokens left for rows in an empty mosaic, and tokens that each row takes besides its texts."""
+        turns = self.rows.turns[group]
+        sentences = self.costs.sentences(plan.strategy, plan.method, plan.wrapper, turns)
+        per_row = turns * self.costs.item(plan.number, plan.wrapper)
+        return (
+            self.budget - self.rows.overhead[group] - sentences,
+            per_row + (self.costs.sequence if plan.method == "given" else 0),
+        )
+
+    def _close(self, plan: MosaicPlan, plans: list[MosaicPlan]) -> list[int]:
+        """Finish a mosaic: choose what `maskout` skips and return those rows."""
+        plans.append(plan)
+        if plan.strategy != "maskout" or len(plan.rows) == 1:
+            return []
+        plan.masked = self._mask(plan)
+        return [plan.rows[place] for place in plan.masked]
+
+    def _mask(self, plan: MosaicPlan) -> tuple[int, ...]:
+        places = range(len(plan.rows))
+        if plan.method in ("odd", "even"):
+            return tuple(places[plan.method == "even" :: 2])  # the number of place 0 is 1
+        low, high = MASK_SHARE
+        count = max(1, int(len(places) * (low + (high - low) * plan.draws[Draw.MASK_SHARE])))
+        if plan.method == "given":
+            return tuple(sorted(random.Random(int(plan.draws[Draw.SHUFFLE] * 2**53)).sample(places, count)))
+        sign = -1 if plan.method == "longest" else 1
+        lengths = [sign * int(self.rows.words[row]) for row in plan.rows]
+        return tuple(sorted(sorted(places, key=lengths.__getitem__)[:count]))
+
+    def _shapes(self, rng: np.random.Generator) -> Iterator[tuple[int, MosaicPlan]]:
+        """Endless empty mosaics with the number of rows that they may take."""
+        config = self.config
+        names = list(config.strategies)
+        shares = np.cumsum([config.strategies[name] for name in names])
+        steps = (shares / shares[-1]).tolist()
+        filling = config.number == "max_length"
+        counts = np.arange(1, config.max_items + 1)
+        probabilities = None if filling else item_probabilities(config.number, config.max_items)
+        while True:
+            limits = [UNLIMITED] * BLOCK if filling else rng.choice(counts, size=BLOCK, p=probabilities).tolist()
+            for limit, draws in zip(limits, rng.random((BLOCK, SHAPE_DRAWS + len(Draw))).tolist(), strict=True):
+                yield limit, self._shape(names[bisect_right(steps, draws[0])], draws)
+
+    def _shape(self, strategy: str, draws: list[float]) -> MosaicPlan:
+        _, wrap, wrapper, number, method = draws[:SHAPE_DRAWS]
+        wording = tuple(draws[SHAPE_DRAWS:])
+        if strategy == "primary":
+            return MosaicPlan([], strategy, "", -1, -1, wording)
+        wrappers, numbers = len(self.templates.wrappers), len(self.templates.numbers)
+        plan = MosaicPlan([], strategy, "", int(number * numbers), int(wrapper * wrappers), wording)
+        if wrap < UNWRAPPED_SHARE:
+            plan.wrapper = -1
+        elif strategy == "format" and method < UNNUMBERED_SHARE:
+            plan.number = -1  # only here: every instruction of the other strategies refers to numbers
+        if strategy == "permute":
+            plan.method = ORDERS[int(method * len(ORDERS))]
+        elif strategy == "maskout":
+            plan.method = MASKS[int(method * len(MASKS))]
+        return plan

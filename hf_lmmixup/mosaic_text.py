@@ -1,0 +1,258 @@
+"""The text of a mosaic, and the way back from the text to the answers it holds.
+
+A mosaic of three rows with the layout number="({n})", open="<<", close=">>", answered in reverse order::
+
+    There are 3 unrelated tasks here. Treat each one on its own. Answer from the last task back to the first.
+
+    (1) Why is the sky blue?
+    (2) Name a prime.
+    (3) Translate: chat
+
+    (3) <<cat>>
+
+    (2) <<7>>
+
+    (1) <<Scattering.>>
+
+Every mosaic is read back as soon as it is written. If an answer holds one of the marks, or looks like the start of the
+next one, another layout of at most the same size is tried, until what is read back is what was written. If all of
+them occur in the answers, a row of equals signs longer than any in the answers tells them apart.
+"""
+
+import random
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hf_lmmixup.mosaic_costs import SEPARATORS, TemplateCosts
+from hf_lmmixup.mosaic_plan import Draw, MosaicPlan
+from hf_lmmixup.mosaic_rows import Item
+from hf_lmmixup.mosaic_templates import Templates
+
+
+TIED = frozenset(
+    ["alphabetical", "reverse_alphabetical", "fewest_words", "most_words", "fewest_characters", "most_characters"]
+    + ["longest", "shortest"]
+)
+"""Methods that compare instructions, so the instruction must say what happens to equal ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How answers are told apart.
+
+    Attributes:
+        number: What stands before an answer, `{n}` being the number of its task; empty for nothing.
+        open: The mark before an answer, or empty.
+        close: The mark after it, or empty.
+        separator: What stands between two answers.
+    """
+
+    number: str
+    open: str
+    close: str
+    separator: str
+
+    def head(self, number: int) -> str:
+        """All that stands before an answer."""
+        return self.number.replace("{n}", str(number)) + self.open
+
+    def join(self, answers: Sequence[str], order: Sequence[int]) -> str:
+        """Write answers; `order` holds their numbers."""
+        pairs = zip(order, answers, strict=True)
+        return self.separator.join(f"{self.head(number)}{answer}{self.close}" for number, answer in pairs)
+
+    def split(self, text: str, order: Sequence[int]) -> list[str] | None:
+        """Read answers back; `None` if the text is not what `join` writes for these numbers."""
+        start, answers = 0, []
+        for place, number in enumerate(order):
+            head = self.head(number)
+            if not text.startswith(head, start):
+                return None
+            start += len(head)
+            if place + 1 < len(order):
+                end = text.find(f"{self.close}{self.separator}{self.head(order[place + 1])}", start)
+            else:
+                end = len(text) - len(self.close) if text.endswith(self.close) else -1
+            if end < start:
+                return None
+            answers.append(text[start:end])
+            start = end + len(self.close) + len(self.separator)
+        return answers
+
+    def tells_apart(self, answers: Sequence[str], order: Sequence[int]) -> bool:
+        """Whether a reader finds exactly these answers, and every mark exactly once around each of them."""
+        text = self.join(answers, order)
+        if self.open and not text.count(self.open) == text.count(self.close) == len(answers):
+            return False
+        return self.split(text, order) == list(answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The text of a mosaic and how to read it.
+
+    Attributes:
+        users: What is asked, turn by turn.
+        assistants: The answers, turn by turn.
+        method: The order or the way of masking that was used, else empty.
+        order: Numbers of the answered tasks in the order of the answers.
+        layout: How the answers are told apart.
+    """
+
+    users: tuple[str, ...]
+    assistants: tuple[str, ...]
+    method: str
+    order: list[int]
+    layout: Layout
+
+
+def answer_order(method: str, tasks: Sequence[str], seed: float) -> list[int]:
+    """Places of all tasks in the order that a permuting instruction asks for; ties go to the lower place.
+
+    Args:
+        method: One of `ORDERS`.
+        tasks: The instructions of the first turn.
+        seed: Number in [0, 1) that decides a `given` order.
+    """
+    places = list(range(len(tasks)))
+    if method == "given":
+        random.Random(int(seed * 2**53)).shuffle(places)
+    elif method == "reverse":
+        places.reverse()
+    elif method in ("odd_then_even", "even_then_odd"):
+        halves = places[::2], places[1::2]  # the number of place 0 is 1
+        places = halves[0] + halves[1] if method == "odd_then_even" else halves[1] + halves[0]
+    else:
+        keys = [_KEYS[method.split("_")[-1]](task) for task in tasks]
+        descending = method.startswith(("most", "reverse"))
+        places.sort(key=keys.__getitem__, reverse=descending)  # stable both ways
+    return places
+
+
+def first_letter(text: str) -> str:
+    """The first letter of a text, without case and accents: what the alphabetical orders compare; empty if none."""
+    letter = next((character for character in text if character.isalpha()), "")
+    return unicodedata.normalize("NFKD", letter).casefold()[:1]
+
+
+_KEYS: dict[str, Callable[[str], Any]] = {
+    "alphabetical": first_letter,
+    "words": lambda task: len(task.split()),
+    "characters": len,
+}
+
+
+def _fence(plan: MosaicPlan, turns: Sequence[Sequence[str]]) -> Layout:
+    """A layout that no answer can hold, because its row of equals signs is longer than any of theirs."""
+    bar = "==="
+    while any(bar in answer for answers in turns for answer in answers):
+        bar += "="
+    return (
+        Layout("", "", "", f"\n\n{bar}\n\n")
+        if plan.strategy == "primary"
+        else Layout(f"{bar}{{n}}{bar} ", "", "", "\n\n")
+    )
+
+
+class MosaicWriter:
+    """Turns plans into text.
+
+    Args:
+        templates: Sentences and marks.
+        costs: Their tokens, to choose a replacement of at most the same size.
+    """
+
+    def __init__(self, templates: Templates, costs: TemplateCosts) -> None:
+        self.templates, self.costs = templates, costs
+
+    def write(self, plan: MosaicPlan, items: Sequence[Item]) -> Written:
+        """Write one mosaic.
+
+        Args:
+            plan: Strategy, skipped places and random numbers.
+            items: Its rows, two or more, in the order of `plan.rows`.
+
+        Returns:
+            The texts; reading `assistants` with `layout` gives the answers of `order` back exactly.
+        """
+        if plan.method.endswith("alphabetical") and not all(first_letter(item.users[0]) for item in items):
+            plan = replace(plan, method="reverse")  # a task without letters has no place in an alphabet
+        order = self._order(plan, items)
+        turns = [[items[number - 1].assistants[turn] for number in order] for turn in range(len(items[0].users))]
+        apart = (layout for layout in self._layouts(plan) if all(layout.tells_apart(turn, order) for turn in turns))
+        layout = next(apart, None) or _fence(plan, turns)
+        users = tuple(self._prompt(plan, items, order, layout, turn) for turn in range(len(turns)))
+        assistants = tuple(layout.join(answers, order) for answers in turns)
+        return Written(users, assistants, plan.method, order, layout)
+
+    def _order(self, plan: MosaicPlan, items: Sequence[Item]) -> list[int]:
+        if plan.strategy == "permute":
+            places = answer_order(plan.method, [item.users[0] for item in items], plan.draws[Draw.SHUFFLE])
+            return [place + 1 for place in places]
+        return [place + 1 for place in range(len(items)) if place not in plan.masked]
+
+    def _layouts(self, plan: MosaicPlan) -> Iterator[Layout]:
+        """The planned layout first, then others of at most its size."""
+        gap = "\n" if plan.draws[Draw.NUMBER_GAP] < 0.5 else " "
+
+        def build(number: int, wrapper: int) -> Layout:
+            marks = self.templates.wrappers[wrapper] if wrapper >= 0 else ("", "")
+            return Layout(self.templates.numbers[number] + gap if number >= 0 else "", *marks, SEPARATORS[0])
+
+        yield build(plan.number, plan.wrapper)
+        if plan.strategy == "primary":
+            yield from (Layout("", "", "", separator) for separator in SEPARATORS[1:])
+            return
+        budget = self.costs.item(plan.number, plan.wrapper)
+        numbers = range(len(self.templates.numbers))
+        if plan.wrapper >= 0:
+            for step in range(1, len(self.templates.wrappers)):
+                wrapper = (plan.wrapper + step) % len(self.templates.wrappers)
+                if self.costs.item(plan.number, wrapper) <= budget:
+                    yield build(plan.number, wrapper)
+        yield from (build(number, -1) for number in numbers if self.costs.item(number, -1) <= budget)
+
+    def _prompt(self, plan: MosaicPlan, items: Sequence[Item], order: list[int], layout: Layout, turn: int) -> str:
+        """What is asked in one turn; skipped rows take no part in later turns."""
+        numbers = sorted(order) if turn else range(1, len(items) + 1)
+        tasks = [f"{layout.number.replace('{n}', str(n))}{items[n - 1].users[turn]}" for n in numbers]
+        joined = ("\n" if plan.draws[Draw.TASK_GAP] < 0.5 else "\n\n").join(tasks)
+        if plan.strategy == "primary":
+            return joined
+        sentences = [self._pick("again", plan, Draw.AGAIN)] if turn else self._sentences(plan, items, order, layout)
+        if not sentences:
+            return joined
+        parts = [" ".join(sentences), joined]
+        if plan.draws[Draw.SENTENCES_LAST] < 0.5:
+            parts.reverse()
+        return ("\n" if plan.draws[Draw.SENTENCE_GAP] < 0.5 else "\n\n").join(parts)
+
+    def _sentences(self, plan: MosaicPlan, items: Sequence[Item], order: list[int], layout: Layout) -> list[str]:
+        """The meta-instructions of the first turn."""
+        sentences = []
+        if plan.draws[Draw.WITH_INTRO] < 0.5:
+            sentences.append(self._pick("intro", plan, Draw.INTRO, count=len(items)))
+        if layout.number and plan.draws[Draw.WITH_NUMBERED] < 0.5:
+            sentences.append(self._pick("numbered", plan, Draw.NUMBERED))
+        if layout.open:
+            marks = {"open": layout.open.strip(), "close": layout.close.strip()}
+            sentences.append(self._pick("wrapped", plan, Draw.WRAPPED, **marks))
+        if plan.strategy == "permute":
+            sentences.append(self._pick(f"order_{plan.method}", plan, Draw.METHOD, sequence=self._list(order, plan)))
+        if plan.strategy == "maskout":
+            numbers = [place + 1 for place in plan.masked]
+            values = {"sequence": self._list(numbers, plan), "count": len(numbers)}
+            sentences.append(self._pick(f"mask_{plan.method}", plan, Draw.METHOD, **values))
+        if plan.method in TIED:
+            sentences.append(self._pick("ties", plan, Draw.TIES))
+        return sentences
+
+    def _list(self, numbers: Sequence[int], plan: MosaicPlan) -> str:
+        sequences = self.templates.sequences
+        return sequences[int(plan.draws[Draw.SEQUENCE] * len(sequences))].join(map(str, numbers))
+
+    def _pick(self, kind: str, plan: MosaicPlan, draw: Draw, **values: object) -> str:
+        phrasings = self.templates.phrases[kind]
+        return phrasings[int(plan.draws[draw] * len(phrasings))].format(**values)

@@ -1,0 +1,212 @@
+"""Counting: how many tokens each row has, and which rows may share a mosaic. Done once, for all epochs.
+
+One row, ``{"prompt": "Name a prime.", "completion": "7"}``, becomes tokens=5 with a BERT tokenizer, words=3, group=0.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, Value
+
+from hf_lmmixup.mosaic_plan import RowNumbers
+from hf_lmmixup.mosaic_rows import UNSUPPORTED, RowForm
+
+
+DESCRIBED_ROWS = 10_000
+"""Rows whose tokens are counted in one call of the tokenizer."""
+
+
+class TokenCounter:
+    """Counts tokens as training will see them.
+
+    Args:
+        tokenizer: A `transformers` tokenizer or its name; `None` estimates one token for two bytes, which is more than
+            tokenizers of today need for the sentences of a mosaic.
+
+    Raises:
+        ImportError: If a name is given and the `train` extra is missing.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if isinstance(tokenizer, str):
+            try:
+                from transformers import AutoTokenizer
+            except ImportError as error:
+                raise ImportError('Loading a tokenizer by name needs: pip install "hf-lmmixup[train]".') from error
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, without special tokens."""
+        if self.tokenizer is None:
+            return [len(text.encode()) // 2 + 1 for text in texts]
+        if not texts:
+            return []
+        plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
+        if hasattr(backend, "encode_batch_fast"):
+            self.tokenizer([""], **plain)  # resets the truncation and padding of an earlier call
+            if backend.truncation is None and backend.padding is None:
+                return [len(encoding) for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [len(ids) for ids in self.tokenizer(list(texts), verbose=False, **plain)["input_ids"]]
+
+    def overhead(self, turns: int, *, chat: bool, system: bool) -> int:
+        """Tokens that the chat template, or the special tokens of a text row, add to the texts of one example.
+
+        Raises:
+            ValueError: If conversations are counted with a tokenizer that has no chat template.
+        """
+        if self.tokenizer is None:
+            return 8 * (2 * turns + system) if chat else 2
+        if not chat:
+            return len(self.tokenizer("")["input_ids"]) + 1  # the end-of-sequence token that TRL adds
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError("The tokenizer has no chat template, so conversations cannot be counted. Set one first.")
+        spoken = [{"role": role, "content": "a"} for _ in range(turns) for role in ("user", "assistant")]
+        messages = ([{"role": "system", "content": "a"}] if system else []) + spoken
+        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        return self([rendered])[0] - len(messages) * self(["a"])[0]
+
+
+def describe(batch: Mapping[str, Sequence[Any]], form: RowForm, counter: TokenCounter | None) -> dict[str, list[Any]]:
+    """What planning needs of a batch: tokens, words of the first instruction, turns (0: not to be joined), system.
+
+    Args:
+        batch: Columns of the dataset.
+        form: Their form.
+        counter: Counts tokens; `None` leaves them 0.
+    """
+    items = form.read(batch)
+    tokens = [0] * len(items)
+    if counter is not None:
+        texts = [text for item in items for text in (*item.users, *item.assistants)]
+        counts, start = counter(texts), 0
+        for place, item in enumerate(items):
+            stop = start + len(item.users) + len(item.assistants)
+            tokens[place] = sum(counts[start:stop])
+            start = stop
+    return {
+        "tokens": tokens,
+        "words": [len(item.users[0].split()) if item.users else 0 for item in items],
+        "turns": [len(item.users) for item in items],
+        "system": [item.system for item in items],
+    }
+
+
+def describe_dataset(
+    dataset: Dataset, form: RowForm, counter: TokenCounter | None, num_proc: int | None
+) -> dict[str, list[Any]]:
+    """`describe` for all rows of a dataset, in one process or several."""
+    columns = [column for column in (*form.needed, *UNSUPPORTED) if column in dataset.column_names]
+    texts = dataset.select_columns(columns)
+    if num_proc is not None and num_proc > 1:
+        texts = texts.map(
+            describe,
+            batched=True,
+            batch_size=max(1, min(DESCRIBED_ROWS, math.ceil(len(texts) / num_proc))),
+            num_proc=min(num_proc, len(texts)),
+            remove_columns=columns,
+            fn_kwargs={"form": form, "counter": counter},
+            desc="Counting tokens",
+        )
+        return {name: texts[name][:] for name in texts.column_names}
+    parts = [describe(batch, form, counter) for batch in texts.iter(DESCRIBED_ROWS)]
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class KeptColumn:
+    """A column whose values never meet in one mosaic, as `MosaicConfig.keep_apart` describes it.
+
+    Attributes:
+        name: The column.
+        values: (n,) its values.
+        feature: Its type in a mosaic.
+    """
+
+    name: str
+    values: Sequence[Any]
+    feature: Value
+
+    @classmethod
+    def find(cls, name: str, values: Sequence[Any], features: Features | None) -> "KeptColumn":
+        """Look a column up.
+
+        Raises:
+            ValueError: If it holds neither text, truth values nor numbers.
+        """
+        for kind, dtype in ((bool, "bool"), (int, "int64"), (str, "string"), (float, "float64")):
+            if all(value is None or isinstance(value, kind) for value in values):
+                known = features.get(name) if features is not None else None
+                kept = known if dtype != "float64" and isinstance(known, Value) else Value(dtype)
+                return cls(name, values, kept)
+        raise ValueError(f"keep_apart={name!r} needs a column of text, truth values or numbers.")
+
+    @property
+    def averaged(self) -> bool:
+        """Whether a mosaic gets the mean of its rows; else they all have one value."""
+        return self.feature.dtype == "float64"
+
+    def groups(self) -> list[Any]:
+        """(n,) what rows must have in common: the value, or the half of the column that it lies in."""
+        if not self.averaged:
+            return list(self.values)
+        known = [value for value in self.values if value is not None and not math.isnan(value)]
+        median = float(np.median(known)) if known else 0.0
+        return [None if value is None or math.isnan(value) else value >= median for value in self.values]
+
+    def of(self, rows: Sequence[int]) -> Any:
+        """The value of a mosaic of these rows."""
+        first = self.values[rows[0]]
+        return first if first is None or not self.averaged else sum(self.values[row] for row in rows) / len(rows)
+
+
+def row_numbers(
+    described: Mapping[str, Sequence[Any]],
+    form: RowForm,
+    counter: TokenCounter,
+    kept: KeptColumn | None,
+    *,
+    budgeted: bool,
+) -> RowNumbers:
+    """Put rows that may be joined into groups: same number of turns, same system message, same kept value.
+
+    Args:
+        described: The columns of `describe`, for all rows.
+        form: Their form.
+        counter: Counts what the chat template adds.
+        kept: The column that is kept apart.
+        budgeted: Whether tokens matter.
+    """
+    apart = [None] * len(described["turns"]) if kept is None else kept.groups()
+    known: dict[tuple[Any, ...], int] = {}
+    groups = [
+        known.setdefault(key, len(known)) if key[0] else -1
+        for key in zip(described["turns"], described["system"], apart, strict=True)
+    ]
+    overhead: list[int] = []
+    for turns, system, _ in known:
+        extra = counter.overhead(turns, chat=form.chat, system=system is not None) if budgeted else 0
+        overhead.append(extra + (counter([system])[0] if system and budgeted else 0))
+    return RowNumbers(
+        tokens=np.asarray(described["tokens"], dtype=np.int64),
+        words=np.asarray(described["words"], dtype=np.int64),
+        groups=np.asarray(groups, dtype=np.int64),
+        turns=[turns for turns, _, _ in known],
+        overhead=overhead,
+    )
+
+
+def checked_counts(counts: Sequence[int], rows: int) -> list[int]:
+    """Token counts that were given instead of counted.
+
+    Raises:
+        ValueError: If they are not one whole number of 0 or more per row.
+    """
+    array = np.asarray(counts)
+    if array.shape != (rows,) or array.dtype.kind not in "iu" or (rows and array.min() < 0):
+        raise ValueError(f"token_counts must hold {rows} whole numbers of 0 or more, not {array.dtype} {array.shape}.")
+    return array.tolist()
