@@ -38,14 +38,15 @@ _Option = TypeVar("_Option")
 _TOKENS = re.compile(r"\s+|\S+")
 
 
-def truncate(text: str, *, seed: int, keep: float = 0.55, side: str = "end") -> str:
+def truncate(text: str, *, seed: int, keep: float = 0.55, side: str = "end", jitter: float = 0.1) -> str:
     """Cut the text off in the middle of a sentence.
 
     Args:
         text: What to spoil.
-        seed: Moves the cut by up to a tenth of the text either way.
+        seed: Moves the cut by up to `jitter` either way.
         keep: Share of the words that stays, in (0, 1).
         side: `end` loses the last words, `start` the first ones (labels there included).
+        jitter: Share of the words by which the cut moves at most.
 
     Returns:
         The shorter text; a text of one word is returned as it is.
@@ -59,7 +60,7 @@ def truncate(text: str, *, seed: int, keep: float = 0.55, side: str = "end") -> 
         raise ValueError(f"side={side!r} must be 'end' or 'start'.")
     tokens = _TOKENS.findall(text.strip())
     words = (len(tokens) + 1) // 2
-    share = keep + 0.2 * (random.Random(seed).random() - 0.5)
+    share = keep + 2 * jitter * (random.Random(seed).random() - 0.5)
     kept = min(max(1, round(words * share)), max(1, words - 1))
     part = tokens[: 2 * kept - 1] if side == "end" else tokens[-(2 * kept - 1) :]
     return "".join(part).rstrip(".,;:") or text
@@ -132,7 +133,7 @@ def vague(text: str, *, seed: int, rate: float = 0.7) -> str:
 def drop_reasoning(text: str, *, seed: int, sentences: int = 1) -> str:
     """Keep what is claimed and lose why: only the first sentences of the last labelled part stay.
 
-    Where nothing would be lost that way, the part is cut before a word like "because", or loses its last third.
+    Where nothing is lost that way, the part is cut before a word like "because", or loses its last third.
 
     Args:
         text: What to spoil.
@@ -256,10 +257,9 @@ def weak_score(target_score: int, name: str) -> int:
 
 
 def _find(name: str) -> Corruption:
-    for corruption in CORRUPTIONS:
-        if corruption.name == name:
-            return corruption
-    raise ValueError(f"Unknown corruption {name!r}. Expected one of {list(names())}.")
+    if name not in names():
+        raise ValueError(f"Unknown corruption {name!r}. Expected one of {list(names())}.")
+    return CORRUPTIONS[names().index(name)]
 
 
 def _check_rate(rate: float, name: str = "rate") -> None:

@@ -34,7 +34,7 @@ def split_form(text: str) -> tuple[str, str]:
     r"""Part a text after its last label: `"Q: x\nA: y"` -> `("Q: x\nA: ", "y")`; without labels the head is empty.
 
     What a multiple-choice or true-false item answers belongs to the head too, if an explanation follows it:
-    `"Statement: x\nAnswer: True. y"` -> `("Statement: x\nAnswer: True. ", "y")`.
+    `"Statement: x\nAnswer: True. Why."` -> `("Statement: x\nAnswer: True. ", "Why.")`.
     """
     end = 0
     for start in [0, *(match.end() for match in re.finditer("\n", text))]:
@@ -49,8 +49,11 @@ def split_form(text: str) -> tuple[str, str]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences by their final mark; never empty ones, and a text without marks is one sentence."""
-    return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if part]
+    """Sentences by their final mark; never empty ones, and a text without marks is one sentence.
+
+    A mark before a small letter ends nothing: `e.g. this`.
+    """
+    return [part for part in re.split(r"(?<=[.!?])\s+(?=[^a-z])", text.strip()) if part]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,199 @@
+"""A folder that is a complete dataset repository of the Hub: Parquet shards and a card with its configurations.
+
+`load_dataset(FOLDER)` reads it without this package, and so do the Hub's viewer, TRL and any other reader of Parquet::
+
+    README.md
+    sft/train-00000-of-00001.parquet    sft/test-00000-of-00001.parquet
+    grpo/train-00000-of-00001.parquet   ...
+
+The same clusters give the same bytes. Words that come from outside, such as titles and licences, are escaped in the
+card and cannot reach its front matter.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+
+from hf_lmmixup.mixture_rows import FORMS
+from hf_lmmixup.records import TaskType
+
+
+ROWS_PER_SHARD = 20_000
+"""About 40 MB of Parquet for clusters of ordinary size."""
+
+SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+KINDS = {
+    TaskType.QA: "question and answer",
+    TaskType.MCQ: "multiple choice",
+    TaskType.TFQ: "true or false",
+    TaskType.CS: "category and statement",
+    TaskType.PARA: "paragraph",
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One configuration of the repository.
+
+    Attributes:
+        name: What users pass as the second argument of `load_dataset`.
+        form: `sft`, `grpo` or `raw`.
+        clusters: Split -> its clusters.
+    """
+
+    name: str
+    form: str
+    clusters: dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where texts come from: a name, a licence, and how many articles."""
+
+    source: str
+    license: str
+    articles: int
+
+
+def write_repository(
+    folder: str | Path,
+    configurations: Sequence[Configuration],
+    *,
+    title: str,
+    description: str,
+    origins: Sequence[Origin],
+    rows_per_shard: int = ROWS_PER_SHARD,
+) -> list[Path]:
+    """Write the Parquet files and the card; what an earlier build left in the configurations' folders is removed.
+
+    Args:
+        folder: Where the repository shall be.
+        configurations: The first is the default one.
+        title: Headline of the card.
+        description: Text of the card below it, in Markdown, by the caller: it is not escaped.
+        origins: Provenance. One common licence becomes that of the dataset, several become `other`.
+        rows_per_shard: Rows of each Parquet file at most.
+
+    Returns:
+        The files written, in order, card last.
+
+    Raises:
+        ValueError: If there is no row at all.
+    """
+    if not any(clusters for configuration in configurations for clusters in configuration.clusters.values()):
+        raise ValueError("There is no cluster to write; see the counts of dropped ones for the reason.")
+    folder, files = Path(folder), []
+    for configuration in configurations:
+        shutil.rmtree(folder / configuration.name, ignore_errors=True)
+        (folder / configuration.name).mkdir(parents=True)
+        for split, clusters in configuration.clusters.items():
+            files += _write_shards(folder / configuration.name, split, configuration.form, clusters, rows_per_shard)
+    card = folder / "README.md"
+    card.write_text(_card(configurations, title, description, origins), encoding="utf-8")
+    return [*files, card]
+
+
+def _write_shards(
+    folder: Path, split: str, form: str, clusters: list[dict[str, Any]], rows_per_shard: int
+) -> list[Path]:
+    features, row = FORMS[form]
+    count = max(1, -(-len(clusters) // rows_per_shard))
+    files = []
+    for shard in range(count):
+        part = clusters[shard * rows_per_shard : (shard + 1) * rows_per_shard]
+        rows = [row(cluster) for cluster in part]
+        columns = {name: [cells[name] for cells in rows] for name in features}
+        path = folder / f"{split}-{shard:05d}-of-{count:05d}.parquet"
+        Dataset.from_dict(columns, features=features).to_parquet(path)
+        files.append(path)
+    return files
+
+
+def _card(configurations: Sequence[Configuration], title: str, description: str, origins: Sequence[Origin]) -> str:
+    head = yaml.safe_dump(_front_matter(configurations, title, origins), sort_keys=False, allow_unicode=True)
+    parts = [f"---\n{head}---\n", f"# {escape(title)}\n", description.strip() + "\n", _forms_text(configurations)]
+    parts += ["## Counts\n", _counts(configurations), "## Cluster sizes\n", _sizes(configurations)]
+    parts += ["## Licences and provenance\n", _provenance(origins)]
+    return "\n".join(parts)
+
+
+def _front_matter(configurations: Sequence[Configuration], title: str, origins: Sequence[Origin]) -> dict[str, Any]:
+    licenses = sorted({origin.license for origin in origins})
+    rows = sum(len(clusters) for clusters in _distinct(configurations).values())
+    size = next((name for limit, name in SIZE_CATEGORIES if rows < limit), "n>1M")
+    return {
+        "license": licenses[0] if len(licenses) == 1 else "other",
+        "language": ["en"],
+        "pretty_name": title,
+        "task_categories": ["text-generation"],
+        "size_categories": [size],
+        "tags": ["instruction-distillation", "lm-mixup", "trl"],
+        "configs": [
+            {
+                "config_name": configuration.name,
+                **({"default": True} if configuration is configurations[0] else {}),
+                "data_files": [
+                    {"split": split, "path": f"{configuration.name}/{split}-*.parquet"}
+                    for split in configuration.clusters
+                ],
+            }
+            for configuration in configurations
+        ],
+    }
+
+
+def _forms_text(configurations: Sequence[Configuration]) -> str:
+    columns = {
+        "sft": "`prompt` and `completion` as messages (TRL's conversational prompt-completion form)",
+        "grpo": "`prompt` as messages, `task_type`, `reference` and `sources` for rewards",
+        "raw": "the published columns `instruction`, `input`, `output`, `cot`",
+    }
+    lines = [f"| `{escape(c.name)}` | {columns[c.form]} |" for c in configurations]
+    return "\n".join(["| configuration | columns |", "|---|---|", *lines]) + "\n"
+
+
+def _distinct(configurations: Sequence[Configuration]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Each cluster once, by split and id, however many configurations show it."""
+    return {
+        (split, cluster["id"]): cluster
+        for configuration in configurations
+        for split, clusters in configuration.clusters.items()
+        for cluster in clusters
+    }
+
+
+def _counts(configurations: Sequence[Configuration]) -> str:
+    lines = []
+    for configuration in configurations:
+        for split, clusters in configuration.clusters.items():
+            counts = Counter(cluster["task_type"] for cluster in clusters)
+            cells = " | ".join(str(counts[kind]) for kind in TaskType)
+            lines.append(f"| `{escape(configuration.name)}` | {split} | {cells} | {len(clusters)} |")
+    titles = " | ".join(KINDS[kind] for kind in TaskType)
+    return (
+        "\n".join([f"| configuration | split | {titles} | all |", "|---" * (3 + len(TaskType)) + "|", *lines]) + "\n"
+    )
+
+
+def _sizes(configurations: Sequence[Configuration]) -> str:
+    sizes = Counter(len(cluster["sources"]) for cluster in _distinct(configurations).values())
+    lines = [f"| {size} | {sizes[size]} |" for size in sorted(sizes)]
+    return "\n".join(["| weak texts | clusters |", "|---|---|", *lines]) + "\n"
+
+
+def _provenance(origins: Sequence[Origin]) -> str:
+    lines = [f"| {escape(o.source)} | {escape(o.license)} | {o.articles} |" for o in origins]
+    return "\n".join(["| source | licence | articles |", "|---|---|---|", *lines]) + "\n"
+
+
+def escape(text: str) -> str:
+    """Make a foreign text harmless in a Markdown table: one line, no table border, no tag."""
+    plain = " ".join(text.split())
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
