@@ -1,6 +1,6 @@
 r"""Articles to segments: the text that a MIXTURE of one's own is made from.
 
-An article is a title, sections of prose, and where they come from under which licence. A segment is one coherent piece
+An article is a title, sections of prose, and where they come from under which license. A segment is one coherent piece
 of 25 to 160 words: short neighbouring paragraphs are joined, long ones are cut between sentences. Later the test split
 is drawn by article, so that no article has segments on both sides. A row of a JSONL file of articles, and a segment::
 
@@ -37,7 +37,7 @@ class Article:
         title: What tells articles apart; two rows with one title are one article.
         sections: Title and text of each part.
         source: Where it comes from.
-        license: Its licence, best as an SPDX expression.
+        license: Its license, best as an SPDX expression.
     """
 
     title: str
@@ -75,7 +75,7 @@ def read_articles(path: str | Path) -> Iterator[Article]:
         One article a row.
 
     Raises:
-        ValueError: If a row cannot be read or lacks a title, a text, a source or a licence; the message names it.
+        ValueError: If a row cannot be read or lacks a title, a text, a source or a license; the message names it.
     """
     for place, row in read_json(path):
         if isinstance(row, Reject):

@@ -113,6 +113,26 @@ def mini_clusters(task_type: TaskType | str | None = None, split: str | None = N
     ]
 
 
+def mixture_clusters(split: str | None = None) -> list[dict[str, Any]]:
+    """The clusters in the order and with the keys of MIXTURE rows.
+
+    Task types take turns, so that the first rows hold all of them, and weak texts are shuffled, so that their order
+    says nothing about where they come from.
+
+    Args:
+        split: `train` or `test`; `None` gives both.
+
+    Returns:
+        What `mini_clusters` returns, with `sources` (the weak texts) and `source` added.
+    """
+    rows = []
+    for cluster in mini_clusters(split=split):
+        texts = sorted((weak["text"] for weak in cluster["weak"]), key=lambda text: row_id(cluster["id"], text))
+        rows.append({**cluster, "sources": texts, "source": "mini"})
+    by_type = [[row for row in rows if row["task_type"] == kind] for kind in TaskType]
+    return [row for turn in zip(*by_type, strict=True) for row in turn]
+
+
 def rated_texts(split: str | None = "train") -> list[RatedText]:
     """Every distinct text of the mini MIXTURE with its score: targets, hand-written and corrupted variants.
 

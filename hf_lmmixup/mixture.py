@@ -35,7 +35,7 @@ import datasets
 from hf_lmmixup import bundled, corruption, mixture_rows, prompts, published, records, row_stream, wording
 from hf_lmmixup.mixture_rows import FORMS
 from hf_lmmixup.published import MixtureFile
-from hf_lmmixup.records import TaskType, row_id
+from hf_lmmixup.records import TaskType
 
 
 logger = logging.getLogger(__name__)
@@ -181,20 +181,10 @@ def _file_part(file: MixtureFile, instructions: tuple[str, ...]) -> Iterator[dic
 
 
 def _bundled_part(split: str, shard: int) -> list[dict[str, Any]]:
-    """One of `BUNDLED_SHARDS` consecutive parts of a split of the mini.
-
-    Task types take turns, so that the first rows hold all of them, and weak texts are shuffled, so that their order
-    says nothing about where they come from.
-    """
-    rows = []
-    for cluster in bundled.mini_clusters(split=split):
-        texts = [weak["text"] for weak in cluster["weak"]]
-        texts.sort(key=lambda text: row_id(cluster["id"], text))
-        rows.append({**cluster, "sources": texts, "source": "mini"})
-    by_type = [[row for row in rows if row["task_type"] == kind] for kind in TaskType]
-    ordered = [row for turn in zip(*by_type, strict=True) for row in turn]
-    ends = [len(ordered) * part // BUNDLED_SHARDS for part in (shard, shard + 1)]
-    return ordered[ends[0] : ends[1]]
+    """One of `BUNDLED_SHARDS` consecutive parts of a split of the mini."""
+    clusters = bundled.mixture_clusters(split)
+    ends = [len(clusters) * part // BUNDLED_SHARDS for part in (shard, shard + 1)]
+    return clusters[ends[0] : ends[1]]
 
 
 def builder_hash() -> str:

@@ -6,7 +6,7 @@
     sft/train-00000-of-00001.parquet    sft/test-00000-of-00001.parquet
     grpo/train-00000-of-00001.parquet   ...
 
-The same clusters give the same bytes. Words that come from outside, such as titles and licences, are escaped in the
+The same clusters give the same bytes. Words that come from outside, such as titles and licenses, are escaped in the
 card and cannot reach its front matter.
 """
 
@@ -55,7 +55,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where texts come from: a name, a licence, and how many articles."""
+    """Where texts come from: a name, a license, and how many articles."""
 
     source: str
     license: str
@@ -78,7 +78,7 @@ def write_repository(
         configurations: The first is the default one.
         title: Headline of the card.
         description: Text of the card below it, in Markdown, by the caller: it is not escaped.
-        origins: Provenance. One common licence becomes that of the dataset, several become `other`.
+        origins: Provenance. One common license becomes that of the dataset, several become `other`.
         rows_per_shard: Rows of each Parquet file at most.
 
     Returns:
@@ -120,13 +120,13 @@ def _card(configurations: Sequence[Configuration], title: str, description: str,
     head = yaml.safe_dump(_front_matter(configurations, title, origins), sort_keys=False, allow_unicode=True)
     parts = [f"---\n{head}---\n", f"# {escape(title)}\n", description.strip() + "\n", _forms_text(configurations)]
     parts += ["## Counts\n", _counts(configurations), "## Cluster sizes\n", _sizes(configurations)]
-    parts += ["## Licences and provenance\n", _provenance(origins)]
+    parts += ["## Licenses and provenance\n", _provenance(origins)]
     return "\n".join(parts)
 
 
 def _front_matter(configurations: Sequence[Configuration], title: str, origins: Sequence[Origin]) -> dict[str, Any]:
     licenses = sorted({origin.license for origin in origins})
-    rows = sum(len(clusters) for clusters in _distinct(configurations).values())
+    rows = len(_distinct(configurations))
     size = next((name for limit, name in SIZE_CATEGORIES if rows < limit), "n>1M")
     return {
         "license": licenses[0] if len(licenses) == 1 else "other",
@@ -190,7 +190,7 @@ def _sizes(configurations: Sequence[Configuration]) -> str:
 
 def _provenance(origins: Sequence[Origin]) -> str:
     lines = [f"| {escape(o.source)} | {escape(o.license)} | {o.articles} |" for o in origins]
-    return "\n".join(["| source | licence | articles |", "|---|---|---|", *lines]) + "\n"
+    return "\n".join(["| source | license | articles |", "|---|---|---|", *lines]) + "\n"
 
 
 def escape(text: str) -> str:

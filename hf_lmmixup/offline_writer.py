@@ -74,6 +74,13 @@ class OfflineWriter:
         return [_note(cluster) for cluster in clusters]
 
 
+def halves(target: str) -> list[Variant]:
+    """Two variants that hold one end of the target each, overlap in the middle, and together lack nothing."""
+    head, body = split_form(target)
+    parts = [truncate(body, seed=0, keep=HALF, jitter=0.0, side=side) for side in ("end", "start")]
+    return [Variant(head + part, "truncation") for part in parts]
+
+
 def extractive_score(text: str) -> int:
     """Score a target cut from a text: 1, and one each for 25 words, two sentences, a hard fact, and a proper end.
 
@@ -91,9 +98,7 @@ def extractive_score(text: str) -> int:
 
 
 def _corrupted(target: str, identifier: str, plan: Plan) -> list[Variant]:
-    head, body = split_form(target)
-    halves = [truncate(body, seed=0, keep=HALF, jitter=0.0, side=side) for side in ("end", "start")]
-    variants = [Variant(head + half, "truncation") for half in halves]
+    variants = halves(target)
     size = plan.size_of(identifier)
     for attempt in range(3 * size):
         if len(variants) >= size:
