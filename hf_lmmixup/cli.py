@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 cannot start, 2 usage, 3 stopped by a terminal error, 4 to
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,7 +44,7 @@ def options(
     if not verbose:
         # Progress bars of libraries would write through ours; warnings of the job are our own.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from datasets import disable_progress_bars
 
         disable_progress_bars()
@@ -109,12 +108,11 @@ def tiny(
 
         lmmixup tiny models/tiny-distiller && trl sft --config recipes/quickstart/sft.yaml
     """
-    from hf_lmmixup.bundled import mini_clusters
-    from hf_lmmixup.tiny_distiller import build_tiny_distiller, cluster_texts
+    from hf_lmmixup.distiller import mini_texts
+    from hf_lmmixup.tiny_distiller import build_tiny_distiller
 
     with errors():
-        clusters = [{**one, "sources": [weak["text"] for weak in one["weak"]]} for one in mini_clusters(split="train")]
-        build_tiny_distiller(path, cluster_texts(clusters), seed=seed)
+        build_tiny_distiller(path, mini_texts(), seed=seed)
     console.print(f"Wrote {path}.")
 
 
@@ -196,4 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -22,37 +22,29 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, concatenate_datasets, load_dataset
+from datasets import Dataset, Features, concatenate_datasets
 
 from hf_lmmixup import bundled, clustering, rating
 from hf_lmmixup.datastore import ScoredDatastore, build
 from hf_lmmixup.distillation import DistilledOutcome, distill
+from hf_lmmixup.distiller import Distiller, Progress, mixture
 from hf_lmmixup.encoder import CachedEncoder, load_encoder
 from hf_lmmixup.generation import LocalGenerator
 from hf_lmmixup.held_out import judge
 from hf_lmmixup.loading import load_rows
-from hf_lmmixup.mixture import register
 from hf_lmmixup.recipe import Recipe
 from hf_lmmixup.records import CLUSTERED, DISTILLED, LOADED, RATED, Outcome, pair_text
 from hf_lmmixup.results import Results, account, choose, write_results
 from hf_lmmixup.run_directory import STAGES, RunDirectory, input_fingerprint, write_json
-from hf_lmmixup.tiny_distiller import build_tiny_distiller, cluster_texts
-from hf_lmmixup.training import Training, copy_model, read_history, train
+from hf_lmmixup.training import copy_model, read_history
 
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's title, the units done and the units in all (0: unknown)."""
-
 PACKAGES = ("hf-lmmixup", "datasets", "faiss-cpu", "numpy", "sentence-transformers", "torch", "transformers", "trl")
 
-TINY = "tiny"
-DATASTORE, DISTILLER, TRAINING, DATASET = "datastore", "distiller", "training", "dataset"
-LOAD, RATE, CLUSTER, COLD_START, GRPO, DISTIL, RERATE = (
-    f"{number}_{name}"
-    for number, name in enumerate(["load", "rate", "cluster", "cold_start", "grpo", "distil", "rate_again"], start=1)
-)
+DATASTORE, DISTILLER = "datastore", "distiller"
+LOAD, RATE, CLUSTER, DISTIL, RERATE = "1_load", "3_rate", "4_cluster", "7_distil", "8_rate_again"
 RESCORED = Features({**DISTILLED, **{name: RATED[name] for name in ("rating", "score", "rating_error")}})
 
 CACHED_TEXTS = 100_000
@@ -105,7 +97,6 @@ class _Run:
 
     def __init__(self, recipe: Recipe, directory: RunDirectory, progress: Progress) -> None:
         self.recipe, self.directory, self.progress = recipe, directory, progress
-        self.distiller = recipe.distiller
 
     def finish(self) -> dict[str, Any]:
         results = self._results()
@@ -125,8 +116,8 @@ class _Run:
             self.progress("building the datastore", 0, 0)
             if self.recipe.datastore == "bundled":
                 rows = bundled.rated_texts("train")
-                columns = [[row.text for row in rows], [row.score for row in rows], [row.task_type for row in rows]]
-                store = build(*columns, self.encoder)
+                texts, scores, kinds, *_ = zip(*rows, strict=True)
+                store = build(texts, scores, kinds, self.encoder)
             else:
                 store = ScoredDatastore.from_pretrained(self.recipe.datastore)
             with self.directory.writing(DATASTORE) as partial:
@@ -171,23 +162,13 @@ class _Run:
         )
 
     @cached_property
-    def models(self) -> list[tuple[str, str]]:
-        """The distiller before training and after each training: name and where it lies."""
-        start = self.distiller.model
-        if start == TINY:
-            start = str(self._tiny())
-        stages = [("untrained", start)]
-        for title, name, method, file in (
-            ("cold start", COLD_START, "sft", self.distiller.cold_start),
-            ("GRPO", GRPO, "grpo", self.distiller.grpo),
-        ):
-            if file is not None:
-                stages.append((title, str(self._train(title, name, method, file, stages[-1][1]))))
-        return stages
+    def distiller(self) -> Distiller:
+        assert self.datastore is not None  # the rewards read it from the run directory
+        return Distiller(self.recipe, self.directory, self.environment, self.progress)
 
     @cached_property
     def distilled(self) -> DistilledOutcome:
-        model, clusters = self.models[-1][1], self.clustered.dataset
+        model, clusters = self.distiller.models[-1][1], self.clustered.dataset
         outcome = self._stage(
             DISTIL,
             f"distilling {len(set(clusters['cluster_id']) - {None})} clusters",
@@ -220,52 +201,16 @@ class _Run:
             clustered=clusters,
             rescored=rescored,
             held_out=held_out,
-            histories={title: read_history(Path(path)) for title, path in self.models[1:]},
-            models=self.models,
+            histories={title: read_history(Path(path)) for title, path in self.distiller.models[1:]},
+            models=self.distiller.models,
             versions=versions(),
         )
 
-    def _tiny(self) -> Path:
-        folder = self.directory.path / TRAINING / "untrained"
-        if not folder.is_dir():
-            self.progress("building the tiny distiller", 0, 0)
-            texts = cluster_texts(_mixture_clusters("train"))
-            with self.directory.writing(f"{TRAINING}/untrained") as partial:
-                build_tiny_distiller(partial, texts, seed=self.recipe.seed)
-        return folder
-
-    def _train(self, title: str, stage: str, method: str, file: str, model: str) -> Path:
-        folder = self.directory.path / TRAINING / stage.partition("_")[2]
-        if not self.directory.has(stage):
-            assert self.datastore is not None
-            recipe = self.recipe.training_file(file)
-            overrides = {"model_name_or_path": model, "seed": self.recipe.seed, **self._training_data(method)}
-            trained: Training = train(
-                method,
-                recipe,
-                overrides,
-                folder,
-                environment=self.environment,
-                on_step=lambda done, total: self.progress(f"{title}: trl {method}", done, total),
-            )
-            with self.directory.writing(f"{STAGES}/{stage}") as partial:
-                write_json(partial / "history.json", trained.history)
-        return folder
-
-    def _training_data(self, method: str) -> dict[str, str]:
-        """The bundled MIXTURE as a folder that TRL can load by itself."""
-        folder = self.directory.path / TRAINING / f"mixture_{method}"
-        if not folder.is_dir():
-            with self.directory.writing(f"{TRAINING}/{folder.name}") as partial:
-                for split in ("train", "test"):
-                    _mixture(method, split).to_parquet(partial / f"{split}.parquet")
-        return {"dataset_name": str(folder)}
-
     def _held_out(self) -> dict[str, dict[str, Any]]:
         """Rewards on held-out prompts, for the untrained distiller and after each training."""
-        rows = _mixture("grpo", "test").to_list()[: self.distiller.held_out]
+        rows = mixture("grpo", "test").to_list()[: self.recipe.distiller.held_out]
         judged: dict[str, dict[str, Any]] = {}
-        for title, model in self.models if rows else []:
+        for title, model in self.distiller.models if rows else []:
             stage = f"held_out_{title.replace(' ', '_').lower()}"
             if not self.directory.has(stage):
                 self.progress(f"held-out prompts: {title}", 0, len(rows))
@@ -279,11 +224,11 @@ class _Run:
 
     def _distil(self, clusters: Dataset, model: str) -> Outcome:
         generator = self._generator(model)
-        if not (self.directory.path / DISTILLER).is_dir() and len(self.models) > 1:
+        if not (self.directory.path / DISTILLER).is_dir() and self.distiller.is_trained:
             with self.directory.writing(DISTILLER) as partial:
                 copy_model(Path(model), partial)
         total = len(set(clusters["cluster_id"]) - {None})
-        done = iter(range(1, total * self.distiller.attempts + 1))
+        done = iter(range(1, total * self.recipe.distiller.attempts + 1))
 
         def generate(conversations: Any, *, seeds: Any = None, on_reply: Any = None) -> list[str | None]:
             def told(place: int, text: str | None) -> None:
@@ -296,17 +241,16 @@ class _Run:
         return distill(
             clusters,
             generate,
-            distiller_name=f"{self.recipe.name}/{DISTILLER}" if len(self.models) > 1 else model,
+            distiller_name=f"{self.recipe.name}/{DISTILLER}" if self.distiller.is_trained else model,
             max_prompt_tokens=generator.max_prompt_tokens,
             count_tokens=generator.count_tokens,
-            attempts=self.distiller.attempts,
+            attempts=self.recipe.distiller.attempts,
             seed=self.recipe.seed,
         )
 
     def _generator(self, model: str) -> LocalGenerator:
-        return LocalGenerator(
-            model, batch_size=self.distiller.batch_size, max_new_tokens=self.distiller.max_new_tokens
-        )
+        options = self.recipe.distiller
+        return LocalGenerator(model, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens)
 
     def _embed(self, rows: Dataset) -> Any:
         return self.encoder.encode([pair_text(row["prompt"], row["completion"]) for row in rows])
@@ -331,19 +275,6 @@ def _installed() -> Iterator[tuple[str, str]]:
             yield package, metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-
-
-def _mixture(form: str, split: str) -> Dataset:
-    register()
-    rows: Dataset = load_dataset("mixture", form, split=split)
-    return rows
-
-
-def _mixture_clusters(split: str) -> list[dict[str, Any]]:
-    return [
-        {**cluster, "sources": [weak["text"] for weak in cluster["weak"]]}
-        for cluster in bundled.mini_clusters(split=split)
-    ]
 
 
 def _silent(title: str, done: int, total: int) -> None:

@@ -37,7 +37,13 @@ NOT_MODEL_FILES = ("trainer_state.json",)
 STEP = re.compile(rb"(\d{1,9})/(\d{1,9}) \[")
 """A step count in the progress bar of the trainer, such as `37/150 [`."""
 
-TAIL_LINES = 15
+ERROR_LINE = re.compile(r"^\w[\w.]*(?:Error|Exception|Interrupt)\b.*", re.MULTILINE)
+"""The last line of a Python traceback."""
+
+MAX_LOG_BYTES = 100_000
+
+LAUNCHER = "subprocess.CalledProcessError"
+"""Accelerate's own error about a training that failed; the cause stands above it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def train(
     Args:
         method: `sft` or `grpo`.
         recipe: TRL recipe with the hyper-parameters.
-        overrides: Keys that the run decides: model, dataset, seed.
+        overrides: Keys that the run decides: model, dataset, seed; `None` removes the recipe's key.
         folder: Where checkpoints and the model go; the log is `folder.log`, the configuration `folder.yaml`.
         environment: Variables for the training process, on top of this process's own.
         on_step: Called with the steps done and the steps in all, from the trainer's progress bar.
@@ -80,12 +86,13 @@ def train(
     Raises:
         ImportError: If the `train` extra is missing.
         ValueError: If the method is unknown.
-        RuntimeError: If the training fails; the message has the end of its log.
+        RuntimeError: If the training fails; the message has the error from its log.
     """
     if method not in METHODS:
         raise ValueError(f"Unknown training method {method!r}. Expected one of {list(METHODS)}.")
-    config = read_yaml(recipe) | dict(overrides) | {"output_dir": str(folder)}
-    config |= {"save_strategy": "steps", "save_total_limit": 1}
+    config = read_yaml(recipe) | dict(overrides)
+    config |= {"output_dir": str(folder), "save_strategy": "steps", "save_total_limit": 1}
+    config = {key: value for key, value in config.items() if value is not None}
     config.setdefault("save_steps", 50)
     if (checkpoint := last_checkpoint(folder)) is not None:
         config["resume_from_checkpoint"] = str(checkpoint)
@@ -97,8 +104,9 @@ def train(
     command = [*trl_command(), method, "--config", str(file)]
     code = _run(command, log, dict(environment or {}), on_step)
     if code != 0:
-        tail = "\n".join(_readable(log.read_bytes()).splitlines()[-TAIL_LINES:])
-        raise RuntimeError(f"`trl {method} --config {file}` ended with exit code {code}. The end of {log}:\n{tail}")
+        raise RuntimeError(
+            f"`trl {method} --config {file}` ended with exit code {code}: {_cause(log)} All of it: {log}"
+        )
     return Training(folder, read_history(folder), file)
 
 
@@ -165,7 +173,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _readable(raw: bytes) -> str:
-    """A log without the overwritten states of its progress bars."""
-    text = raw.decode("utf-8", errors="replace").replace("\r\n", "\n")
-    return "\n".join(line.rpartition("\r")[2] for line in text.split("\n"))
+def _cause(log: Path) -> str:
+    """The error that ended a training, from the end of its log."""
+    text = log.read_bytes()[-MAX_LOG_BYTES:].decode("utf-8", errors="replace")
+    causes = [line for line in ERROR_LINE.findall(text) if not line.startswith(LAUNCHER)]
+    return causes[-1] if causes else "its log names no error."

@@ -1,0 +1,112 @@
+"""The distiller of a run: where it starts, what it is trained on, and the model after each training.
+
+    untrained -> cold start (trl sft on MIXTURE) -> GRPO (trl grpo with the rewards)
+
+Each training is a stage of the run directory. A training that was killed goes on from its last checkpoint.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+
+from hf_lmmixup import bundled
+from hf_lmmixup.mixture import register
+from hf_lmmixup.recipe import Recipe
+from hf_lmmixup.run_directory import STAGES, RunDirectory, write_json
+from hf_lmmixup.tiny_distiller import build_tiny_distiller, cluster_texts
+from hf_lmmixup.training import train
+
+
+TINY = "tiny"
+TRAINING = "training"
+UNTRAINED, COLD_START, GRPO = "untrained", "cold start", "GRPO"
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's title, the units done and the units in all (0: unknown)."""
+
+
+class Distiller:
+    """The models of one run.
+
+    Args:
+        recipe: What to start from and how to train.
+        directory: The run directory.
+        environment: The variables that the rewards need in a training process.
+        progress: Told what is going on.
+    """
+
+    def __init__(
+        self, recipe: Recipe, directory: RunDirectory, environment: dict[str, str], progress: Progress
+    ) -> None:
+        self.recipe, self.directory = recipe, directory
+        self.environment, self.progress = environment, progress
+
+    @cached_property
+    def models(self) -> list[tuple[str, str]]:
+        """Name and place of the distiller before training and after each one; the last writes the dataset."""
+        options = self.recipe.distiller
+        models = [(UNTRAINED, str(self._tiny()) if options.model == TINY else options.model)]
+        for title, stage, method, file in (
+            (COLD_START, "5_cold_start", "sft", options.cold_start),
+            (GRPO, "6_grpo", "grpo", options.grpo),
+        ):
+            if file is not None:
+                models.append((title, str(self._train(title, stage, method, file, models[-1][1]))))
+        return models
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether this run trains the distiller, or takes it as it is."""
+        return self.recipe.distiller.cold_start is not None or self.recipe.distiller.grpo is not None
+
+    def _tiny(self) -> Path:
+        folder = self.directory.path / TRAINING / UNTRAINED
+        if not folder.is_dir():
+            self.progress("building the tiny distiller", 0, 0)
+            with self.directory.writing(f"{TRAINING}/{UNTRAINED}") as partial:
+                build_tiny_distiller(partial, mini_texts(), seed=self.recipe.seed)
+        return folder
+
+    def _train(self, title: str, stage: str, method: str, file: str, model: str) -> Path:
+        folder = self.directory.path / TRAINING / stage.partition("_")[2]
+        if self.directory.has(stage):
+            return folder
+        trained = train(
+            method,
+            self.recipe.training_file(file),
+            {"model_name_or_path": model, "seed": self.recipe.seed, **self._data(method)},
+            folder,
+            environment=self.environment,
+            on_step=lambda done, total: self.progress(f"{title}: trl {method}", done, total),
+        )
+        with self.directory.writing(f"{STAGES}/{stage}") as partial:
+            write_json(partial / "history.json", trained.history)
+        return folder
+
+    def _data(self, method: str) -> dict[str, str | None]:
+        """MIXTURE as a folder of Parquet files, which TRL loads without this package."""
+        folder = self.directory.path / TRAINING / f"mixture_{method}"
+        if not folder.is_dir():
+            with self.directory.writing(f"{TRAINING}/{folder.name}") as partial:
+                for split in ("train", "test"):
+                    mixture(method, split).to_parquet(partial / f"{split}.parquet")
+        return {"dataset_name": str(folder), "dataset_config": None}
+
+
+def mixture(form: str, split: str) -> Dataset:
+    """The bundled MIXTURE in one of its forms."""
+    register()
+    rows: Dataset = load_dataset("mixture", form, split=split)
+    return rows
+
+
+def mini_texts() -> list[str]:
+    """The texts of the mini MIXTURE's training clusters: what the tiny distiller's tokenizer is trained on."""
+    clusters: list[dict[str, Any]] = [
+        {**cluster, "sources": [weak["text"] for weak in cluster["weak"]]}
+        for cluster in bundled.mini_clusters(split="train")
+    ]
+    return cluster_texts(clusters)
