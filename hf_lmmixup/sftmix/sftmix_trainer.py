@@ -37,6 +37,7 @@ from hf_lmmixup.sftmix.pairing import (
     mixed_positions,
     pairs_in_batch,
 )
+from hf_lmmixup.sftmix.response_nll import keep_weights_unpacked
 from hf_lmmixup.sftmix.sftmix_config import SFTMixConfig
 
 
@@ -95,6 +96,7 @@ class SFTMixTrainer(SFTTrainer):
         self.halves = self._halves_of(dataset)
         self.train_dataset = dataset.add_column(ROW, np.arange(len(self.halves)))
         self.data_collator = RowCollator(self.data_collator)
+        keep_weights_unpacked(self.model)  # type: ignore[arg-type]
         causal_lm = _causal_lm(self.model)
         self._logit_scale, self._logit_softcap = logit_transform(causal_lm.config.get_text_config())
         backbone: nn.Module = causal_lm.base_model
