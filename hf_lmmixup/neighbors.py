@@ -26,6 +26,10 @@ from safetensors.numpy import save_file
 
 logger = logging.getLogger(__name__)
 
+# FAISS compares a block of under 128,000 / d queries vector by vector. Measured with 256 queries, d = 384 and 16,384
+# rows on one core: 13 GFLOP/s, against 117 as a matrix product. Below 20 queries the former is the faster one.
+faiss.cvar.distance_compute_blas_threshold = 20
+
 EXACT_BELOW = 50_000
 """Row count up to which the graph is exact; on two cores a brute-force graph then takes about fifteen seconds."""
 
