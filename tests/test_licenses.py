@@ -1,0 +1,92 @@
+"""Which license covers what is made from several sources, and which sources cannot be combined."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_lmmixup import licenses
+from hf_lmmixup.licenses import IncompatibleLicenses, merge
+
+
+def sources(*values):
+    return {f"source-{number}": value for number, value in enumerate(values)}
+
+
+@pytest.mark.parametrize(
+    ("given_licenses", "expected"),
+    [
+        (["mit"], ["mit"]),
+        (["MIT"], ["mit"]),  # ids are lower case
+        (["mit", "mit"], ["mit"]),
+        (["cc0-1.0", "mit"], ["mit"]),  # a dedication asks for nothing
+        (["cc0-1.0"], ["cc0-1.0"]),
+        (["cc0-1.0", "unlicense"], ["cc0-1.0"]),
+        (["cc-by-4.0", "apache-2.0"], ["apache-2.0", "cc-by-4.0"]),  # both notices stay
+        (["cc-by-4.0", "cc-by-sa-4.0"], ["cc-by-sa-4.0"]),  # share alike takes permissive ones in
+        (["cc-by-sa-3.0", "cc-by-sa-4.0"], ["cc-by-sa-4.0"]),  # an adaptation may take the later version
+        (["cc-by-sa-4.0", "gpl-3.0"], ["gpl-3.0"]),
+        (["gpl-3.0", "apache-2.0"], ["gpl-3.0"]),
+        (["cc-by-nc-4.0", "mit"], ["cc-by-nc-4.0"]),
+        (["cc-by-nc-4.0", "cc-by-nc-sa-4.0"], ["cc-by-nc-sa-4.0"]),
+        (["llama3.1", "apache-2.0"], ["llama3.1"]),  # restrictions of use are passed on
+        (["llama3.1", "cc-by-nc-4.0"], ["cc-by-nc-4.0", "llama3.1"]),
+        (["mit", None], ["unknown"]),  # one unknown source makes the whole unknown
+        (["mit", "unknown"], ["unknown"]),
+        ([], ["unknown"]),
+        (["other"], ["other"]),  # the only source's own word is kept
+        (["other", "mit"], ["unknown"]),
+    ],
+)
+def test_merged(given_licenses, expected):
+    assert list(merge(sources(*given_licenses))) == expected
+
+
+@pytest.mark.parametrize(
+    "given_licenses",
+    [
+        ["cc-by-nd-4.0"],  # distilling is adapting
+        ["mit", "cc-by-nc-nd-4.0"],
+        [None, "cc-by-nd-4.0"],  # an unknown one beside it does not help
+        ["cc-by-sa-4.0", "cc-by-nc-4.0"],  # share alike accepts no further restriction
+        ["cc-by-sa-4.0", "cc-by-nc-sa-4.0"],
+        ["odbl", "cc-by-sa-4.0"],
+        ["gpl-2.0", "apache-2.0"],
+        ["cc-by-sa-4.0", "llama3"],
+    ],
+)
+def test_refused_by_name(given_licenses):
+    named = sources(*given_licenses)
+    with pytest.raises(IncompatibleLicenses) as refusal:
+        merge(named)
+    assert any(value in str(refusal.value) and name in str(refusal.value) for name, value in named.items() if value)
+
+
+def test_the_classes_do_not_overlap():
+    kinds = ("DEDICATED", "PERMISSIVE", "SHARE_ALIKE", "NONCOMMERCIAL", "NO_ADAPTATIONS", "RESTRICTED")
+    for first, second in itertools.combinations([getattr(licenses, kind) for kind in kinds], 2):
+        assert not first & second
+
+
+EVERY = sorted(licenses.PERMISSIVE | licenses.SHARE_ALIKE | licenses.NONCOMMERCIAL | licenses.RESTRICTED)
+
+
+@given(st.lists(st.sampled_from(EVERY), min_size=1, max_size=4), st.randoms())
+def test_order_and_repetition_do_not_matter(values, random):
+    def outcome(chosen):
+        try:
+            return merge(sources(*chosen))
+        except IncompatibleLicenses:
+            return "refused"
+
+    shuffled = [*values, values[0]]
+    random.shuffle(shuffled)
+    assert outcome(values) == outcome(shuffled)
+    if outcome(values) != "refused":
+        assert merge(sources(*merge(sources(*values)))) == outcome(values)  # merging the result changes nothing
+
+
+def test_metadata_is_one_id_or_a_list():
+    assert licenses.as_metadata(("mit",)) == "mit"
+    assert licenses.as_metadata(("apache-2.0", "mit")) == ["apache-2.0", "mit"]
