@@ -25,7 +25,7 @@ from hf_lmmixup.mosaic_passes import MosaicPasses, MosaicReport, load_writer
 from hf_lmmixup.mosaic_rows import RowForm, RowReader, answers_of
 from hf_lmmixup.mosaic_stream import MosaicDataset, MosaicWindow, epoch_key
 from hf_lmmixup.mosaic_text import Layout
-from hf_lmmixup.mosaic_tokens import KeptColumn, TokenCounter, checked_counts, describe_dataset, row_numbers
+from hf_lmmixup.mosaic_tokens import KeptColumn, TokenCounter, checked_counts, describe_all, row_numbers
 
 
 logger = logging.getLogger(__name__)
@@ -192,7 +192,8 @@ def _passes(
         raise ValueError("The dataset is empty, so there is nothing to join.")
     form = RowForm(dataset[0], dataset.features)
     known = token_counts is not None or config.max_tokens is None
-    described = describe_dataset(dataset, form, None if known else counter, num_proc)
+    reader = RowReader(dataset, form)
+    described = describe_all(reader, None if known else counter, num_proc)
     if token_counts is not None:
         given = dataset[token_counts][:] if isinstance(token_counts, str) else token_counts
         described["tokens"] = checked_counts(given, len(dataset))
@@ -200,7 +201,7 @@ def _passes(
     if config.keep_apart is not None:
         kept = KeptColumn.find(config.keep_apart, dataset[config.keep_apart][:], dataset.features)
     numbers = row_numbers(described, form, counter, kept, budgeted=config.max_tokens is not None)
-    return MosaicPasses(RowReader(dataset, form), numbers, config, load_writer(config, counter), kept)
+    return MosaicPasses(reader, numbers, config, load_writer(config, counter), kept)
 
 
 def _stream(

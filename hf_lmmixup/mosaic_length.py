@@ -9,7 +9,7 @@ that a skipped row is answered later. Example: 1,685 mosaics for a target of 1,6
 import math
 from dataclasses import replace
 
-from hf_lmmixup.mosaic_plan import MosaicPlan, PassPlanner
+from hf_lmmixup.mosaic_plan import Draws, MosaicPlan, PassPlanner
 
 
 def target_length(planner: PassPlanner, plans: list[MosaicPlan]) -> int:
@@ -83,5 +83,5 @@ def _cut(plans: list[MosaicPlan], missing: int) -> list[MosaicPlan]:
             continue
         half = len(plan.rows) // 2
         cut.append(replace(plan, rows=plan.rows[:half]))
-        cut.append(replace(plan, rows=plan.rows[half:], draws=plan.draws[::-1]))
+        cut.append(replace(plan, rows=plan.rows[half:], draws=Draws(*plan.draws[::-1])))
     return cut

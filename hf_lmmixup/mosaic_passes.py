@@ -23,7 +23,7 @@ from datasets import Dataset, Features, List, Value
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.mosaic_costs import template_costs
 from hf_lmmixup.mosaic_length import fit_length, target_length
-from hf_lmmixup.mosaic_plan import UNLIMITED, MosaicPlan, PassPlanner, RowNumbers
+from hf_lmmixup.mosaic_plan import UNLIMITED, Draws, MosaicPlan, PassPlanner, RowNumbers
 from hf_lmmixup.mosaic_rows import Item, RowReader
 from hf_lmmixup.mosaic_templates import load_templates
 from hf_lmmixup.mosaic_text import Layout, MosaicWriter
@@ -246,4 +246,4 @@ def _strategy(plan: MosaicPlan) -> str:
 
 
 def _reworded(plan: MosaicPlan, rng: np.random.Generator) -> MosaicPlan:
-    return replace(plan, draws=tuple(rng.random(len(plan.draws)).tolist()))
+    return replace(plan, draws=Draws(*rng.random(len(plan.draws)).tolist()))

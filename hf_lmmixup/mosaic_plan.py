@@ -14,7 +14,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,28 +33,32 @@ UNLIMITED = 1 << 40
 BLOCK = 1024
 
 
-class Draw(IntEnum):
-    """What each of a plan's random numbers decides; they travel with it, so any worker writes the same text."""
+class Draws(NamedTuple):
+    """Numbers in [0, 1) that decide the details of a mosaic; any worker writes the same text from them."""
 
-    MASK_SHARE = 0
-    SHUFFLE = 1
-    NUMBER_GAP = 2
-    TASK_GAP = 3
-    SENTENCE_GAP = 4
-    SENTENCES_LAST = 5
-    WITH_INTRO = 6
-    INTRO = 7
-    WITH_NUMBERED = 8
-    NUMBERED = 9
-    WRAPPED = 10
-    METHOD = 11
-    TIES = 12
-    SEQUENCE = 13
-    AGAIN = 14
+    mask_share: float
+    shuffle: float
+    number_gap: float
+    task_gap: float
+    sentence_gap: float
+    sentences_last: float
+    with_intro: float
+    intro: float
+    with_numbered: float
+    numbered: float
+    wrapped: float
+    method: float
+    ties: float
+    sequence: float
+    again: float
 
 
 SHAPE_DRAWS = 5
-"""Random numbers for strategy, wrapping, marks, numbering and method, before those of `Draw`."""
+"""Random numbers for strategy, wrapping, marks, numbering and method, before those of `Draws`."""
+
+
+NO_DRAWS = Draws(*[0.0] * len(Draws._fields))
+"""For rows that pass unchanged."""
 
 
 @dataclass(slots=True)
@@ -67,7 +71,7 @@ class MosaicPlan:
         method: The order or the way of masking, else empty.
         number: Which way of numbering, or -1 for none.
         wrapper: Which pair of marks, or -1 for none.
-        draws: Numbers in [0, 1), by `Draw`.
+        draws: What decides its details.
         masked: Places in `rows` that are not answered.
         reason: Why the row passes unchanged, `overlong` or `unsupported`; empty for mosaics.
     """
@@ -77,7 +81,7 @@ class MosaicPlan:
     method: str
     number: int
     wrapper: int
-    draws: tuple[float, ...]
+    draws: Draws
     masked: tuple[int, ...] = ()
     reason: str = ""
 
@@ -176,7 +180,7 @@ class PassPlanner:
             group, tokens = self._groups[row], self._tokens[row]
             if group < 0 or tokens + self.rows.overhead[group] > self.budget:
                 reason = "unsupported" if group < 0 else "overlong"
-                plans.append(MosaicPlan([row], "primary", "", -1, -1, (), reason=reason))
+                plans.append(MosaicPlan([row], "primary", "", -1, -1, NO_DRAWS, reason=reason))
                 continue
             mosaic = opened.get(group)
             if mosaic is not None and tokens + mosaic.per_row > mosaic.room:
@@ -216,9 +220,9 @@ class PassPlanner:
         if plan.method in ("odd", "even"):
             return tuple(places[plan.method == "even" :: 2])  # the number of place 0 is 1
         low, high = MASK_SHARE
-        count = max(1, int(len(places) * (low + (high - low) * plan.draws[Draw.MASK_SHARE])))
+        count = max(1, int(len(places) * (low + (high - low) * plan.draws.mask_share)))
         if plan.method == "given":
-            return tuple(sorted(random.Random(int(plan.draws[Draw.SHUFFLE] * 2**53)).sample(places, count)))
+            return tuple(sorted(random.Random(int(plan.draws.shuffle * 2**53)).sample(places, count)))
         sign = -1 if plan.method == "longest" else 1
         lengths = [sign * int(self.rows.words[row]) for row in plan.rows]
         return tuple(sorted(sorted(places, key=lengths.__getitem__)[:count]))
@@ -234,12 +238,14 @@ class PassPlanner:
         probabilities = None if filling else item_probabilities(config.number, config.max_items)
         while True:
             limits = [UNLIMITED] * BLOCK if filling else rng.choice(counts, size=BLOCK, p=probabilities).tolist()
-            for limit, draws in zip(limits, rng.random((BLOCK, SHAPE_DRAWS + len(Draw))).tolist(), strict=True):
+            for limit, draws in zip(
+                limits, rng.random((BLOCK, SHAPE_DRAWS + len(Draws._fields))).tolist(), strict=True
+            ):
                 yield limit, self._shape(names[bisect_right(steps, draws[0])], draws)
 
     def _shape(self, strategy: str, draws: list[float]) -> MosaicPlan:
         _, wrap, wrapper, number, method = draws[:SHAPE_DRAWS]
-        wording = tuple(draws[SHAPE_DRAWS:])
+        wording = Draws(*draws[SHAPE_DRAWS:])
         if strategy == "primary":
             return MosaicPlan([], strategy, "", -1, -1, wording)
         wrappers, numbers = len(self.templates.wrappers), len(self.templates.numbers)

@@ -12,7 +12,7 @@ A conversation of another shape (tool calls, images, two user messages in a row)
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, List, Value
@@ -175,20 +175,29 @@ class RowReader:
     def __init__(self, rows: Dataset | Mapping[str, Sequence[Any]], form: RowForm) -> None:
         self.form = form
         self._held: tuple[list[Item], list[str]] | None = None
-        if isinstance(rows, Dataset):
-            columns = [column for column in (*form.needed, "id") if column in rows.column_names]
-            self._dataset = rows.select_columns(columns)
-            if rows.data.nbytes <= self.HELD_BYTES:
-                self._held = self._read(self._dataset[:])
-        else:
+        if not isinstance(rows, Dataset):
             self._held = self._read(rows)
+            return
+        self._dataset = rows
+        self._columns = [column for column in (*form.needed, *UNSUPPORTED, "id") if column in rows.column_names]
+        if rows.data.nbytes <= self.HELD_BYTES:
+            self._held = self._read({column: rows[column][:] for column in self._columns})
+
+    def __len__(self) -> int:
+        return len(self._held[0]) if self._held is not None else len(self._dataset)
 
     def take(self, indices: Sequence[int]) -> tuple[list[Item], list[str]]:
         """Rows and their ids: the column `id` where it holds text, else the hash of the content."""
         if self._held is None:
-            return self._read(self._dataset[list(indices)])
+            batch = self._dataset.select_columns(self._columns)[list(indices)]
+            return self._read(batch)
         items, ids = self._held
         return [items[index] for index in indices], [ids[index] for index in indices]
+
+    def blocks(self, size: int) -> Iterator[list[Item]]:
+        """All rows, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.take(range(start, min(start + size, len(self))))[0]
 
     def _read(self, batch: Mapping[str, Sequence[Any]]) -> tuple[list[Item], list[str]]:
         items = self.form.read(batch)

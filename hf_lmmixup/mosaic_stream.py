@@ -16,7 +16,7 @@ from datasets.iterable_dataset import ExamplesIterable
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.mosaic_passes import MosaicPasses, MosaicReport, load_writer
 from hf_lmmixup.mosaic_rows import RowForm, RowReader
-from hf_lmmixup.mosaic_tokens import KeptColumn, TokenCounter, checked_counts, describe, row_numbers
+from hf_lmmixup.mosaic_tokens import KeptColumn, TokenCounter, checked_counts, describe_all, row_numbers
 
 
 def epoch_key(epoch: int) -> int:
@@ -121,7 +121,7 @@ class MosaicWindow:
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """The examples of one batch."""
         passes = self._passes(batch)
-        order = ",".join(passes.reader.take(range(len(passes.planner.rows.tokens)))[1])
+        order = ",".join(passes.reader.take(range(len(passes.reader)))[1])
         key = int.from_bytes(hashlib.sha256(order.encode()).digest()[:7], "big")
         examples = list(passes.examples(passes.planner.plan(passes.generator(key))))
         return {column: [example[column] for example in examples] for column in passes.features}
@@ -131,16 +131,16 @@ class MosaicWindow:
         return self._passes(batch).features
 
     def _passes(self, batch: Mapping[str, Sequence[Any]]) -> MosaicPasses:
-        known = self.token_counts is not None or self.config.max_tokens is None
-        described = describe(batch, self.form, None if known else self.counter)
+        reader, config = RowReader(batch, self.form), self.config
+        known = self.token_counts is not None or config.max_tokens is None
+        described = describe_all(reader, None if known else self.counter)
         if self.token_counts is not None:
-            described["tokens"] = checked_counts(batch[self.token_counts], len(described["tokens"]))
+            described["tokens"] = checked_counts(batch[self.token_counts], len(reader))
         kept = None
-        if self.config.keep_apart is not None:
-            kept = KeptColumn.find(self.config.keep_apart, batch[self.config.keep_apart], None)
-        budgeted = self.config.max_tokens is not None
-        numbers = row_numbers(described, self.form, self.counter, kept, budgeted=budgeted)
-        return MosaicPasses(RowReader(batch, self.form), numbers, self.config, self.writer, kept)
+        if config.keep_apart is not None:
+            kept = KeptColumn.find(config.keep_apart, batch[config.keep_apart], None)
+        numbers = row_numbers(described, self.form, self.counter, kept, budgeted=config.max_tokens is not None)
+        return MosaicPasses(reader, numbers, config, self.writer, kept)
 
 
 def _generate(passes: MosaicPasses, key: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_lmmixup.mosaic_costs import SEPARATORS, TemplateCosts
-from hf_lmmixup.mosaic_plan import Draw, MosaicPlan
+from hf_lmmixup.mosaic_plan import MosaicPlan
 from hf_lmmixup.mosaic_rows import Item
 from hf_lmmixup.mosaic_templates import Templates
 
@@ -54,39 +54,44 @@ class Layout:
     close: str
     separator: str
 
-    def head(self, number: int) -> str:
-        """All that stands before an answer."""
-        return self.number.replace("{n}", str(number)) + self.open
-
     def join(self, answers: Sequence[str], order: Sequence[int]) -> str:
         """Write answers; `order` holds their numbers."""
-        pairs = zip(order, answers, strict=True)
-        return self.separator.join(f"{self.head(number)}{answer}{self.close}" for number, answer in pairs)
+        return self._join(answers, self._heads(order))
 
     def split(self, text: str, order: Sequence[int]) -> list[str] | None:
         """Read answers back; `None` if the text is not what `join` writes for these numbers."""
-        start, answers = 0, []
-        for place, number in enumerate(order):
-            head = self.head(number)
-            if not text.startswith(head, start):
-                return None
-            start += len(head)
-            if place + 1 < len(order):
-                end = text.find(f"{self.close}{self.separator}{self.head(order[place + 1])}", start)
-            else:
-                end = len(text) - len(self.close) if text.endswith(self.close) else -1
-            if end < start:
+        return self._split(text, self._heads(order))
+
+    def write(self, answers: Sequence[str], order: Sequence[int]) -> str | None:
+        """`join`, if a reader finds exactly these answers in it, and every mark once around each; else `None`."""
+        heads = self._heads(order)
+        text = self._join(answers, heads)
+        if self.open and not text.count(self.open) == text.count(self.close) == len(answers):
+            return None
+        return text if self._split(text, heads) == answers else None
+
+    def _join(self, answers: Sequence[str], heads: list[str]) -> str:
+        return (self.close + self.separator).join(map(str.__add__, heads, answers)) + self.close
+
+    def _split(self, text: str, heads: list[str]) -> list[str] | None:
+        if not text.startswith(heads[0]) or not text.endswith(self.close):
+            return None
+        start, answers, between = len(heads[0]), [], self.close + self.separator
+        for head in heads[1:]:
+            end = text.find(between + head, start)
+            if end < 0:
                 return None
             answers.append(text[start:end])
-            start = end + len(self.close) + len(self.separator)
-        return answers
+            start = end + len(between) + len(head)
+        answers.append(text[start : len(text) - len(self.close)])
+        return answers if start + len(self.close) <= len(text) else None
 
-    def tells_apart(self, answers: Sequence[str], order: Sequence[int]) -> bool:
-        """Whether a reader finds exactly these answers, and every mark exactly once around each of them."""
-        text = self.join(answers, order)
-        if self.open and not text.count(self.open) == text.count(self.close) == len(answers):
-            return False
-        return self.split(text, order) == list(answers)
+    def _heads(self, order: Sequence[int]) -> list[str]:
+        """All that stands before each answer."""
+        if not self.number:
+            return [self.open] * len(order)
+        before, after = self.number.split("{n}")
+        return [f"{before}{number}{after}{self.open}" for number in order]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,21 +186,25 @@ class MosaicWriter:
             plan = replace(plan, method="reverse")  # a task without letters has no place in an alphabet
         order = self._order(plan, items)
         turns = [[items[number - 1].assistants[turn] for number in order] for turn in range(len(items[0].users))]
-        apart = (layout for layout in self._layouts(plan) if all(layout.tells_apart(turn, order) for turn in turns))
-        layout = next(apart, None) or _fence(plan, turns)
+        for layout in self._layouts(plan):
+            written = [layout.write(answers, order) for answers in turns]
+            if None not in written:
+                break
+        else:
+            layout = _fence(plan, turns)
+            written = [layout.join(answers, order) for answers in turns]
         users = tuple(self._prompt(plan, items, order, layout, turn) for turn in range(len(turns)))
-        assistants = tuple(layout.join(answers, order) for answers in turns)
-        return Written(users, assistants, plan.method, order, layout)
+        return Written(users, tuple(text or "" for text in written), plan.method, order, layout)
 
     def _order(self, plan: MosaicPlan, items: Sequence[Item]) -> list[int]:
         if plan.strategy == "permute":
-            places = answer_order(plan.method, [item.users[0] for item in items], plan.draws[Draw.SHUFFLE])
+            places = answer_order(plan.method, [item.users[0] for item in items], plan.draws.shuffle)
             return [place + 1 for place in places]
         return [place + 1 for place in range(len(items)) if place not in plan.masked]
 
     def _layouts(self, plan: MosaicPlan) -> Iterator[Layout]:
         """The planned layout first, then others of at most its size."""
-        gap = "\n" if plan.draws[Draw.NUMBER_GAP] < 0.5 else " "
+        gap = "\n" if plan.draws.number_gap < 0.5 else " "
 
         def build(number: int, wrapper: int) -> Layout:
             marks = self.templates.wrappers[wrapper] if wrapper >= 0 else ("", "")
@@ -217,42 +226,44 @@ class MosaicWriter:
     def _prompt(self, plan: MosaicPlan, items: Sequence[Item], order: list[int], layout: Layout, turn: int) -> str:
         """What is asked in one turn; skipped rows take no part in later turns."""
         numbers = sorted(order) if turn else range(1, len(items) + 1)
-        tasks = [f"{layout.number.replace('{n}', str(n))}{items[n - 1].users[turn]}" for n in numbers]
-        joined = ("\n" if plan.draws[Draw.TASK_GAP] < 0.5 else "\n\n").join(tasks)
+        before, after = layout.number.split("{n}") if layout.number else ("", "")
+        marks = [f"{before}{number}{after}" for number in numbers] if layout.number else [""] * len(items)
+        tasks = [mark + items[number - 1].users[turn] for mark, number in zip(marks, numbers, strict=False)]
+        joined = ("\n" if plan.draws.task_gap < 0.5 else "\n\n").join(tasks)
         if plan.strategy == "primary":
             return joined
-        sentences = [self._pick("again", plan, Draw.AGAIN)] if turn else self._sentences(plan, items, order, layout)
+        sentences = [self._pick("again", plan.draws.again)] if turn else self._sentences(plan, items, order, layout)
         if not sentences:
             return joined
         parts = [" ".join(sentences), joined]
-        if plan.draws[Draw.SENTENCES_LAST] < 0.5:
+        if plan.draws.sentences_last < 0.5:
             parts.reverse()
-        return ("\n" if plan.draws[Draw.SENTENCE_GAP] < 0.5 else "\n\n").join(parts)
+        return ("\n" if plan.draws.sentence_gap < 0.5 else "\n\n").join(parts)
 
     def _sentences(self, plan: MosaicPlan, items: Sequence[Item], order: list[int], layout: Layout) -> list[str]:
         """The meta-instructions of the first turn."""
         sentences = []
-        if plan.draws[Draw.WITH_INTRO] < 0.5:
-            sentences.append(self._pick("intro", plan, Draw.INTRO, count=len(items)))
-        if layout.number and plan.draws[Draw.WITH_NUMBERED] < 0.5:
-            sentences.append(self._pick("numbered", plan, Draw.NUMBERED))
+        if plan.draws.with_intro < 0.5:
+            sentences.append(self._pick("intro", plan.draws.intro, count=len(items)))
+        if layout.number and plan.draws.with_numbered < 0.5:
+            sentences.append(self._pick("numbered", plan.draws.numbered))
         if layout.open:
             marks = {"open": layout.open.strip(), "close": layout.close.strip()}
-            sentences.append(self._pick("wrapped", plan, Draw.WRAPPED, **marks))
+            sentences.append(self._pick("wrapped", plan.draws.wrapped, **marks))
         if plan.strategy == "permute":
-            sentences.append(self._pick(f"order_{plan.method}", plan, Draw.METHOD, sequence=self._list(order, plan)))
+            sentences.append(self._pick(f"order_{plan.method}", plan.draws.method, sequence=self._list(order, plan)))
         if plan.strategy == "maskout":
             numbers = [place + 1 for place in plan.masked]
             values = {"sequence": self._list(numbers, plan), "count": len(numbers)}
-            sentences.append(self._pick(f"mask_{plan.method}", plan, Draw.METHOD, **values))
+            sentences.append(self._pick(f"mask_{plan.method}", plan.draws.method, **values))
         if plan.method in TIED:
-            sentences.append(self._pick("ties", plan, Draw.TIES))
+            sentences.append(self._pick("ties", plan.draws.ties))
         return sentences
 
     def _list(self, numbers: Sequence[int], plan: MosaicPlan) -> str:
         sequences = self.templates.sequences
-        return sequences[int(plan.draws[Draw.SEQUENCE] * len(sequences))].join(map(str, numbers))
+        return sequences[int(plan.draws.sequence * len(sequences))].join(map(str, numbers))
 
-    def _pick(self, kind: str, plan: MosaicPlan, draw: Draw, **values: object) -> str:
+    def _pick(self, kind: str, draw: float, **values: object) -> str:
         phrasings = self.templates.phrases[kind]
-        return phrasings[int(plan.draws[draw] * len(phrasings))].format(**values)
+        return phrasings[int(draw * len(phrasings))].format(**values)

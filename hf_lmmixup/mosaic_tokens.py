@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, Features, Value
 
 from hf_lmmixup.mosaic_plan import RowNumbers
-from hf_lmmixup.mosaic_rows import UNSUPPORTED, RowForm
+from hf_lmmixup.mosaic_rows import Item, RowForm, RowReader
 
 
 DESCRIBED_ROWS = 10_000
@@ -71,15 +71,13 @@ class TokenCounter:
         return self([rendered])[0] - len(messages) * self(["a"])[0]
 
 
-def describe(batch: Mapping[str, Sequence[Any]], form: RowForm, counter: TokenCounter | None) -> dict[str, list[Any]]:
-    """What planning needs of a batch: tokens, words of the first instruction, turns (0: not to be joined), system.
+def describe(items: Sequence[Item], counter: TokenCounter | None) -> dict[str, list[Any]]:
+    """What planning needs of rows: tokens, words of the first instruction, turns (0: not to be joined), system.
 
     Args:
-        batch: Columns of the dataset.
-        form: Their form.
+        items: The rows.
         counter: Counts tokens; `None` leaves them 0.
     """
-    items = form.read(batch)
     tokens = [0] * len(items)
     if counter is not None:
         texts = [text for item in items for text in (*item.users, *item.assistants)]
@@ -96,24 +94,21 @@ def describe(batch: Mapping[str, Sequence[Any]], form: RowForm, counter: TokenCo
     }
 
 
-def describe_dataset(
-    dataset: Dataset, form: RowForm, counter: TokenCounter | None, num_proc: int | None
-) -> dict[str, list[Any]]:
-    """`describe` for all rows of a dataset, in one process or several."""
-    columns = [column for column in (*form.needed, *UNSUPPORTED) if column in dataset.column_names]
-    texts = dataset.select_columns(columns)
+def describe_all(reader: RowReader, counter: TokenCounter | None, num_proc: int | None = None) -> dict[str, list[Any]]:
+    """`describe` for all rows, in one process or several."""
     if num_proc is not None and num_proc > 1:
-        texts = texts.map(
-            describe,
+        described = Dataset.from_dict({"row": range(len(reader))}).map(
+            lambda rows: describe(reader.take(rows)[0], counter),
             batched=True,
-            batch_size=max(1, min(DESCRIBED_ROWS, math.ceil(len(texts) / num_proc))),
-            num_proc=min(num_proc, len(texts)),
-            remove_columns=columns,
-            fn_kwargs={"form": form, "counter": counter},
+            batch_size=max(1, min(DESCRIBED_ROWS, math.ceil(len(reader) / num_proc))),
+            num_proc=min(num_proc, len(reader)),
+            input_columns=["row"],
+            remove_columns=["row"],
+            load_from_cache_file=False,
             desc="Counting tokens",
         )
-        return {name: texts[name][:] for name in texts.column_names}
-    parts = [describe(batch, form, counter) for batch in texts.iter(DESCRIBED_ROWS)]
+        return {name: described[name][:] for name in described.column_names}
+    parts = [describe(items, counter) for items in reader.blocks(DESCRIBED_ROWS)]
     return {name: [value for part in parts for value in part[name]] for name in parts[0]}
 
 
