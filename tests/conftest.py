@@ -1,0 +1,76 @@
+"""What every test shares: no network but loopback, few threads, and one small finished run."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+REPOSITORY = Path(__file__).parents[1]
+
+TINY_RUN = """
+name: tiny-run
+input: {pool}
+output: {output}
+distiller:
+  model: tiny
+  cold_start: sft.yaml
+  grpo: grpo.yaml
+  max_new_tokens: 24
+  attempts: 1
+  held_out: 5
+"""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loopback_only():
+    """A connection to any other host fails the test that tries it."""
+    original = socket.socket.connect
+
+    def connect(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in LOOPBACK:
+            raise AssertionError(f"a test tried to reach {address}")
+        return original(self, address)
+
+    socket.socket.connect = connect
+    yield
+    socket.socket.connect = original
+
+
+def write_tiny_run(folder: Path, name: str) -> Path:
+    """A recipe that does the whole job with a few training steps, on the first rows of the bundled pool."""
+    recipes = REPOSITORY / "recipes" / "quickstart"
+    short = {"sft.yaml": ("max_steps", 3), "grpo.yaml": ("max_steps", 2)}
+    for file, (key, value) in short.items():
+        lines = [line for line in (recipes / file).read_text().splitlines() if not line.startswith((key, "max_compl"))]
+        lines += [f"{key}: {value}"] + (["max_completion_length: 16"] if file == "grpo.yaml" else [])
+        (folder / file).write_text("\n".join(lines))
+    pool = (REPOSITORY / "hf_lmmixup" / "data" / "pool.jsonl").read_text().splitlines()[:60]
+    (folder / "pool.jsonl").write_text("\n".join(pool))
+    recipe = folder / f"{name}.yaml"
+    recipe.write_text(TINY_RUN.format(pool=folder / "pool.jsonl", output=folder / name))
+    return recipe
+
+
+def lmmixup(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess:
+    """Run the command in a process of its own."""
+    command = [sys.executable, "-m", "hf_lmmixup.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=check, env=os.environ)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """The directory of a run from raw rows to report, trained for a few steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    lmmixup("run", write_tiny_run(folder, "run"))
+    return folder / "run"
