@@ -1,76 +1,118 @@
-r"""Scored texts as a memory: their embeddings, their scores and, per task type, how scores neighbour each other.
+r"""Scored texts as a memory: embeddings, scores, how scores neighbour each other, and a head learnt from them.
 
-A new text is judged by its neighbours here (arXiv 2510.20449, quality reward). On disk a datastore is a folder of two
-files, `datastore.safetensors` and `datastore.json`; nothing else in the folder is opened and nothing is unpickled.
+A new text is judged by its neighbours here (arXiv 2510.20449, quality reward) or, where that predicts the datastore's
+own held-out scores better, by a small linear head (docs/quality.md). On disk a datastore is a folder of two files,
+`datastore.safetensors` and `datastore.json`; nothing else in the folder is opened and nothing is unpickled.
 
 One row::
 
     embedding (384,) of "Q: Why do tides...\nA: ..."    score 5    task type "qa"
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from hf_lmmixup.datastore_files import FACTS_FILE, TENSORS_FILE, read_datastore, write_datastore
+from hf_lmmixup.features import text_features, word_buckets
 from hf_lmmixup.neighbors import build_graph, top_k
+from hf_lmmixup.quality_report import compare_judges, distance_floor, learnable_rows
 from hf_lmmixup.records import SCORES, TaskType
+from hf_lmmixup.score_head import Design, ScoreHead, fit_head, head_shapes
 from hf_lmmixup.transition import ScoreTransition, estimate, expected_score, neighbor_counts, posterior
 
 
-TENSORS_FILE, META_FILE = "datastore.safetensors", "datastore.json"
-FORMAT_VERSION = 1
 K_TRANSITION = 3
 """Neighbours that are counted into the transition matrix (arXiv 2510.20449, code)."""
 K_POSTERIOR = 16
 """Neighbours that judge a new text (arXiv 2510.20449, code)."""
-MAX_META_BYTES = 1_000_000
-UNIT_TOLERANCE = 1e-2
-"""How far a row's length may be from 1: half-precision rows are off by a few thousandths."""
 
 
-class DatastoreFormatError(ValueError):
-    """A file of a datastore is not what it says it is."""
+class _Encoder(Protocol):
+    name: str
+    revision: str | None
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredDatastore:
-    """Scored embeddings of several task types.
+    """Scored texts of several task types.
 
     Attributes:
-        embeddings: Unit rows (n, d) float32.
+        design: What is known of each row: counts, hashed words, embedding (n, d), task type.
         scores: Score of each row (n,) int64.
-        task_types: Task type of each row (n,) as text.
-        transitions: Task type -> its transition.
+        transitions: Task type -> how its scores neighbour each other.
         encoder: Name of the encoder that made the embeddings.
         encoder_revision: Its revision, if it has one.
         k_transition: Neighbours counted into the transitions.
+        head: The linear judge, if there were enough rows to measure one.
+        report: How well neighbours and head predict held-out rows, and which of them is the `default`.
+        floor: Cosine to the closest row below which a text is too far away to be judged.
     """
 
-    embeddings: np.ndarray
+    design: Design
     scores: np.ndarray
-    task_types: np.ndarray
     transitions: dict[str, ScoreTransition]
     encoder: str
-    encoder_revision: str | None = None
-    k_transition: int = K_TRANSITION
+    encoder_revision: str | None
+    k_transition: int
+    head: ScoreHead | None
+    report: dict[str, Any]
+    floor: float
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    @cached_property
-    def _rows(self) -> dict[str, np.ndarray]:
-        return {name: np.flatnonzero(self.task_types == name) for name in self.transitions}
+    @property
+    def embeddings(self) -> np.ndarray:
+        """Unit rows (n, d) float32."""
+        return self.design.embeddings
 
     @cached_property
-    def _embeddings(self) -> dict[str, np.ndarray]:
-        return {name: self.embeddings[rows] for name, rows in self._rows.items()}
+    def _rows(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        places = {name: np.flatnonzero(self.design.kinds == name) for name in self.transitions}
+        return {name: (self.embeddings[rows], self.scores[rows]) for name, rows in places.items()}
+
+    def judge(
+        self, texts: Sequence[str], encoder: _Encoder, task_type: TaskType | str, *, judge: str | None = None
+    ) -> np.ndarray:
+        """The expected score of new texts by the better judge of this datastore.
+
+        Args:
+            texts: Texts with their labels, as `records.pair_text` writes pairs.
+            encoder: The datastore's encoder.
+            task_type: What kind of text they are.
+            judge: `head` or `neighbors` instead of the default.
+
+        Returns:
+            Expected scores (m,) in [0, 5]; NaN where the closest row is too far away.
+
+        Raises:
+            ValueError: If the encoder is another one, there are no rows of the task type, or the judge is unknown.
+        """
+        self._check_encoder(encoder)
+        embeddings = encoder.encode(texts)
+        expected = self.judge_embedded(texts, embeddings, task_type, judge=judge)
+        return np.where(self.nearest(embeddings, task_type) >= self.floor, expected, np.nan)
+
+    def judge_embedded(
+        self, texts: Sequence[str], embeddings: np.ndarray, task_type: TaskType | str, *, judge: str | None = None
+    ) -> np.ndarray:
+        """`judge` for texts whose embeddings (m, d) are known, however far away they are."""
+        chosen, name = judge or self.report["default"], self._known(task_type)
+        if chosen == "neighbors":
+            return self.expected(embeddings, name)
+        if chosen != "head" or self.head is None:
+            there = ["neighbors"] if self.head is None else ["neighbors", "head"]
+            raise ValueError(f"The datastore has no judge {chosen!r}, only {there}.")
+        kinds = [name] * len(texts)
+        design = Design(text_features(texts, kinds), word_buckets(texts, kinds), embeddings, np.array(kinds))
+        return expected_score(self.head.posterior(design), SCORES)
 
     def posterior(self, embeddings: np.ndarray, task_type: TaskType | str, k: int = K_POSTERIOR) -> np.ndarray:
         """Distribution over the score of new texts, from their k nearest rows of the same task type.
@@ -87,36 +129,46 @@ class ScoredDatastore:
             ValueError: If the datastore has no rows of this task type.
         """
         name = self._known(task_type)
+        rows, scores = self._rows[name]
+        _, indices = top_k(rows, embeddings, k)
         transition = self.transitions[name]
-        _, indices = top_k(self._embeddings[name], embeddings, k)
-        counts = neighbor_counts(self.scores[self._rows[name]], indices, transition.classes)
-        return posterior(counts, transition)
+        return posterior(neighbor_counts(scores, indices, transition.classes), transition)
 
     def expected(self, embeddings: np.ndarray, task_type: TaskType | str, k: int = K_POSTERIOR) -> np.ndarray:
         """The mean score under the posterior of each new text (m,)."""
-        name = self._known(task_type)
-        return expected_score(self.posterior(embeddings, name, k), self.transitions[name].classes)
+        return expected_score(self.posterior(embeddings, task_type, k), SCORES)
 
     def nearest(self, embeddings: np.ndarray, task_type: TaskType | str) -> np.ndarray:
         """Cosine of each new text to the closest row of its task type (m,)."""
-        similarities, _ = top_k(self._embeddings[self._known(task_type)], embeddings, 1)
+        similarities, _ = top_k(self._rows[self._known(task_type)][0], embeddings, 1)
         return similarities[:, 0]
 
+    def add(
+        self, texts: Sequence[str], scores: Sequence[int], task_types: Sequence[str], encoder: _Encoder
+    ) -> "ScoredDatastore":
+        """A datastore with more rows: only the new texts are encoded, everything is learnt from all rows again."""
+        self._check_encoder(encoder)
+        design, values = _design(texts, scores, task_types, encoder)
+        merged = Design(*(np.concatenate(pair) for pair in zip(self.design.arrays(), design.arrays(), strict=True)))
+        revision = self.encoder_revision
+        return _learn(merged, np.concatenate([self.scores, values]), self.encoder, revision, self.k_transition)
+
     def save(self, path: str | Path) -> Path:
-        """Write the two files into a folder, which is made if needed, and return the folder."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `datastore.safetensors` and `datastore.json` into a folder and return the folder."""
         names = sorted(self.transitions)
-        tensors: dict[str, np.ndarray] = {
-            "embeddings": np.ascontiguousarray(self.embeddings, np.float32),
-            "scores": self.scores.astype(np.int64),
-            "task_types": np.searchsorted(names, self.task_types).astype(np.int64),
+        tensors = {
+            "embeddings": self.embeddings,
+            "features": self.design.features,
+            "buckets": self.design.buckets,
+            "scores": self.scores,
+            "task_types": np.searchsorted(names, self.design.kinds).astype(np.int64),
         }
         for name in names:
-            tensors[f"{name}.matrix"] = np.ascontiguousarray(self.transitions[name].matrix)
-            tensors[f"{name}.prior"] = np.ascontiguousarray(self.transitions[name].prior)
-        meta = {
-            "format_version": FORMAT_VERSION,
+            tensors[f"{name}.matrix"] = self.transitions[name].matrix
+            tensors[f"{name}.prior"] = self.transitions[name].prior
+        if self.head is not None:
+            tensors |= {f"head.{name}": array for name, array in self.head.tensors().items()}
+        facts = {
             "rows": len(self),
             "width": int(self.embeddings.shape[1]),
             "classes": list(SCORES),
@@ -124,10 +176,12 @@ class ScoredDatastore:
             "encoder": self.encoder,
             "encoder_revision": self.encoder_revision,
             "k_transition": self.k_transition,
+            "has_head": self.head is not None,
+            "report": self.report,
+            "floor": self.floor,
         }
-        save_file(tensors, folder / TENSORS_FILE)
-        (folder / META_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        return folder
+        write_datastore(Path(path), tensors, facts)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "ScoredDatastore":
@@ -135,28 +189,21 @@ class ScoredDatastore:
 
         Raises:
             FileNotFoundError: If one of the two files is missing.
-            DatastoreFormatError: If they contradict each other or hold impossible values.
+            TensorFileError: A `ValueError`, if they contradict each other or hold impossible values.
         """
-        folder = Path(path)
-        meta = _read_meta(folder / META_FILE)
-        tensors = _read_tensors(folder / TENSORS_FILE, meta)
-        names = np.array(meta["task_types"])
-        try:
-            transitions = {
-                name: ScoreTransition(np.array(SCORES), tensors[f"{name}.matrix"], tensors[f"{name}.prior"])
-                for name in meta["task_types"]
-            }
-        except ValueError as error:
-            raise DatastoreFormatError(f"{folder / TENSORS_FILE}: {error}") from error
-        return cls(
-            tensors["embeddings"],
-            tensors["scores"],
-            names[tensors["task_types"]],
-            transitions,
-            meta["encoder"],
-            meta["encoder_revision"],
-            meta["k_transition"],
-        )
+        tensors, facts = read_datastore(Path(path))
+        names = facts["task_types"]
+        transitions = {
+            name: ScoreTransition(np.array(SCORES), tensors[f"{name}.matrix"], tensors[f"{name}.prior"])
+            for name in names
+        }
+        kinds = np.array(names)[tensors["task_types"]]
+        design = Design(tensors["features"], tensors["buckets"], tensors["embeddings"], kinds)
+        head = None
+        if facts["has_head"]:
+            head = ScoreHead(**{name: tensors[f"head.{name}"] for name in head_shapes(facts["width"])})
+        known = (facts["encoder"], facts["encoder_revision"], facts["k_transition"])
+        return cls(design, tensors["scores"], transitions, *known, head, facts["report"], float(facts["floor"]))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> "ScoredDatastore":
@@ -170,11 +217,16 @@ class ScoredDatastore:
             return cls.load(source)
         from huggingface_hub import hf_hub_download
 
-        paths = [
-            hf_hub_download(str(source), name, repo_type="dataset", revision=revision)
-            for name in (META_FILE, TENSORS_FILE)
-        ]
-        return cls.load(Path(paths[0]).parent)
+        for name in (TENSORS_FILE, FACTS_FILE):
+            file = hf_hub_download(str(source), name, repo_type="dataset", revision=revision)
+        return cls.load(Path(file).parent)
+
+    def _check_encoder(self, encoder: _Encoder) -> None:
+        if encoder.name != self.encoder:
+            raise ValueError(
+                f"The datastore was built with the encoder {self.encoder!r}, not {encoder.name!r}. "
+                f"Load {self.encoder!r} or build the datastore again."
+            )
 
     def _known(self, task_type: TaskType | str) -> str:
         name = TaskType(task_type).value
@@ -187,16 +239,18 @@ def build(
     texts: Sequence[str],
     scores: Sequence[int],
     task_types: Sequence[str],
-    encoder: Any,
+    encoder: _Encoder,
     k_transition: int = K_TRANSITION,
 ) -> ScoredDatastore:
-    """Embed scored texts and estimate the transition of each task type.
+    """Embed scored texts, estimate the transition of each task type and learn a head.
+
+    Rows of one cluster or subject should stand together: the held-out folds are runs of consecutive rows.
 
     Args:
         texts: The texts as they will be met later, with their labels.
         scores: Score of each (0-5).
         task_types: Task type of each.
-        encoder: An `Encoder`.
+        encoder: Who embeds them.
         k_transition: Neighbours that are counted.
 
     Returns:
@@ -205,93 +259,39 @@ def build(
     Raises:
         ValueError: If the three lists differ in length, are empty, or hold an unknown score or task type.
     """
+    design, values = _design(texts, scores, task_types, encoder)
+    return _learn(design, values, encoder.name, encoder.revision, k_transition)
+
+
+def _design(
+    texts: Sequence[str], scores: Sequence[int], task_types: Sequence[str], encoder: _Encoder
+) -> tuple[Design, np.ndarray]:
     if not len(texts) == len(scores) == len(task_types) > 0:
         raise ValueError(
-            f"A datastore needs equally many texts, scores and task types, at least one; "
+            "A datastore needs equally many texts, scores and task types, at least one; "
             f"got {len(texts)}, {len(scores)} and {len(task_types)}."
         )
-    embeddings = encoder.encode(texts)
-    names = np.array([TaskType(name).value for name in task_types])
-    values = np.asarray(scores, dtype=np.int64)
+    unknown = set(scores) - set(SCORES)
+    if unknown:
+        raise ValueError(f"Scores {sorted(unknown)} are not allowed. Expected whole numbers from 0 to 5.")
+    kinds = [TaskType(kind).value for kind in task_types]
+    design = Design(text_features(texts, kinds), word_buckets(texts, kinds), encoder.encode(texts), np.array(kinds))
+    return design, np.asarray(scores, dtype=np.int64)
+
+
+def _learn(
+    design: Design, scores: np.ndarray, encoder: str, revision: str | None, k_transition: int
+) -> ScoredDatastore:
     transitions = {}
-    for name in np.unique(names):
-        rows = np.flatnonzero(names == name)
-        graph = build_graph(embeddings[rows], k_transition)
-        transitions[str(name)] = estimate(values[rows], graph.indices)
-    return ScoredDatastore(embeddings, values, names, transitions, encoder.name, encoder.revision, k_transition)
-
-
-META_TYPES: dict[str, tuple[type, ...]] = {
-    "format_version": (int,),
-    "rows": (int,),
-    "width": (int,),
-    "classes": (list,),
-    "task_types": (list,),
-    "encoder": (str,),
-    "encoder_revision": (str, type(None)),
-    "k_transition": (int,),
-}
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is no datastore: it has no {path.name}.")
-    if path.stat().st_size > MAX_META_BYTES:
-        raise DatastoreFormatError(f"{path} has {path.stat().st_size} bytes. At most {MAX_META_BYTES} are allowed.")
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DatastoreFormatError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(meta, dict) or set(meta) != set(META_TYPES):
-        raise DatastoreFormatError(f"{path} must hold exactly the keys {sorted(META_TYPES)}.")
-    for key, types in META_TYPES.items():
-        if not isinstance(meta[key], types) or isinstance(meta[key], bool):
-            raise DatastoreFormatError(f"{path}: {key} has type {type(meta[key]).__name__}.")
-    kinds = {kind.value for kind in TaskType}
-    good = meta["task_types"] == sorted(set(map(str, meta["task_types"]))) and set(meta["task_types"]) <= kinds
-    if meta["format_version"] != FORMAT_VERSION or meta["classes"] != list(SCORES) or not good:
-        raise DatastoreFormatError(
-            f"{path}: expected format version {FORMAT_VERSION}, classes {list(SCORES)} and sorted task types out of "
-            f"{sorted(kinds)}."
-        )
-    return meta
-
-
-def _read_tensors(path: Path, meta: dict[str, Any]) -> dict[str, np.ndarray]:
-    size = len(SCORES)
-    expected = {
-        "embeddings": ("F32", [meta["rows"], meta["width"]]),
-        "scores": ("I64", [meta["rows"]]),
-        "task_types": ("I64", [meta["rows"]]),
-    }
-    for name in meta["task_types"]:
-        expected[f"{name}.matrix"] = ("F64", [size, size])
-        expected[f"{name}.prior"] = ("F64", [size])
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is no datastore: it has no {path.name}.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            found = {
-                key: (file.get_slice(key).get_dtype(), list(file.get_slice(key).get_shape())) for key in file.keys()
-            }
-            if found != expected:
-                raise DatastoreFormatError(f"{path} holds {found}. Its {META_FILE} announces {expected}.")
-            tensors = {key: file.get_tensor(key) for key in expected}
-    except (SafetensorError, OSError) as error:
-        raise DatastoreFormatError(f"{path} is not a valid safetensors file: {error}") from error
-    _check_values(path, tensors, len(meta["task_types"]))
-    return tensors
-
-
-def _check_values(path: Path, tensors: dict[str, np.ndarray], kinds: int) -> None:
-    embeddings, scores, codes = tensors["embeddings"], tensors["scores"], tensors["task_types"]
-    if len(scores) == 0:
-        raise DatastoreFormatError(f"{path} has no rows.")
-    if not np.isfinite(embeddings).all():
-        raise DatastoreFormatError(f"{path}: an embedding is not finite.")
-    if not np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=UNIT_TOLERANCE):
-        raise DatastoreFormatError(f"{path}: an embedding does not have length 1.")
-    if scores.min() < SCORES[0] or scores.max() > SCORES[-1]:
-        raise DatastoreFormatError(f"{path}: scores range from {scores.min()} to {scores.max()}, not within 0 to 5.")
-    if codes.min() < 0 or sorted(set(codes.tolist())) != list(range(kinds)):
-        raise DatastoreFormatError(f"{path}: the rows' task types are not those of {META_FILE}.")
+    for name in np.unique(design.kinds):
+        rows = np.flatnonzero(design.kinds == name)
+        transitions[str(name)] = estimate(scores[rows], build_graph(design.embeddings[rows], k_transition).indices)
+    head = None
+    report: dict[str, Any] = {"rows": len(scores), "default": "neighbors"}
+    rows = learnable_rows(scores)
+    if len(rows):
+        seen = design.take(rows)
+        report, calibration = compare_judges(seen, scores[rows], K_POSTERIOR, k_transition)
+        head = fit_head(seen, scores[rows], report["penalty"], calibration)
+    floor = distance_floor(design.embeddings, design.kinds)
+    return ScoredDatastore(design, scores, transitions, encoder, revision, k_transition, head, report, floor)

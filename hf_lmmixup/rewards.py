@@ -117,7 +117,8 @@ def quality_reward(
         judged = [row for row, own in enumerate(kinds) if own == kind and answers[row] is not None]
         if judged and kind.value in datastore.transitions:
             embeddings = _encoder().encode([answers[row] or "" for row in judged])
-            for row, score in zip(judged, datastore.expected(embeddings, kind), strict=True):
+            texts = [answers[row] or "" for row in judged]
+            for row, score in zip(judged, datastore.judge_embedded(texts, embeddings, kind), strict=True):
                 expected[row], rewards[row] = float(score), _level(float(score))
     if kwargs.get("log_extra") is not None:
         kwargs["log_extra"]("expected_score", expected)
