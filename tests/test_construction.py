@@ -16,6 +16,7 @@ from hf_lmmixup.offline_writer import OfflineWriter, extractive_score, halves
 from hf_lmmixup.prompts import answer_matches
 from hf_lmmixup.records import TaskType
 from hf_lmmixup.target_checks import check_cluster, leaks, supported
+from hf_lmmixup.wording import split_form, split_sentences
 
 
 WHEN = "Q: When?\nA: In 1843, by Ada Lovelace."
@@ -86,21 +87,18 @@ def test_articles_never_stand_on_both_sides(made):
     assert near_duplicates(texts["test"], texts["train"]) == {}
 
 
-def test_fusion_takes_from_another_article_of_the_same_split(made):
+def test_fusion_takes_from_another_article_of_the_same_split():
     """The foreign sentence in a fused variant is one of another article's, and that article is on the same side."""
-    plan, titles = Plan(), [article.title for article in articles()]
-    found = 0
+    plan = Plan(fusion_similarity=(0.0, 1.0), noise_share=0.0, task_types=(TaskType.QA,))
+    made = construct(segment(articles()).segments, OfflineWriter(), plan, encoder=LetterEncoder())
+    owner = {s: a.title for a in articles() for _, text in a.sections for s in split_sentences(text)}
+    fused = 0
     for _, split, cluster in all_clusters(made):
-        text = " ".join(cluster["sources"])
-        for title in titles:
-            if (
-                title != cluster["topic"]
-                and f"of {title} moves" in text
-                and f"of {title} moves" not in cluster["target"]
-            ):
-                found += 1
-                assert plan.split_of(title) == split
-    assert found > 0
+        inside = {owner[s] for text in cluster["sources"] for s in split_sentences(split_form(text)[1]) if s in owner}
+        strangers = inside - {cluster["topic"]}
+        fused += bool(strangers)
+        assert {plan.split_of(title) for title in strangers} <= {split}
+    assert fused == made.fused > 5
 
 
 def test_thirty_to_seventy(made):
@@ -167,7 +165,7 @@ def test_low_rated_and_unwritable_targets_are_dropped_with_the_reason():
         # a number is nobody's
         (WHEN, ["Q: when\nA: long ago", "Q: who\nA: Ada Lovelace"], "qa", LOST),
         # the words are nobody's
-        ("Q: Why?\nA: Gravity pulls oceans toward bulges.", ["Q: why\nA: it does", "Q: tell\nA: it is so"], "qa", LOST),
+        ("Q: Why?\nA: Gravity pulls oceans toward bulges.", ["Q: why\nA: it does", "Q: tell\nA: so"], "qa", LOST),
         # the answer stands in a variant, with other case and marks
         (WHEN, ["so: in 1843 by ada lovelace!", "1843 Ada Lovelace"], "qa", COPIED),
         # one variant is no cluster, nor are two equal ones
