@@ -46,16 +46,18 @@ Messages = Sequence[dict[str, str]]
 
 
 @dataclass
-class _Row:
-    """One text being written."""
+class Row:
+    """One text being written: its place among those asked, its prompt, the most tokens it may get, its noise."""
 
     place: int
     prompt: list[int]
+    limit: int
     noise: np.random.Generator | None
     written: list[int] = field(default_factory=list)
 
     @property
     def tokens(self) -> list[int]:
+        """All that the model has read of this row."""
         return self.prompt + self.written
 
 
@@ -148,9 +150,10 @@ class LocalGenerator:
         """
         if seeds is not None and len(seeds) != len(conversations):
             raise ValueError(f"{len(seeds)} seeds for {len(conversations)} conversations; give one each.")
+        noises = [None] * len(conversations) if seeds is None else list(map(np.random.default_rng, seeds))
         rows = [
-            _Row(place, self._prompt_tokens(messages), None if seeds is None else np.random.default_rng(seeds[place]))
-            for place, messages in enumerate(conversations)
+            Row(place, self._prompt_tokens(messages), self.max_new_tokens, noise)
+            for place, (messages, noise) in enumerate(zip(conversations, noises, strict=True))
         ]
         fitting = [row for row in rows if len(row.prompt) <= self.max_prompt_tokens]
         replies: list[str | None] = [None] * len(rows)
@@ -178,11 +181,11 @@ class LocalGenerator:
         text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _write(self, waiting: list[_Row], take: Callable[[int, str | None], None]) -> None:
+    def _write(self, waiting: list[Row], take: Callable[[int, str | None], None]) -> None:
         """Write rows until none waits, taking the longest first from the end of `waiting`."""
         import torch
 
-        active: list[_Row] = []
+        active: list[Row] = []
         state: BatchState | None = None
         while waiting or active:
             free = self.batch_size - len(active)
@@ -217,7 +220,7 @@ class LocalGenerator:
         self.batch_size //= 2
         logger.warning("Out of memory: going on with batches of %d.", self.batch_size)
 
-    def _choose(self, rows: Sequence[_Row], logits: Any) -> list[int]:
+    def _choose(self, rows: Sequence[Row], logits: Any) -> list[int]:
         """The next token of each row; `logits` is (rows, vocabulary)."""
         noise = _noise(rows, logits) if rows[0].noise else None
         scores = self._scores(logits, noise)
@@ -233,14 +236,14 @@ class LocalGenerator:
     def _scores(self, logits: Any, noise: Any) -> Any:
         return logits if noise is None else logits / self.temperature + noise
 
-    def _is_done(self, row: _Row) -> bool:
+    def _is_done(self, row: Row) -> bool:
         last = row.written[-1]
-        if last in self._ends or len(row.written) >= self.max_new_tokens:
+        if last in self._ends or len(row.written) >= row.limit:
             return True
         return last in self._closers and ANSWER_CLOSE in self._decoded(row.written[-_STOP_WINDOW:])
 
-    def _text(self, row: _Row) -> str:
-        ended = row.written[-1] in self._ends
+    def _text(self, row: Row) -> str:
+        ended = bool(row.written) and row.written[-1] in self._ends
         text = self._decoded(row.written[:-1] if ended else row.written)
         head, close, _ = text.partition(ANSWER_CLOSE)
         return (head + close).strip()
@@ -250,7 +253,7 @@ class LocalGenerator:
         return self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def _noise(rows: Sequence[_Row], logits: Any) -> Any:
+def _noise(rows: Sequence[Row], logits: Any) -> Any:
     """Gumbel noise, each row's from its own generator: the largest of `logits + noise` is a sample of the softmax."""
     import torch
 
