@@ -230,7 +230,7 @@ class _Run:
         except TimeoutError:
             return Verdict(error="no reply in time", passing=True)
         except BodyTooLong:
-            return Verdict(error="reply too long")
+            return Verdict(error="reply too long", answered=True)
         except passing_errors() as error:
             return Verdict(error=f"connection failed ({type(error).__name__})", passing=True)
 

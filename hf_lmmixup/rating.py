@@ -17,20 +17,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
 from hf_lmmixup.chat_model import ChatModel, ChatRequest
-from hf_lmmixup.datastore import ScoredDatastore
 from hf_lmmixup.dispatch import Answers, TooManyRejects, ask_all
-from hf_lmmixup.encoder import Encoder
 from hf_lmmixup.journal import Journal, digest
 from hf_lmmixup.rating_prompt import FOUR_AXES, REPEAT_NOTE, Rubric
 from hf_lmmixup.records import HIGH_SCORE, RATED, RATING_AXES, Outcome, TaskType, pair_text
 from hf_lmmixup.score_health import ScoreHealth, score_health
+
+
+if TYPE_CHECKING:  # both load more than a rating by chat model needs
+    from hf_lmmixup.datastore import ScoredDatastore
+    from hf_lmmixup.encoder import Encoder
 
 
 logger = logging.getLogger(__name__)
@@ -104,7 +107,7 @@ def rate(
 
 
 def rate_with_datastore(
-    dataset: Dataset, datastore: ScoredDatastore, encoder: Encoder, *, task_type: TaskType | str = TaskType.QA
+    dataset: Dataset, datastore: "ScoredDatastore", encoder: "Encoder", *, task_type: TaskType | str = TaskType.QA
 ) -> Outcome:
     """Score rows by their neighbours in a datastore: the expected score, rounded to the nearest class.
 
