@@ -1,33 +1,27 @@
 """Clusters of weak pairs in, one excellent pair for each out.
 
-Whatever writes the text is a function from conversations to completions, so this stage knows no model. It builds the
-prompts, splits clusters that do not fit, reads the completions strictly, asks again with another seed where one is
-malformed, and says of every row that leaves why. One row of the result::
+Whatever writes the text is a function from conversations to completions, so this stage knows no model: a trained
+distiller, an instruct model with the same prompt (the training-free mode) and a served one are used alike. It builds
+the prompts, splits clusters that do not fit, reads the completions strictly, asks again with another seed where one is
+malformed, and says of every row that leaves why. One exchange::
 
-    {"id": "9c1f...", "prompt": "What causes tides?", "completion": "Mostly the Moon's pull on the oceans.",
-     "reasoning": "Both ask about tides; ...", "cluster_id": 7, "sources": ["03ab...", "7f20..."],
-     "source_scores": [1, 2], "distiller": "quickstart/distiller", "prompt_hash": "b81c..."}
+    distill(clustered, LocalGenerator("quickstart/distiller").generate, distiller_name="quickstart/distiller")
+    distill(clustered, LocalGenerator("Qwen/Qwen2.5-7B-Instruct").generate, distiller_name="Qwen/Qwen2.5-7B-Instruct")
 
 Source: the downstream job of arXiv 2510.20449, without its silent truncation and its loss of unparsable rows.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from datasets import Dataset
 
+from hf_lmmixup.distilled_rows import Distilled, DistilledOutcome, clusters_of, distilled_dataset, source_text
 from hf_lmmixup.journal import Journal
-from hf_lmmixup.prompts import (
-    ANSWER_LABELS,
-    answer_matches,
-    distillation_messages,
-    parse_completion,
-    prompt_hash,
-)
-from hf_lmmixup.records import DISTILLED, Distillation, Outcome, TaskType, pair_text, row_id, row_seed
+from hf_lmmixup.prompts import answer_matches, distillation_messages, parse_completion, prompt_hash
+from hf_lmmixup.records import Distillation, TaskType, row_seed
 
 
 logger = logging.getLogger(__name__)
@@ -59,18 +53,6 @@ class Generate(Protocol):
         `on_reply(place, completion)` is called as soon as each one is done, in any order.
         """
         ...
-
-
-@dataclass
-class DistilledOutcome(Outcome):
-    """An `Outcome` and what was written on the way to it.
-
-    Attributes:
-        completions: One dictionary a try: `cluster_id`, `prompt_hash`, `sources`, `attempt` (from 1), `completion`
-            (`None` if there was none) and `reason` (`None` if it was taken).
-    """
-
-    completions: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -126,7 +108,7 @@ def distill(
     task_type = TaskType(task_type)
     dropped: dict[str, str] = {}
     requests: list[_Request] = []
-    for rows in _clusters(clustered, dropped):
+    for rows in clusters_of(clustered, dropped):
         for part in _parts(rows, task_type, max_prompt_tokens, count_tokens, dropped):
             messages = distillation_messages([source_text(row, task_type) for row in part], task_type)
             requests.append(_Request(part, messages, prompt_hash(messages)))
@@ -140,27 +122,10 @@ def distill(
     last = {record["prompt_hash"]: record["reason"] for record in completions}
     for request in waiting:
         dropped |= dict.fromkeys(request.sources, last[request.hash])
-    dataset = _dataset([request for request in requests if request.distillation], task_type, distiller_name)
+    done = [Distilled(one.rows, one.distillation, one.hash) for one in requests if one.distillation is not None]
+    dataset = distilled_dataset(done, task_type, distiller_name)
     logger.info("Distilled %d prompts into %d rows; %d rows dropped.", len(requests), len(dataset), len(dropped))
     return DistilledOutcome(dataset, dropped, completions)
-
-
-def source_text(row: dict[str, Any], task_type: TaskType | str = TaskType.QA) -> str:
-    """A row as the distiller reads it: a labelled pair, or for other task types its texts as they are."""
-    if TaskType(task_type) is TaskType.QA:
-        return pair_text(row["prompt"], row["completion"])
-    return "\n".join(text for text in (row["prompt"], row["completion"]) if text)
-
-
-def _clusters(clustered: Dataset, dropped: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each cluster in order of id, clusters in order of number."""
-    names = [name for name in ("id", "prompt", "completion", "cluster_id", "score") if name in clustered.column_names]
-    rows = clustered.select_columns(names).to_list()
-    dropped |= {row["id"]: NO_CLUSTER for row in rows if row["cluster_id"] is None}
-    members = [row for row in rows if row["cluster_id"] is not None]
-    members.sort(key=lambda row: (row["cluster_id"], row["id"]))
-    for _, cluster in groupby(members, key=lambda row: row["cluster_id"]):
-        yield list(cluster)
 
 
 def _parts(
@@ -232,45 +197,3 @@ def _judged(request: _Request, reply: str | None, attempt: int, task_type: TaskT
         "completion": reply,
         "reason": reason,
     }
-
-
-def split_answer(answer: str, task_type: TaskType | str, prompt: str) -> tuple[str, str]:
-    """A well-formed answer as prompt and completion: parted at its last label.
-
-    Args:
-        answer: The text inside `<answer>`.
-        task_type: Its form.
-        prompt: What a paragraph, which has no label, is the answer to.
-    """
-    labels = ANSWER_LABELS[TaskType(task_type)]
-    if not labels:
-        return prompt, answer.strip()
-    head, _, tail = answer.strip().partition(labels[-1])
-    return head.removeprefix(labels[0]).strip(), tail.strip()
-
-
-def _dataset(requests: Sequence[_Request], task_type: TaskType, distiller_name: str) -> Dataset:
-    """The distilled rows. Clusters with the same result become one row that names the sources of all."""
-    rows: dict[str, dict[str, Any]] = {}
-    for request in requests:
-        assert request.distillation is not None  # noqa: S101 -- only finished requests come here
-        best = max(request.rows, key=lambda row: -1 if row.get("score") is None else row["score"])
-        prompt, completion = split_answer(request.distillation.answer, task_type, best["prompt"])
-        row = rows.setdefault(
-            row_id(prompt, completion),
-            {
-                "id": row_id(prompt, completion),
-                "prompt": prompt,
-                "completion": completion,
-                "reasoning": request.distillation.reasoning,
-                "cluster_id": request.rows[0]["cluster_id"],
-                "sources": [],
-                "source_scores": [],
-                "distiller": distiller_name,
-                "prompt_hash": request.hash,
-            },
-        )
-        row["sources"] += request.sources
-        row["source_scores"] += [source.get("score") for source in request.rows]
-    columns = {name: [row[name] for row in rows.values()] for name in DISTILLED}
-    return Dataset.from_dict(columns, features=DISTILLED)

@@ -3,15 +3,8 @@ import random
 import pytest
 from datasets import Dataset
 
-from hf_lmmixup.distillation import (
-    MALFORMED,
-    NO_CLUSTER,
-    NO_COMPLETION,
-    TOO_LONG,
-    WRONG_FORM,
-    distill,
-    split_answer,
-)
+from hf_lmmixup.distillation import MALFORMED, NO_COMPLETION, TOO_LONG, WRONG_FORM, distill
+from hf_lmmixup.distilled_rows import NO_CLUSTER, split_answer
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.prompts import distillation_messages, format_completion, prompt_hash
 from hf_lmmixup.records import DISTILLED, row_id

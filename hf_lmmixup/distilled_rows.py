@@ -1,0 +1,111 @@
+"""What every way to distil shares: the rows of each cluster on the way in, rows with their lineage on the way out.
+
+One row of the result::
+
+    {"id": "9c1f...", "prompt": "What causes tides?", "completion": "Mostly the Moon's pull on the oceans.",
+     "reasoning": "Both ask about tides; ...", "cluster_id": 7, "sources": ["03ab...", "7f20..."],
+     "source_scores": [1, 2], "distiller": "quickstart/distiller", "prompt_hash": "b81c..."}
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from datasets import Dataset
+
+from hf_lmmixup.prompts import ANSWER_LABELS
+from hf_lmmixup.records import DISTILLED, Distillation, Outcome, TaskType, pair_text, row_id
+
+
+NO_CLUSTER = "distil: row has no cluster"
+
+
+@dataclass
+class DistilledOutcome(Outcome):
+    """An `Outcome` and what was written on the way to it.
+
+    Attributes:
+        completions: One dictionary a try: `cluster_id`, `prompt_hash`, `sources`, `attempt` (from 1), `completion`
+            (`None` if there was none) and `reason` (`None` if it was taken).
+    """
+
+    completions: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A cluster, or a part of one, and what became of it."""
+
+    rows: list[dict[str, Any]]
+    distillation: Distillation
+    prompt_hash: str
+
+
+def clusters_of(clustered: Dataset, dropped: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each cluster in order of id, clusters in order of number; rows without a cluster go to `dropped`."""
+    names = [name for name in ("id", "prompt", "completion", "cluster_id", "score") if name in clustered.column_names]
+    rows = clustered.select_columns(names).to_list()
+    dropped |= {row["id"]: NO_CLUSTER for row in rows if row["cluster_id"] is None}
+    members = [row for row in rows if row["cluster_id"] is not None]
+    members.sort(key=lambda row: (row["cluster_id"], row["id"]))
+    for _, cluster in groupby(members, key=lambda row: row["cluster_id"]):
+        yield list(cluster)
+
+
+def source_text(row: dict[str, Any], task_type: TaskType | str = TaskType.QA) -> str:
+    """A row as the distiller reads it: a labelled pair, or for other task types its texts as they are."""
+    if TaskType(task_type) is TaskType.QA:
+        return pair_text(row["prompt"], row["completion"])
+    return "\n".join(text for text in (row["prompt"], row["completion"]) if text)
+
+
+def score_of(row: dict[str, Any]) -> int:
+    """The score of a row; one that nobody judged ranks below all."""
+    score = row.get("score")
+    return -1 if score is None else score
+
+
+def split_answer(answer: str, task_type: TaskType | str, prompt: str) -> tuple[str, str]:
+    """A well-formed answer as prompt and completion: parted at its last label.
+
+    Args:
+        answer: The text inside `<answer>`.
+        task_type: Its form.
+        prompt: What a paragraph, which has no label, is the answer to.
+    """
+    labels = ANSWER_LABELS[TaskType(task_type)]
+    if not labels:
+        return prompt, answer.strip()
+    head, _, tail = answer.strip().partition(labels[-1])
+    return head.removeprefix(labels[0]).strip(), tail.strip()
+
+
+def distilled_dataset(results: Iterable[Distilled], task_type: TaskType, distiller_name: str) -> Dataset:
+    """Rows with the columns of `records.DISTILLED`.
+
+    Clusters with the same result become one row that names the sources of all.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for result in results:
+        best = max(result.rows, key=score_of)
+        prompt, completion = split_answer(result.distillation.answer, task_type, best["prompt"])
+        identifier = row_id(prompt, completion)
+        row = rows.setdefault(
+            identifier,
+            {
+                "id": identifier,
+                "prompt": prompt,
+                "completion": completion,
+                "reasoning": result.distillation.reasoning,
+                "cluster_id": result.rows[0]["cluster_id"],
+                "sources": [],
+                "source_scores": [],
+                "distiller": distiller_name,
+                "prompt_hash": result.prompt_hash,
+            },
+        )
+        row["sources"] += [source["id"] for source in result.rows]
+        row["source_scores"] += [source.get("score") for source in result.rows]
+    columns = {name: [row[name] for row in rows.values()] for name in DISTILLED}
+    return Dataset.from_dict(columns, features=DISTILLED)
