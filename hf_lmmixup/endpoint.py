@@ -16,10 +16,10 @@ One use::
 """
 
 import asyncio
-import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
 
@@ -28,8 +28,6 @@ from hf_lmmixup.pacing import Pacing, retry_after
 from hf_lmmixup.transport import BodyTooLong, check_url, open_client, passing_errors, without_secrets
 from hf_lmmixup.verdict import Verdict, judge_error, read_body
 
-
-logger = logging.getLogger(__name__)
 
 CONCURRENCY = 16
 TIMEOUT = 60.0
@@ -104,8 +102,11 @@ class EndpointModel:
         key = os.environ.get(self.key_variable, "")
         if not key and self.base_url.startswith("https"):
             raise ModelStopped(f"The environment variable {self.key_variable} is not set. Set it to the server's key.")
-        loop = asyncio.new_event_loop()
-        run = _Run(self, iter(requests), stop or Event(), loop, key or "none")
+        delivered = self._delivered(iter(requests), stop or Event(), key or "none")
+        yield from delivered if not _is_loop_running() else _driven_elsewhere(delivered)
+
+    def _delivered(self, requests: Iterator[ChatRequest], stop: Event, key: str) -> Generator[ChatReply, None, None]:
+        run = _Run(self, requests, stop, key)
         try:
             yield from run.delivered()
         finally:
@@ -129,23 +130,17 @@ class _Run:
     delivered but not yet recorded never exceed the concurrency together.
     """
 
-    def __init__(
-        self,
-        model: EndpointModel,
-        requests: Iterator[ChatRequest],
-        stop: Event,
-        loop: asyncio.AbstractEventLoop,
-        key: str,
-    ) -> None:
-        self.model, self.requests, self.stop, self.loop, self.key = model, requests, stop, loop, key
-        self.pacing = Pacing(model.backoff)
+    def __init__(self, model: EndpointModel, requests: Iterator[ChatRequest], stop: Event, key: str) -> None:
+        self.model, self.requests, self.stop, self.key = model, requests, stop, key
         self.client = open_client(model.base_url, key)
+        self.pacing = Pacing(model.backoff)
+        self.loop = asyncio.new_event_loop()
         self.ready: deque[ChatReply] = deque()
         self.taken: list[asyncio.Future[None]] = []
         self.ended: ModelStopped | None = None
         self.failures = 0
         self.closing = False
-        self.workers = [loop.create_task(self._work()) for _ in range(model.concurrency)]
+        self.workers = [self.loop.create_task(self._work()) for _ in range(model.concurrency)]
         for worker in self.workers:
             worker.add_done_callback(self._hand_over)
 
@@ -249,3 +244,22 @@ class _Run:
         if self.ended is None:
             place = f"{self.model.name} at {self.model.base_url}"
             self.ended = ModelStopped(f"{place} stopped answering: {without_secrets(reason or '', self.key)}")
+
+
+def _is_loop_running() -> bool:
+    """Whether this thread runs an event loop already, as a notebook's does."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _driven_elsewhere(replies: Generator[ChatReply, None, None]) -> Iterator[ChatReply]:
+    """The same replies, with the generator's own event loop in a thread of its own."""
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            while (reply := thread.submit(next, replies, None).result()) is not None:
+                yield reply
+        finally:
+            thread.submit(replies.close).result()

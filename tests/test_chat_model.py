@@ -1,0 +1,542 @@
+"""The adapters, the pace and the dispatch of questions; faults of a server are in test_rating_faults."""
+
+import asyncio
+import json
+import random
+import signal
+import sys
+import threading
+import types
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stub_client import running_stub
+
+from hf_lmmixup import dispatch, endpoint, pacing
+from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped
+from hf_lmmixup.dispatch import as_generate, ask_all, finish_on_signals
+from hf_lmmixup.endpoint import EndpointModel
+from hf_lmmixup.journal import Journal
+from hf_lmmixup.local_model import GeneratorModel, VLLMModel
+from hf_lmmixup.pacing import Pacing, retry_after
+from hf_lmmixup.rating_prompt import RATING_SCHEMA
+from hf_lmmixup.transport import MAX_BODY_BYTES, check_url, without_secrets
+from hf_lmmixup.verdict import judge_error, read_body
+
+
+USER = [{"role": "user", "content": "hello"}]
+
+
+class Scripted:
+    """Answers each key with its next scripted reply; a text, or a ChatReply without its key."""
+
+    name, settings = "scripted", {"model": "scripted"}
+
+    def __init__(self, **script):
+        self.script = {key: list(replies) for key, replies in script.items()}
+        self.asked = []
+
+    def replies(self, requests, stop=None):
+        for request in requests:
+            self.asked.append(request)
+            reply = self.script[request.key].pop(0)
+            if isinstance(reply, str):
+                yield ChatReply(request.key, reply)
+            else:
+                yield ChatReply(request.key, **reply)
+
+
+def questions(*keys, seed=None):
+    return [ChatRequest(key, USER, seed) for key in keys]
+
+
+@pytest.fixture
+def journal(tmp_path):
+    with Journal(tmp_path / "j", {}) as opened:
+        yield opened
+
+
+# ---- dispatch ----
+
+
+def test_answers_are_recorded_and_never_asked_again(journal):
+    model = Scripted(a=["1"], b=["2"])
+    answers = ask_all(model, questions("a", "b", "a"), json.loads, journal)
+    assert (answers["a"], answers["b"]) == ((1, None), (2, None))
+    again = Scripted(c=["3"])
+    assert ask_all(again, questions("a", "b", "c"), json.loads, journal)["c"] == (3, None)
+    assert [request.key for request in again.asked] == ["c"]
+
+
+def test_an_unreadable_reply_is_asked_again_with_the_note_and_another_seed(journal):
+    model = Scripted(a=["what?", "[", "7"])
+    answers = ask_all(model, questions("a", seed=40), json.loads, journal, note="Once more, please.")
+    assert answers["a"] == (7, None)
+    assert [request.seed for request in model.asked] == [40, 41, 42]
+    assert [request.messages[-1]["content"] for request in model.asked] == [
+        "hello",
+        "hello\n\nOnce more, please.",
+        "hello\n\nOnce more, please.",
+    ]
+
+
+def read_never(text):
+    raise ValueError("not what was asked")
+
+
+def test_what_fails_every_time_keeps_the_last_reason_and_is_paid_for_once(journal):
+    model = Scripted(a=["x"] * dispatch.MAX_ASKS, b=[{"error": "refusal"}] * dispatch.MAX_ASKS)
+    answers = ask_all(model, questions("a", "b"), read_never, journal)
+    assert (answers["a"], answers["b"]) == ((None, "not what was asked"), (None, "refusal"))
+    again = Scripted()
+    assert ask_all(again, questions("a", "b"), read_never, journal)["b"] == (None, "refusal")
+
+
+def test_what_got_no_answer_is_not_recorded_and_asked_again_by_the_next_run(journal):
+    model = Scripted(a=[{"error": "status 500", "answered": False}], b=["2"])
+    answers = ask_all(model, questions("a", "b"), json.loads, journal)
+    assert answers["a"] == (None, "status 500") and answers.unanswered == {"a": "status 500"}
+    assert ask_all(Scripted(a=["1"]), questions("a", "b"), json.loads, journal)["a"] == (1, None)
+
+
+def test_progress_counts_every_question_once(journal):
+    journal.add("old", {"answer": 0})
+    settled = []
+    model = Scripted(a=["x", "1"], b=[{"error": "down", "answered": False}])
+    ask_all(model, questions("old", "a", "b"), json.loads, journal, progress=settled.append)
+    assert sum(settled) == 3
+
+
+def test_questions_are_pulled_as_they_are_answered(journal):
+    pulled = []
+
+    def source():
+        for number in range(100):
+            pulled.append(number)
+            yield ChatRequest(str(number), USER)
+
+    class OneByOne(Scripted):
+        def replies(self, requests, stop=None):
+            for request in requests:
+                assert len(pulled) == int(request.key) + 1
+                yield ChatReply(request.key, "1")
+
+    assert len(ask_all(OneByOne(), source(), json.loads, journal).journal) == 100
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["INT", "TERM"]
+)
+def test_a_signal_takes_effect_after_the_replies_in_flight_are_recorded(number, outcome, journal):
+    class Interrupted(Scripted):
+        def replies(self, requests, stop=None):
+            first, second = next(requests), next(requests)
+            signal.raise_signal(number)
+            assert stop.is_set()
+            yield ChatReply(first.key, "1")
+            yield ChatReply(second.key, "2")
+            assert next(requests, None) is None
+
+    before = signal.getsignal(number)
+    with pytest.raises(outcome) as caught:
+        ask_all(Interrupted(), questions("a", "b", "c"), json.loads, journal)
+    assert list(journal) == ["a", "b"]
+    assert signal.getsignal(number) is before
+    if outcome is SystemExit:
+        assert caught.value.code == 143
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    seen = []
+
+    def work():
+        with finish_on_signals() as stop:
+            seen.append(stop.is_set())
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False] and signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_chat_model_can_write_completions():
+    model = Scripted(**{"0": ["one"], "1": [{"error": "down", "answered": False}], "2": [{"error": "refusal"}]})
+    heard = []
+    conversations = [USER, USER, USER]
+    completions = as_generate(model)(
+        conversations, seeds=[5, 6, 7], on_reply=lambda place, text: heard.append((place, text))
+    )
+    assert completions == ["one", None, None]
+    assert heard == [(0, "one"), (2, None)]  # the second can be asked again later
+    assert [request.seed for request in model.asked] == [5, 6, 7]
+
+
+# ---- endpoint ----
+
+
+@pytest.fixture(scope="module")
+def stub():
+    with running_stub() as server:
+        yield server
+
+
+def test_an_endpoint_answers_every_request_once(stub):
+    stub.reset()
+    requests = [ChatRequest(str(number), [{"role": "user", "content": f"text {number}"}]) for number in range(20)]
+    replies = list(EndpointModel("m", stub.url, concurrency=3).replies(requests))
+    assert sorted(reply.key for reply in replies) == sorted(request.key for request in requests)
+    assert all(set(json.loads(reply.text)) == set(RATING_SCHEMA["properties"]) for reply in replies)
+    assert stub.stats()["peak_in_flight"] <= 3
+
+
+def test_an_endpoint_works_where_a_loop_is_running_already(stub):
+    async def in_a_notebook():
+        return [reply.key for reply in EndpointModel("m", stub.url).replies(questions("a", "b"))]
+
+    assert sorted(asyncio.run(in_a_notebook())) == ["a", "b"]
+
+
+def test_leaving_an_endpoint_early_closes_it(stub):
+    stub.reset(latency=0.05)
+    replies = EndpointModel("m", stub.url, concurrency=4).replies(questions(*map(str, range(20))))
+    next(replies)
+    replies.close()
+    assert stub.stats()["requests"] <= 8
+
+
+def test_an_error_of_the_caller_comes_through(stub):
+    def broken():
+        yield from questions("a")
+        raise OSError("the rows are gone")
+
+    with pytest.raises(OSError, match="the rows are gone"):
+        list(EndpointModel("m", stub.url).replies(broken()))
+
+
+def test_the_body_holds_what_was_asked_for_and_settings_hold_no_secret(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    model = EndpointModel("m", "http://localhost:1/v1/", temperature=None, max_tokens=9, extra={"top_p": 0.5})
+    body = model.body_of(ChatRequest("a", USER, 7, {"type": "object"}))
+    assert body == {
+        "model": "m",
+        "max_tokens": 9,
+        "top_p": 0.5,
+        "messages": USER,
+        "seed": 7,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "reply", "strict": True, "schema": {"type": "object"}},
+        },
+    }
+    assert model.settings == {"model": "m", "max_tokens": 9, "top_p": 0.5, "structured": True}
+    assert model.base_url == "http://localhost:1/v1"
+    assert "secret" not in repr(vars(model))
+    plain = EndpointModel("m", "http://localhost:1/v1", structured=False)
+    assert set(plain.body_of(ChatRequest("a", USER, None, {}))) == {"model", "temperature", "max_tokens", "messages"}
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("https://api.example.org/v1/", "https://api.example.org/v1"),
+        ("http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1"),
+        ("http://localhost:8000/v1", "http://localhost:8000/v1"),
+        ("http://[::1]:8000/v1", "http://[::1]:8000/v1"),
+        ("http://10.0.0.5:8000/v1", None),  # rows and key unencrypted over a network
+        ("http://api.example.org/v1", None),
+        ("http://localhost.example.org/v1", None),
+        ("https://user:hunter2@api.example.org/v1", None),
+        ("https://api.example.org/v1?key=hunter2", None),
+        ("ftp://api.example.org", None),
+        ("api.example.org/v1", None),
+        ("", None),
+    ],
+)
+def test_where_data_may_go(url, allowed):
+    if allowed:
+        assert check_url(url, allow_http=False) == allowed
+    else:
+        with pytest.raises(ValueError, match="address|unencrypted") as caught:
+            check_url(url, allow_http=False)
+        assert "hunter2" not in str(caught.value)
+    assert check_url("http://10.0.0.5:8000/v1", allow_http=True)
+
+
+def test_a_hosted_endpoint_needs_its_key(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ModelStopped, match="OPENAI_API_KEY is not set"):
+        list(EndpointModel("m", "https://api.example.org/v1").replies(questions("a")))
+
+
+@pytest.mark.parametrize("settings", [{"concurrency": 0}, {"timeout": 0}, {"timeout": float("nan")}])
+def test_impossible_numbers_are_refused(settings):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        EndpointModel("m", "http://localhost/v1", **settings)
+
+
+def test_a_redirect_is_not_followed():
+    verdict = judge_error(307, "", None)
+    assert verdict.stops and "name the final one" in verdict.error
+
+
+@given(st.text(), st.integers(0, 30))
+def test_secrets_are_hidden_wherever_they_stand(around, place):
+    key = "my-odd-key-0815"
+    text = f"{around[:place]}{key}{around[place:]} sk-abcdef123456 Bearer abc.def hf_ABCdef0123"
+    hidden = without_secrets(text, key)
+    assert key not in hidden
+    assert "abcdef123456" not in hidden and "abc.def" not in hidden and "ABCdef0123" not in hidden
+
+
+# ---- verdict ----
+
+GOOD = {"choices": [{"message": {"content": "7"}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "passing"),
+    [
+        (b"", "response is not JSON", True),
+        (b"null", "response has no message", True),
+        (b"[]", "response has no message", True),
+        (b"[" * 200_000, "response is not JSON", True),
+        (b'{"choices": {}}', "response has no message", True),
+        (b'{"choices": [{"message": "7"}]}', "response has no message", True),
+        (b'{"choices": [{"message": {"content": 7}}]}', "empty reply", False),
+        (b'{"choices": [{"message": {"content": " \\n"}}]}', "empty reply", False),
+        (json.dumps({"choices": [{"message": {"content": "x" * 20_001}}]}).encode(), "reply too long", False),
+        (b"\xff\xfe", "response is not JSON", True),
+    ],
+)
+def test_odd_bodies_become_reasons(body, error, passing):
+    verdict = read_body(body)
+    assert (verdict.text, verdict.error, verdict.passing, verdict.answered) == (None, error, passing, not passing)
+
+
+def test_a_good_body_is_its_text():
+    assert read_body(json.dumps(GOOD).encode()).text == "7"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "wait", "expected"),
+    [
+        (401, {"message": "no"}, None, "stops"),
+        (403, None, None, "stops"),
+        (404, {"error": {"message": "model m does not exist"}}, None, "stops"),
+        (429, {"error": {"code": "insufficient_quota"}}, 1.0, "stops"),
+        (429, {"type": "insufficient_quota"}, None, "stops"),
+        (429, {}, 3600.0, "stops"),  # asks to wait longer than a run should sleep
+        (429, {}, 2.0, "refused"),
+        (503, None, None, "refused"),
+        (529, None, None, "refused"),
+        (500, "<html>", None, "passing"),
+        (408, None, None, "passing"),
+        (400, {"error": {"message": "too long"}}, None, "row"),
+        (413, None, None, "row"),
+        (422, [1], None, "row"),
+    ],
+)
+def test_what_error_statuses_mean(status, body, wait, expected):
+    verdict = judge_error(status, body, wait)
+    meaning = "stops" if verdict.stops else "refused" if verdict.refused else "passing" if verdict.passing else "row"
+    assert meaning == expected and str(status) in verdict.error and verdict.wait in (wait, None)
+    assert not verdict.answered and verdict.text is None
+
+
+@given(
+    st.integers(300, 599),
+    st.recursive(
+        st.none() | st.text() | st.integers() | st.booleans(),
+        lambda x: st.lists(x) | st.dictionaries(st.sampled_from(["error", "message", "code", "type", "x"]), x),
+    ),
+)
+def test_no_error_body_is_too_odd(status, body):
+    assert len(judge_error(status, body, None).error) < 300
+
+
+# ---- pace ----
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "2"}, 2.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "Wed, 01 Jan 2031 00:00:05 GMT", "date": "Wed, 01 Jan 2031 00:00:00 GMT"}, 5.0),
+        ({"retry-after": "Wed, 01 Jan 2031 00:00:00 GMT", "date": "Wed, 01 Jan 2031 00:00:09 GMT"}, 0.0),
+        ({"retry-after": "Wed, 01 Jan 2020 00:00:00 GMT"}, 0.0),  # no Date: this machine's clock
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": ""}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({}, None),
+    ],
+)
+def test_retry_after(headers, seconds):
+    assert retry_after(headers) == seconds
+
+
+class Clock:
+    """A clock that only moves while somebody sleeps."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(pacing.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(pacing.asyncio, "sleep", self.sleep)
+
+    async def sleep(self, seconds):
+        self.now += seconds
+
+
+def waited(clock, waiting):
+    begun = clock.now
+    asyncio.run(waiting)
+    return clock.now - begun
+
+
+def never():
+    return False
+
+
+def test_a_pause_lasts_as_long_as_asked_and_then_ramps_up(monkeypatch):
+    clock = Clock(monkeypatch)
+    pace = Pacing(0.5, random.Random(0))
+    assert waited(clock, pace.turn(never)) == 0
+    waits = []
+    for _ in range(200):
+        clock.now = 1000.0
+        pace.refused(4.0)
+        waits.append(waited(clock, pace.turn(never)))
+    assert min(waits) >= 4.0 and max(waits) <= 6.01
+    assert max(waits) - min(waits) > 1.5  # spread over half the pause
+
+
+def test_a_longer_pause_wins_and_a_shorter_one_changes_nothing(monkeypatch):
+    clock = Clock(monkeypatch)
+    pace = Pacing(0.5, random.Random(0))
+    for wait in (3.0, 9.0, 1.0):
+        pace.refused(wait)
+    assert 9.0 <= waited(clock, pace.turn(never)) <= 13.6
+
+
+def test_unguided_pauses_grow_once_per_round_and_reset_after_a_success(monkeypatch):
+    clock = Clock(monkeypatch)
+    pace = Pacing(1.0, random.Random(0))
+    rounds = []
+    for _ in range(7):
+        for _ in range(64):  # all workers were refused at once
+            pace.refused(None)
+        rounds.append(pace._open_at - clock.now)
+        clock.now = pace._open_at
+    assert rounds == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
+    pace.succeeded()
+    pace.refused(None)
+    assert pace._open_at - clock.now == 1.0
+
+
+def test_backing_off_is_bounded_and_jittered(monkeypatch):
+    clock = Clock(monkeypatch)
+    pace = Pacing(0.5, random.Random(0))
+    for attempt, bound in [(1, 0.5), (3, 2.0), (9, 20.0)]:
+        waits = [waited(clock, pace.back_off(attempt, never)) for _ in range(100)]
+        assert 0 <= min(waits) < 0.2 * bound and 0.8 * bound < max(waits) <= bound + 1e-6
+
+
+def test_waiting_ends_when_the_run_does(monkeypatch):
+    clock = Clock(monkeypatch)
+    pace = Pacing(0.5)
+    pace.refused(300.0)
+    assert waited(clock, pace.turn(lambda: clock.now > 1001)) < 1.2
+
+
+# ---- models on this machine ----
+
+
+def test_any_generating_function_is_a_chat_model(tmp_path):
+    batches = []
+
+    def shout(conversations):
+        batches.append(len(conversations))
+        texts = [conversation[-1]["content"] for conversation in conversations]
+        return [None if text == "too long" else text.upper() for text in texts]
+
+    model = GeneratorModel(shout, "shouter", settings={"max_new_tokens": 5}, batch_size=2)
+    requests = [ChatRequest(text, [{"role": "user", "content": text}]) for text in ("a", "b", "too long")]
+    replies = {reply.key: reply for reply in model.replies(requests)}
+    assert (replies["a"].text, replies["b"].text, replies["too long"].text) == ("A", "B", None)
+    assert replies["too long"].error and not replies["too long"].answered
+    assert batches == [2, 1] and model.settings == {"model": "shouter", "max_new_tokens": 5}
+    stop = threading.Event()
+    stop.set()
+    assert list(model.replies(requests, stop)) == []
+
+
+@dataclass
+class Parameters:
+    temperature: float
+    max_tokens: int
+    seed: int | None
+    structured_outputs: object
+
+
+@dataclass
+class Structured:
+    json: dict
+
+
+class FakeLLM:
+    """What the adapter uses of vLLM's offline engine."""
+
+    def __init__(self, **settings):
+        self.settings, self.calls = settings, []
+
+    def chat(self, conversations, sampling_params, use_tqdm):
+        self.calls.append((conversations, sampling_params))
+        texts = [conversation[-1]["content"] for conversation in conversations]
+        written = [
+            types.SimpleNamespace(text=text, finish_reason="length" if text == "long" else "stop") for text in texts
+        ]
+        return [types.SimpleNamespace(outputs=[one]) for one in written]
+
+
+def test_vllm_is_asked_in_batches_with_seeds_and_schemas(monkeypatch):
+    vllm, sampling = types.ModuleType("vllm"), types.ModuleType("vllm.sampling_params")
+    vllm.LLM, vllm.SamplingParams, sampling.StructuredOutputsParams = FakeLLM, Parameters, Structured
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
+    model = VLLMModel("qwen", batch_size=2, engine={"tensor_parallel_size": 2})
+    requests = [ChatRequest("a", USER, 3, {"type": "object"}), ChatRequest("b", USER), ChatRequest("c", USER)]
+    requests[1] = ChatRequest("b", [{"role": "user", "content": "long"}])
+    replies = list(model.replies(requests))
+    assert [(reply.key, reply.error) for reply in replies] == [
+        ("a", None),
+        ("b", "reply cut at the token limit"),
+        ("c", None),
+    ]
+    assert model._engine.settings == {
+        "model": "qwen",
+        "enable_prefix_caching": True,
+        "seed": 0,
+        "tensor_parallel_size": 2,
+    }
+    assert [len(conversations) for conversations, _ in model._engine.calls] == [2, 1]
+    assert model._engine.calls[0][1][0] == Parameters(0.0, 256, 3, Structured({"type": "object"}))
+    assert model._engine.calls[0][1][1].structured_outputs is None
+
+
+def test_a_missing_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match=r'pip install "hf-lmmixup\[vllm\]"'):
+        VLLMModel("qwen")
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match=r'pip install "hf-lmmixup\[rate\]"'):
+        list(EndpointModel("m", "http://localhost:1/v1").replies(questions("a")))
+
+
+def test_the_caps_are_consistent():
+    assert MAX_BODY_BYTES > 6 * 20_000  # a reply of MAX_REPLY_CHARACTERS, each escaped as \\uXXXX
+    assert endpoint.MAX_ATTEMPTS == 6
