@@ -15,9 +15,10 @@ from trl import SFTConfig, SFTTrainer
 
 from hf_lmmixup.sftmix.confidence import CONFIDENT, UNCONFIDENT, UNPAIRED
 from hf_lmmixup.sftmix.mixed_loss import logit_transform, mixed_cross_entropy
+from hf_lmmixup.sftmix.pair_stream import HALF, ROW, PairStream
 from hf_lmmixup.sftmix.pairing import draw_mixture, mixed_positions, pair_order, pairs_in_batch
 from hf_lmmixup.sftmix.sftmix_config import SFTMixConfig
-from hf_lmmixup.sftmix.sftmix_trainer import ROW, SFTMixTrainer
+from hf_lmmixup.sftmix.sftmix_trainer import SFTMixTrainer
 
 
 VOCABULARY = 97
@@ -283,7 +284,7 @@ def test_an_epoch_is_a_permutation_of_aligned_pairs(halves, seed):
         found = []
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            found += [(batch[c], batch[u]) for c, u in pairs_in_batch(batch, halves)]
+            found += [(batch[c], batch[u]) for c, u in pairs_in_batch(halves[batch])]
         if set(halves.tolist()) <= {CONFIDENT, UNCONFIDENT} and pairs * 2 == len(halves):
             assert found == [tuple(order[i : i + 2]) for i in range(0, len(order), 2)]
         assert len(found) >= pairs
@@ -368,7 +369,14 @@ def test_accumulation_changes_nothing(tmp_path, tokenizer):
 
 # Each line changes one hyper-parameter and must change the loss.
 @pytest.mark.parametrize(
-    "change", [{"mixup_weight": 0.3}, {"mixup_alpha": 2.0}, {"mixup_seed": 5}, {"confidence_column": "other"}]
+    "change",
+    [
+        {"mixup_weight": 0.3},
+        {"mixup_alpha": 2.0},
+        {"mixup_seed": 5},
+        {"confidence_column": "other"},
+        {"confidence_threshold": -0.2},
+    ],
 )
 def test_every_hyper_parameter_reaches_the_loss(tmp_path, tokenizer, change):
     rows = [row | {"other": -row["confidence"] * (1 + i % 3)} for i, row in enumerate(random_rows(3))]
@@ -506,6 +514,127 @@ def test_quantized_lora(tmp_path, tokenizer):
     assert math.isfinite(history.training_loss)
 
 
+# ----------------------------------------------------------------- streams and mosaics
+
+
+def stream_of(rows, **changes):
+    return PairStream(rows, **({"column": "confidence", "threshold": -0.5, "seed": 0, "window": 16} | changes))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    confidences=st.lists(st.one_of(st.none(), st.floats(-1, 0)), max_size=70),
+    window=st.integers(2, 20),
+    epoch=st.integers(0, 2),
+)
+def test_a_stream_loses_no_row_and_keeps_pairs_whole(confidences, window, epoch):
+    rows = [{"input_ids": [i], "labels": [i], "confidence": value} for i, value in enumerate(confidences)]
+    stream = stream_of(rows, window=window)
+    stream.set_epoch(epoch)
+    found = list(stream)
+    assert sorted(row["input_ids"][0] for row in found) == list(range(len(rows)))
+    for row in found:
+        value = confidences[row["input_ids"][0]]
+        assert row[HALF] == (0 if value is None else 1 if value >= -0.5 else -1)
+    units = [(found[i][HALF], found[i + 1][HALF]) for i in range(0, len(found) - 1, 2)]
+    assert (-1, 1) not in units  # no pair starts at an odd place
+    assert [row[ROW] for row in stream] == [row[ROW] for row in found]  # the same again
+
+
+def test_a_balanced_stream_is_paired_almost_wholly():
+    rng = np.random.default_rng(0)
+    rows = [{"input_ids": [i], "labels": [i], "confidence": float(-rng.random())} for i in range(1000)]
+    stream = stream_of(rows, window=64)
+    found = list(stream)
+    pairs = sum((found[i][HALF], found[i + 1][HALF]) == (1, -1) for i in range(0, 1000, 2))
+    sure = sum(row["confidence"] >= -0.5 for row in rows)
+    assert pairs >= min(sure, 1000 - sure) - 32  # at most half a window waits until the end
+    first = [row[ROW] for row in found]
+    stream.set_epoch(1)
+    assert [row[ROW] for row in stream] != first
+
+
+def test_training_on_a_stream_equals_the_reference(tmp_path, tokenizer):
+    rows = random_rows(12, count=8)
+    model = tiny_model(0, torch.float64)
+    plain = copy.deepcopy(model)
+    trainer = SFTMixTrainer(
+        model=model,
+        args=SFTMixConfig(
+            **settings_of(
+                tmp_path,
+                per_device_train_batch_size=8,
+                max_steps=1,
+                confidence_threshold=-0.5,
+                dataset_kwargs={"skip_prepare_dataset": True},
+            )
+        ),
+        train_dataset=Dataset.from_list(rows).to_iterable_dataset(),
+        processing_class=tokenizer,
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    tokens = [[token for token in ids if token] for ids in batch["input_ids"].tolist()]
+    chosen = [next(row for row in rows if row["input_ids"] == ids) for ids in tokens]
+    sure = [row["confidence"] >= -0.5 for row in chosen]
+    sides = [[place for place, value in enumerate(sure) if value is half] for half in (True, False)]
+    pairs = list(zip(*sides, strict=False))
+    numbers = batch[ROW].tolist()
+    mixture = [np.random.default_rng([11, 0, numbers[c], numbers[u]]).beta(0.5, 0.5) for c, u in pairs]
+    trainer.model.train()
+    loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=torch.tensor(30.0))
+    expected = reference_loss(plain, chosen, pairs, mixture, 0.2, 30.0)[2]
+    assert pairs and abs(loss.item() - expected.item()) < 1e-6
+
+
+def test_a_stream_needs_a_threshold_or_a_length(tmp_path, tokenizer):
+    stream = Dataset.from_list(random_rows(0)).to_iterable_dataset()
+    with pytest.raises(ValueError, match="Set confidence_threshold"):
+        SFTMixTrainer(
+            model=tiny_model(),
+            args=SFTMixConfig(**settings_of(tmp_path, max_steps=1)),
+            train_dataset=stream,
+            processing_class=tokenizer,
+        )
+
+
+def test_mosaics_are_mixed_too(tmp_path, tokenizer):
+    from hf_lmmixup.mosaic import mosaic
+    from hf_lmmixup.mosaic_config import MosaicConfig
+
+    rows = Dataset.from_list(
+        [{"prompt": f"w{i + 2} w3", "completion": f"w{i + 4} w5", "confidence": -float(i)} for i in range(24)]
+    )
+    config = MosaicConfig(strategies={"primary": 1}, max_items=3, max_tokens=60, keep_apart="confidence")
+    logs = Logs()
+    trainer = SFTMixTrainer(
+        model=tiny_model(),
+        args=SFTMixConfig(
+            **settings_of(tmp_path, num_train_epochs=2, logging_strategy="steps", logging_steps=1, max_length=100)
+        ),
+        train_dataset=mosaic(rows, tokenizer, config),
+        processing_class=tokenizer,
+        callbacks=[logs],
+    )
+    trainer.train()
+    steps = [row for row in logs.rows if "mixup_share" in row]
+    # Two epochs, each of another pass; most mosaics of one half find a partner in the other.
+    assert len(steps) == 2 * math.ceil(len(trainer.train_dataset) / 4)
+    assert np.mean([row["mixup_share"] for row in steps]) > 0.4
+
+
+def test_mosaics_without_confidence_are_refused(tmp_path, tokenizer):
+    from hf_lmmixup.mosaic import mosaic
+
+    rows = Dataset.from_list([{"prompt": f"w{i + 2}", "completion": "w5"} for i in range(8)])
+    with pytest.raises(ValueError, match="keep_apart='confidence'"):
+        SFTMixTrainer(
+            model=tiny_model(),
+            args=SFTMixConfig(**settings_of(tmp_path)),
+            train_dataset=mosaic(rows, tokenizer),
+            processing_class=tokenizer,
+        )
+
+
 # ----------------------------------------------------------------- clear refusals
 
 
@@ -542,17 +671,11 @@ def test_trainer_refuses_missing_confidence(tmp_path, tokenizer):
         mix_trainer(tmp_path, tokenizer, tiny_model(), unknown)
 
 
-def test_trainer_refuses_streams_virtual_tokens_and_plain_configs(tmp_path, tokenizer):
+def test_trainer_refuses_virtual_tokens_and_plain_configs(tmp_path, tokenizer):
     from peft import PromptTuningConfig
 
     rows = Dataset.from_list(random_rows(0))
     shared = {"model": tiny_model(), "processing_class": tokenizer}
-    with pytest.raises(ValueError, match="IterableDataset"):
-        SFTMixTrainer(
-            **shared,
-            args=SFTMixConfig(**settings_of(tmp_path, max_steps=1)),
-            train_dataset=rows.to_iterable_dataset(),
-        )
     with pytest.raises(ValueError, match="SFTMixConfig as `args`"):
         SFTMixTrainer(**shared, args=SFTConfig(**settings_of(tmp_path)), train_dataset=rows)
     with pytest.raises(ValueError, match="virtual tokens"):

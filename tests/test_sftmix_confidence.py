@@ -195,21 +195,12 @@ def test_split_is_balanced_and_ignores_the_order_of_the_file(values, seed):
 
 
 def test_attach():
-    table = record_of([("a", 1, 2.0, 2), ("a", 2, 4.0, 2), ("b", 1, 9.0, 3), ("c", 3, 1.0, 1)]).to_dataset()
-    rows = [
-        {"id": "a", "sources": None, "strategy": None},
-        {"id": "unseen", "sources": None, "strategy": None},
-        {"id": "m1", "sources": ["a", "b"], "strategy": "primary"},  # a mosaic: pooled over checkpoint 1
-        {"id": "m2", "sources": ["a", "c"], "strategy": "permute"},  # no checkpoint in common
-        {"id": "m3", "sources": ["a", "lost"], "strategy": "permute"},  # a part is unknown
-        {"id": "d", "sources": ["a", "b"], "strategy": None},  # distilled: other text than its sources
-    ]
-    found = attach_confidence(Dataset.from_list(rows), table)["confidence"]
-    assert found[0] == -(math.exp(1) + math.exp(2)) / 2
-    assert found[2] == pytest.approx(-math.exp(11 / 5))
-    assert [found[i] for i in (1, 3, 4, 5)] == [None] * 4
-    again = attach_confidence(attach_confidence(Dataset.from_list(rows), table), table)
-    assert again["confidence"][:] == found[:]
+    table = record_of([("a", 1, 2.0, 2), ("a", 2, 4.0, 2), ("b", 1, 9.0, 3)]).to_dataset()
+    rows = Dataset.from_dict({"id": ["b", "unseen", "a"], "prompt": ["1", "2", "3"]})
+    joined = attach_confidence(rows, table)
+    assert joined["confidence"][:] == [-math.exp(3), None, -(math.exp(1) + math.exp(2)) / 2]
+    assert joined["prompt"][:] == ["1", "2", "3"]
+    assert attach_confidence(joined, table).to_list() == joined.to_list()  # joined anew, not twice
 
 
 def test_attach_refuses_strangers():

@@ -4,7 +4,7 @@ A reference model is trained once on the data, and the perplexity of each respon
 confidence of a row is minus the arithmetic mean of those perplexities (not of their logarithms); the median splits the
 data into a confident and an unconfident half (SFTMix, arXiv 2410.05248).
 
-What is stored per row is the sum over the response's tokens, so parts can be merged and rows pooled exactly::
+What is stored per row is the sum over the response's tokens, so parts can be merged and checked::
 
     {"id": "5f1d0c8f1f0b7a52", "checkpoints": [4, 8], "nll": [31.5, 24.9], "tokens": 11,
      "perplexity": [17.53, 9.62], "confidence": -13.57}
@@ -138,11 +138,8 @@ def load_confidence(path: str | Path) -> Dataset:
 def attach_confidence(dataset: Dataset, table: Dataset, *, column: str = "confidence") -> Dataset:
     """Join confidences to rows by id.
 
-    A mosaic that was not measured itself gets the confidence of its parts taken together: the token sums of its
-    sources are added before the perplexity is taken, which is exact up to the change of context.
-
     Args:
-        dataset: Rows with an `id`; mosaics also carry `sources` (row ids) and `strategy`.
+        dataset: Rows with an `id`.
         table: A confidence table.
         column: Name of the column to write.
 
@@ -154,10 +151,9 @@ def attach_confidence(dataset: Dataset, table: Dataset, *, column: str = "confid
     """
     if "id" not in dataset.column_names:
         raise ValueError(f"The dataset has no `id` column to join by; it has {dataset.column_names}.")
-    measured = {row["id"]: row for row in table}
-    keys = [name for name in ("id", "sources", "strategy") if name in dataset.column_names]
-    values = [_confidence_of(row, measured) for row in dataset.select_columns(keys)]
-    if len(values) and all(value is None for value in values):
+    measured = dict(zip(table["id"], table["confidence"], strict=True))
+    values = [measured.get(identifier) for identifier in dataset["id"]]
+    if values and all(value is None for value in values):
         raise ValueError(
             f"None of the {len(values)} row ids is in the confidence table ({len(measured)} rows): it was made from "
             "other data. Ids are hashes of the content; record the confidence of this very dataset."
@@ -165,22 +161,6 @@ def attach_confidence(dataset: Dataset, table: Dataset, *, column: str = "confid
     if column in dataset.column_names:
         dataset = dataset.remove_columns(column)
     return dataset.add_column(column, values, feature=Value("float64"))
-
-
-def _confidence_of(row: dict, measured: dict[str, dict]) -> float | None:
-    if row["id"] in measured:
-        return measured[row["id"]]["confidence"]
-    if row.get("strategy") is None or not row.get("sources"):
-        return None
-    parts = [measured.get(source) for source in row["sources"]]
-    if any(part is None for part in parts):
-        return None
-    found = [part for part in parts if part is not None]
-    shared = sorted(set.intersection(*(set(part["checkpoints"]) for part in found)))
-    if not shared:
-        return None
-    nll = [sum(part["nll"][part["checkpoints"].index(checkpoint)] for part in found) for checkpoint in shared]
-    return -float(np.mean(perplexities(nll, sum(part["tokens"] for part in found))))
 
 
 def split_by_confidence(confidence: Sequence[float | None], ids: Sequence[str] | None = None) -> np.ndarray:

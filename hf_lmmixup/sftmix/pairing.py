@@ -69,15 +69,14 @@ def pair_order(halves: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([rng.permutation(units).reshape(-1), left_over]).astype(np.int64)
 
 
-def pairs_in_batch(rows: Sequence[int], halves: np.ndarray) -> list[tuple[int, int]]:
+def pairs_in_batch(halves: Sequence[int]) -> list[tuple[int, int]]:
     """Places in the batch of its pairs: the k-th confident row with the k-th unconfident one.
 
     Args:
-        rows: (b,) row numbers of the batch.
-        halves: (n,) half of each row of the dataset.
+        halves: (b,) half of each row of the batch.
     """
-    confident = [place for place, row in enumerate(rows) if halves[row] == CONFIDENT]
-    unconfident = [place for place, row in enumerate(rows) if halves[row] == UNCONFIDENT]
+    confident = [place for place, half in enumerate(halves) if half == CONFIDENT]
+    unconfident = [place for place, half in enumerate(halves) if half == UNCONFIDENT]
     return list(zip(confident, unconfident, strict=False))
 
 

@@ -1,4 +1,4 @@
-"""Settings of SFTMix: those of `trl.SFTConfig` and four of its own.
+"""Settings of SFTMix: those of `trl.SFTConfig` and five of its own.
 
 A recipe line that differs from plain fine-tuning is, for example, `mixup_weight: 0.2`.
 Source of the defaults: SFTMix, arXiv 2410.05248 (alpha 0.5, mu 0.2).
@@ -20,6 +20,8 @@ class SFTMixConfig(SFTConfig):
             values mostly keep one of the two, large values mix evenly.
         mixup_seed: Seed of pairs and shares; `data_seed`, or else `seed`, where absent.
         confidence_column: Column with the confidence of each row (see `lmmixup confidence`).
+        confidence_threshold: Rows with at least this confidence are confident. The median of the training set where
+            absent, which makes equal halves; a stream without a length needs a number.
 
     Raises:
         ValueError: If a value is outside its range, or an option of the host cannot be combined with mixing.
@@ -40,6 +42,10 @@ class SFTMixConfig(SFTConfig):
     confidence_column: str = field(
         default="confidence",
         metadata={"help": "Column that holds the confidence of each row; rows without one train unmixed."},
+    )
+    confidence_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Rows with at least this confidence count as confident. Defaults to the median."},
     )
 
     def __post_init__(self) -> None:

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
-from hf_lmmixup.sftmix.confidence import CONFIDENT, split_by_confidence
+from hf_lmmixup.sftmix.confidence import CONFIDENT, UNCONFIDENT, split_by_confidence
 from hf_lmmixup.sftmix.mixed_loss import logit_transform, mixed_cross_entropy
+from hf_lmmixup.sftmix.pair_stream import HALF, ROW, PairStream, half_of, median_of
 from hf_lmmixup.sftmix.pairing import (
     IGNORED,
     MixedPositions,
@@ -43,12 +44,9 @@ from hf_lmmixup.sftmix.sftmix_config import SFTMixConfig
 
 logger = logging.getLogger(__name__)
 
-ROW = "mixup_row"
-"""Column and batch key of a row's number in the training set."""
-
 
 class RowCollator:
-    """Another collator's batch with the row numbers beside it.
+    """Another collator's batch with the numbers and halves of its rows beside it.
 
     Args:
         inner: The collator that builds the batch.
@@ -59,10 +57,10 @@ class RowCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Build one batch."""
-        rows = [example.get(ROW) for example in examples]
-        batch = self.inner([{name: value for name, value in example.items() if name != ROW} for example in examples])
-        if None not in rows:
-            batch[ROW] = torch.tensor(rows)
+        kept = [{name: value for name, value in example.items() if name not in (ROW, HALF)} for example in examples]
+        batch = self.inner(kept)
+        if all(ROW in example for example in examples):
+            batch |= {name: torch.tensor([example[name] for example in examples]) for name in (ROW, HALF)}
         return batch
 
 
@@ -70,8 +68,9 @@ class SFTMixTrainer(SFTTrainer):
     """`trl.SFTTrainer` with the SFTMix loss.
 
     Takes the arguments of `SFTTrainer`; `args` is an `SFTMixConfig` and the training set has a column of confidences
-    (`args.confidence_column`). Logs `ntp_loss`, `mixup_loss` (before its weight, so `loss = ntp_loss + mixup_weight *
-    mixup_loss`) and `mixup_share`, the share of response tokens that took part. Evaluation is not mixed.
+    (`args.confidence_column`). It may be a stream whose rows have one, such as `mosaic(...)` with `keep_apart` set to
+    that column. Logs `ntp_loss`, `mixup_loss` (before its weight, so `loss = ntp_loss + mixup_weight * mixup_loss`)
+    and `mixup_share`, the share of response tokens that took part. Evaluation is not mixed.
 
     Raises:
         ValueError: If the confidences are missing, fewer than two are known, or the model or data cannot be mixed.
@@ -92,9 +91,7 @@ class SFTMixTrainer(SFTTrainer):
         if self.args.mixup_weight == 0:
             return
         self._refuse_what_cannot_be_mixed()
-        dataset: Any = self.train_dataset
-        self.halves = self._halves_of(dataset)
-        self.train_dataset = dataset.add_column(ROW, np.arange(len(self.halves)))
+        self.train_dataset = self._marked(self.train_dataset)
         self.data_collator = RowCollator(self.data_collator)
         keep_weights_unpacked(self.model)  # type: ignore[arg-type]
         causal_lm = _causal_lm(self.model)
@@ -105,12 +102,6 @@ class SFTMixTrainer(SFTTrainer):
     def _refuse_what_cannot_be_mixed(self) -> None:
         if self._is_vision_dataset:
             raise ValueError("SFTMix mixes text rows; this dataset has images. Use trl.SFTTrainer for it.")
-        if not isinstance(self.train_dataset, Dataset):
-            raise ValueError(
-                f"SFTMix draws pairs across the whole training set, so it needs a `datasets.Dataset`; got "
-                f"{type(self.train_dataset).__name__}. Materialize the stream first, for example with "
-                "`Dataset.from_generator`."
-            )
         adapters = getattr(self.model, "peft_config", {})
         for name, config in adapters.items():
             if getattr(config, "is_prompt_learning", False):
@@ -119,32 +110,45 @@ class SFTMixTrainer(SFTTrainer):
                     "states and labels have different lengths. Use LoRA with SFTMix."
                 )
 
-    def _halves_of(self, dataset: Dataset) -> np.ndarray:
-        column = self.args.confidence_column
+    def _marked(self, dataset: Any) -> Any:
+        """The training set with the number and the half of every row."""
+        column, threshold = self.args.confidence_column, self.args.confidence_threshold
+        if not isinstance(dataset, Dataset):
+            if threshold is None and not hasattr(dataset, "__len__"):
+                raise ValueError(
+                    "A stream has no median. Set confidence_threshold to the confidence from which a row counts as "
+                    "confident, for example the median of the confidence table."
+                )
+            cut = median_of(dataset, column) if threshold is None else threshold
+            return PairStream(dataset, column, cut, self.args.seed_of_mixup)
         if column not in dataset.column_names:
             raise ValueError(
                 f"The training set has no column {column!r}; it has {dataset.column_names}. Measure it with `lmmixup "
                 "confidence` and join it with `attach_confidence`, or name another column in `confidence_column`."
             )
         ids = dataset["id"] if "id" in dataset.column_names else None
-        halves = split_by_confidence(dataset[column], ids)
-        pairs = int((halves == CONFIDENT).sum())
+        if threshold is None:
+            self.halves = split_by_confidence(dataset[column], ids)
+        else:
+            self.halves = np.array([half_of(value, threshold) for value in dataset[column]], dtype=np.int8)
+        pairs = min(int((self.halves == half).sum()) for half in (CONFIDENT, UNCONFIDENT))
         if not pairs:
             known = sum(value is not None for value in dataset[column])
             raise ValueError(
-                f"{known} of {len(halves)} rows have a confidence in {column!r}; SFTMix needs two or more."
+                f"There is no pair to mix: {known} of {len(dataset)} rows have a confidence in {column!r}, and "
+                f"{int((self.halves == CONFIDENT).sum())} of them count as confident."
             )
-        logger.info("SFTMix: %d pairs of rows, %d rows unpaired.", pairs, len(halves) - 2 * pairs)
-        return halves
+        logger.info("SFTMix: %d pairs of rows, %d rows unpaired.", pairs, len(dataset) - 2 * pairs)
+        return dataset.add_column(ROW, np.arange(len(dataset))).add_column(HALF, self.halves)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
         if ROW not in columns:
-            self._signature_columns = [*columns, ROW]  # type: ignore[assignment]
+            self._signature_columns = [*columns, ROW, HALF]  # type: ignore[assignment]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
-        if self.args.mixup_weight == 0:
+        if self.args.mixup_weight == 0 or not isinstance(self.train_dataset, Dataset):
             return super()._get_train_sampler(train_dataset)
         if self._train_batch_size % 2:
             raise ValueError(
@@ -160,11 +164,11 @@ class SFTMixTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """NTP loss of `SFTTrainer` plus `mixup_weight` times the mixed loss over the same number of tokens."""
-        rows = inputs.pop(ROW, None)
+        rows, halves = inputs.pop(ROW, None), inputs.pop(HALF, None)
         if rows is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
-        self._positions, self._mixed_sum = self._plan(rows.tolist(), labels), None
+        self._positions, self._mixed_sum = self._plan(rows.tolist(), halves.tolist(), labels), None
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         ntp = result[0] if return_outputs else result
         tokens = (labels[:, 1:] != IGNORED).sum()
@@ -176,8 +180,8 @@ class SFTMixTrainer(SFTTrainer):
         loss = ntp + self.args.mixup_weight * mixed
         return (loss, result[1]) if return_outputs else loss
 
-    def _plan(self, rows: list[int], labels: Tensor) -> MixedPositions:
-        places = pairs_in_batch(rows, self.halves)
+    def _plan(self, rows: list[int], halves: list[int], labels: Tensor) -> MixedPositions:
+        places = pairs_in_batch(halves)
         pairs = [(rows[confident], rows[unconfident]) for confident, unconfident in places]
         mixture = draw_mixture(self.args.mixup_alpha, self.args.seed_of_mixup, self.state.global_step, pairs)
         return mixed_positions(labels, places, mixture)
