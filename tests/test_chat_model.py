@@ -10,7 +10,7 @@ import types
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stub_client import running_stub
 
@@ -282,6 +282,7 @@ def test_a_redirect_is_not_followed():
     assert verdict.stops and "name the final one" in verdict.error
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text(), st.integers(0, 30))
 def test_secrets_are_hidden_wherever_they_stand(around, place):
     key = "my-odd-key-0815"
@@ -346,6 +347,7 @@ def test_what_error_statuses_mean(status, body, wait, expected):
     assert not verdict.answered and verdict.text is None
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.integers(300, 599),
     st.recursive(
