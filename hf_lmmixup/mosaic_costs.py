@@ -1,7 +1,6 @@
 """How many tokens the marks and sentences of a mosaic take, counted once per template file instead of once per mosaic.
 
-Example, with a BERT tokenizer: `Task 88:` and its line break take 3 tokens, `[START]` and `[STOP]` 6, the longest
-sentence of the type `again` 17.
+Example, with a BERT tokenizer: `Task 88:` and a line break take 3 tokens, `[START]` and `[STOP]` 6.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ JOINTS = 4
 """Tokens added per row: where two texts meet, a tokenizer may need one more than for the two alone."""
 
 SEPARATORS = ("\n\n", "\n\n\n", "\n\n---\n\n", "\n\n***\n\n", "\n\n=====\n\n")
-"""What may stand between two answers; later ones only where an earlier one occurs inside an answer."""
+"""What may stand between answers without marks; later ones only where an earlier one occurs inside an answer."""
 
 
 @dataclass(frozen=True)
@@ -22,30 +21,32 @@ class TemplateCosts:
     """Tokens of the marks and sentences of a template file.
 
     Attributes:
-        numbers: Per way of numbering, once in the prompt and once in the answer.
+        numbers: Per way of numbering, in the prompt and in the answers together.
         wrappers: Per pair of marks.
         sequence: Per number in a list of numbers.
-        separator: Twice the longest separator, for prompt and answers.
-        phrases: Type -> its longest phrasing.
+        blank: A blank line.
+        separator: The longest of `SEPARATORS`.
+        phrases: Type -> tokens of each phrasing; without the values of its placeholders, but with a number.
     """
 
     numbers: tuple[int, ...]
     wrappers: tuple[int, ...]
     sequence: int
+    blank: int
     separator: int
-    phrases: dict[str, int]
+    phrases: dict[str, tuple[int, ...]]
 
     def item(self, number: int, wrapper: int) -> int:
-        """Marks around one row, in one turn."""
+        """What surrounds one row in one turn, in the prompt and in the answers; -1 means none."""
+        if number < 0 and wrapper < 0:
+            return self.blank + self.separator + JOINTS
         marks = (self.numbers[number] if number >= 0 else 0) + (self.wrappers[wrapper] if wrapper >= 0 else 0)
-        return marks + self.separator + JOINTS
+        return marks + 2 * self.blank + JOINTS
 
-    def sentences(self, strategy: str, method: str, wrapper: int, turns: int) -> int:
-        """The meta-instructions of one mosaic at their longest, over all turns."""
-        kinds = [] if strategy == "primary" else ["intro", "numbered"]
-        kinds += ["wrapped"] if wrapper >= 0 else []
-        kinds += [f"{'order' if strategy == 'permute' else 'mask'}_{method}", "ties"] if method else []
-        return sum(self.phrases[kind] for kind in kinds) + (turns - 1) * self.phrases["again"]
+    def sentences(self, chosen: Sequence[tuple[str, float]], wrapper: int) -> int:
+        """Sentences by type and draw, with the marks that they name."""
+        tokens = sum(self.phrases[kind][int(draw * len(self.phrases[kind]))] for kind, draw in chosen)
+        return tokens + self.blank + (self.wrappers[wrapper] + JOINTS if wrapper >= 0 else 0)
 
 
 def template_costs(
@@ -59,19 +60,17 @@ def template_costs(
         max_number: The largest number that may be written.
     """
     largest = "8" * len(str(max_number))
-    longest_open, longest_close = (max((pair[side] for pair in templates.wrappers), key=len) for side in (0, 1))
-    values = {"count": largest, "sequence": "", "open": longest_open, "close": longest_close}
-    kinds = [kind for kind, phrasings in templates.phrases.items() for _ in phrasings]
-    phrases = [text.format(**values) + " " for phrasings in templates.phrases.values() for text in phrasings]
-    longest: dict[str, int] = {}
-    for kind, count in zip(kinds, counter(phrases), strict=True):
-        longest[kind] = max(longest.get(kind, 0), count + 1)
+    values = {"count": largest, "sequence": "", "open": "", "close": ""}
     numbers = counter([number.replace("{n}", largest) + "\n" for number in templates.numbers])
     marks = counter([mark for pair in templates.wrappers for mark in pair])
     return TemplateCosts(
         numbers=tuple(2 * count for count in numbers),
         wrappers=tuple(a + b for a, b in zip(marks[::2], marks[1::2], strict=True)),
         sequence=max(counter([f"{largest}{separator}" for separator in templates.sequences])),
-        separator=2 * max(counter(list(SEPARATORS))),
-        phrases=longest,
+        blank=counter(["\n\n"])[0],
+        separator=max(counter(list(SEPARATORS))),
+        phrases={
+            kind: tuple(count + 1 for count in counter([f"{phrase.format(**values)} " for phrase in phrasings]))
+            for kind, phrasings in templates.phrases.items()
+        },
     )

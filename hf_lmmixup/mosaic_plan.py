@@ -6,8 +6,8 @@ mosaic of the same pass. One plan::
 
     MosaicPlan(rows=[17, 4, 9], strategy="maskout", method="odd", masked=(0, 2), ...)   # answers row 4 only
 
-Tokens are counted once per row; a mosaic's size is the sum over its rows, plus the marks of its layout, plus its
-sentences at their longest, plus the chat template. Method: Mosaic-IT, arXiv 2405.13326.
+Tokens are counted once per row; a mosaic's size is the sum over its rows, plus the marks of its layout, its sentences
+and the chat template. Method: Mosaic-IT, arXiv 2405.13326.
 """
 
 import random
@@ -57,6 +57,12 @@ SHAPE_DRAWS = 5
 """Random numbers for strategy, wrapping, marks, numbering and method, before those of `Draws`."""
 
 
+TIED = frozenset(
+    ["alphabetical", "reverse_alphabetical", "fewest_words", "most_words", "fewest_characters", "most_characters"]
+    + ["longest", "shortest"]
+)
+"""Methods that compare instructions, so a sentence must say what happens to equal ones."""
+
 NO_DRAWS = Draws(*[0.0] * len(Draws._fields))
 """For rows that pass unchanged."""
 
@@ -84,6 +90,28 @@ class MosaicPlan:
     draws: Draws
     masked: tuple[int, ...] = ()
     reason: str = ""
+
+    def sentences(self, *, wrapped: bool) -> list[tuple[str, float]]:
+        """The meta-instructions of the first turn: type and draw of the phrasing, in the order of writing.
+
+        Args:
+            wrapped: Whether answers stand between marks.
+        """
+        draws, chosen = self.draws, []
+        if self.strategy == "primary":
+            return []
+        if draws.with_intro < 0.5:
+            chosen.append(("intro", draws.intro))
+        if self.number >= 0 and draws.with_numbered < 0.5:
+            chosen.append(("numbered", draws.numbered))
+        if wrapped:
+            chosen.append(("wrapped", draws.wrapped))
+        if self.method:
+            kind = "order" if self.strategy == "permute" else "mask"
+            chosen.append((f"{kind}_{self.method}", draws.method))
+        if self.method in TIED:
+            chosen.append(("ties", draws.ties))
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -155,7 +183,7 @@ class PassPlanner:
         return plans
 
     def size(self, plan: MosaicPlan) -> int:
-        """Upper bound of the tokens of a mosaic, and exact but for the template's estimate for a lone row."""
+        """Upper bound of the tokens of a mosaic; exact for a lone row."""
         group = self._groups[plan.rows[0]]
         tokens = sum(self._tokens[row] for row in plan.rows)
         if len(plan.rows) == 1:
@@ -200,12 +228,11 @@ class PassPlanner:
     def _room(self, plan: MosaicPlan, group: int) -> tuple[int, int]:
         """Tokens left for rows in an empty mosaic, and tokens that each row takes besides its texts."""
         turns = self.rows.turns[group]
-        sentences = self.costs.sentences(plan.strategy, plan.method, plan.wrapper, turns)
-        per_row = turns * self.costs.item(plan.number, plan.wrapper)
-        return (
-            self.budget - self.rows.overhead[group] - sentences,
-            per_row + (self.costs.sequence if plan.method == "given" else 0),
-        )
+        again = [("again", plan.draws.again)] * (turns - 1) if plan.strategy != "primary" else []
+        sentences = plan.sentences(wrapped=plan.wrapper >= 0) + again
+        room = self.budget - self.rows.overhead[group] - self.costs.sentences(sentences, plan.wrapper)
+        listed = self.costs.sequence if plan.method == "given" else 0
+        return room, turns * self.costs.item(plan.number, plan.wrapper) + listed
 
     def _close(self, plan: MosaicPlan, plans: list[MosaicPlan]) -> list[int]:
         """Finish a mosaic: choose what `maskout` skips and return those rows."""

@@ -31,13 +31,6 @@ from hf_lmmixup.mosaic_rows import Item
 from hf_lmmixup.mosaic_templates import Templates
 
 
-TIED = frozenset(
-    ["alphabetical", "reverse_alphabetical", "fewest_words", "most_words", "fewest_characters", "most_characters"]
-    + ["longest", "shortest"]
-)
-"""Methods that compare instructions, so the instruction must say what happens to equal ones."""
-
-
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How answers are told apart.
@@ -232,37 +225,24 @@ class MosaicWriter:
         joined = ("\n" if plan.draws.task_gap < 0.5 else "\n\n").join(tasks)
         if plan.strategy == "primary":
             return joined
-        sentences = [self._pick("again", plan.draws.again)] if turn else self._sentences(plan, items, order, layout)
+        sentences = self._sentences(plan, len(items), order, layout, turn)
         if not sentences:
             return joined
-        parts = [" ".join(sentences), joined]
-        if plan.draws.sentences_last < 0.5:
-            parts.reverse()
+        parts = (joined, sentences) if plan.draws.sentences_last < 0.5 else (sentences, joined)
         return ("\n" if plan.draws.sentence_gap < 0.5 else "\n\n").join(parts)
 
-    def _sentences(self, plan: MosaicPlan, items: Sequence[Item], order: list[int], layout: Layout) -> list[str]:
-        """The meta-instructions of the first turn."""
-        sentences = []
-        if plan.draws.with_intro < 0.5:
-            sentences.append(self._pick("intro", plan.draws.intro, count=len(items)))
-        if layout.number and plan.draws.with_numbered < 0.5:
-            sentences.append(self._pick("numbered", plan.draws.numbered))
-        if layout.open:
-            marks = {"open": layout.open.strip(), "close": layout.close.strip()}
-            sentences.append(self._pick("wrapped", plan.draws.wrapped, **marks))
-        if plan.strategy == "permute":
-            sentences.append(self._pick(f"order_{plan.method}", plan.draws.method, sequence=self._list(order, plan)))
-        if plan.strategy == "maskout":
-            numbers = [place + 1 for place in plan.masked]
-            values = {"sequence": self._list(numbers, plan), "count": len(numbers)}
-            sentences.append(self._pick(f"mask_{plan.method}", plan.draws.method, **values))
-        if plan.method in TIED:
-            sentences.append(self._pick("ties", plan.draws.ties))
-        return sentences
-
-    def _list(self, numbers: Sequence[int], plan: MosaicPlan) -> str:
-        sequences = self.templates.sequences
-        return sequences[int(plan.draws.sequence * len(sequences))].join(map(str, numbers))
+    def _sentences(self, plan: MosaicPlan, items: int, order: list[int], layout: Layout, turn: int) -> str:
+        """The meta-instructions of one turn, filled in."""
+        if turn:
+            return self._pick("again", plan.draws.again)
+        masked = [place + 1 for place in plan.masked]
+        separator = self.templates.sequences[int(plan.draws.sequence * len(self.templates.sequences))]
+        listed = separator.join(map(str, masked or order))
+        marks = {"open": layout.open.strip(), "close": layout.close.strip()}
+        return " ".join(
+            self._pick(kind, draw, count=items if kind == "intro" else len(masked), sequence=listed, **marks)
+            for kind, draw in plan.sentences(wrapped=bool(layout.open))
+        )
 
     def _pick(self, kind: str, draw: float, **values: object) -> str:
         phrasings = self.templates.phrases[kind]
