@@ -65,11 +65,14 @@ def _locate(package: str) -> tuple[Path, str]:
         raise ValueError(f"No Python source of {package!r} here. Install it, or name stdlib or another package.")
     origin = Path(spec.origin)
     root = origin.parent if origin.name == "__init__.py" else origin
+    return root, _license(package)
+
+
+def _license(package: str) -> str:
     if package in sys.stdlib_module_names:
-        return root, "PSF-2.0"
+        return "PSF-2.0"
     fields = importlib.metadata.metadata(importlib.metadata.packages_distributions()[package][0])
-    license_name = fields.get("License-Expression") or (fields.get("License") or "unknown").splitlines()[0]
-    return root, license_name
+    return fields.get("License-Expression") or (fields.get("License") or "unknown").splitlines()[0]
 
 
 def _module_name(path: Path, root: Path, package: str) -> str:
