@@ -1,0 +1,205 @@
+"""Distillation without a model that writes: the best pair of a cluster, completed with what only the others say.
+
+The pair with the best score (of equals the most central one) is kept word for word. Sentences of the other answers are
+added while they concern the question, repeat nothing that is already there and state a fact that is missing, in the
+order of maximal marginal relevance (MMR; Carbonell and Goldstein, 1998). One cluster::
+
+    Q: Why do tides occur?  A: The Moon pulls the oceans.                             score 2
+    Q: tides                A: The Moon pulls the sea. High water comes twice a day.  score 1
+    ->  Q: Why do tides occur?  A: The Moon pulls the oceans. High water comes twice a day.
+
+Nothing can be invented this way, and nothing is repaired either: this mode is for those who have neither a GPU nor an
+endpoint, and it is the floor that a distiller has to beat.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from hf_lmmixup.distilled_rows import (
+    Distilled,
+    DistilledOutcome,
+    clusters_of,
+    distilled_dataset,
+    score_of,
+    source_text,
+)
+from hf_lmmixup.encoder import Encoder
+from hf_lmmixup.facts import Facts, extract_facts, merged_facts
+from hf_lmmixup.prompts import distillation_messages, prompt_hash
+from hf_lmmixup.records import Distillation, TaskType, pair_text
+from hf_lmmixup.wording import split_sentences
+
+
+logger = logging.getLogger(__name__)
+
+NAME = "extractive"
+"""Name of the distiller in the lineage."""
+
+RELEVANCE_WEIGHT = 0.7
+"""MMR's lambda: relevance against novelty (0.7 is the usual choice for short summaries)."""
+
+MIN_RELEVANCE = 0.3
+"""Smallest cosine between a sentence and the pair that it completes; it belongs to the MiniLM encoder."""
+
+MAX_SIMILARITY = 0.85
+"""A sentence closer than this to one that is there already is a repetition."""
+
+MIN_NEW_WORDS = 2
+"""A sentence must add a number, a name or code, or so many content words."""
+
+MAX_GROWTH = 3.0
+"""The answer may grow to this many times the length of the best answer, or of `SHORT` characters."""
+
+SHORT = 200
+
+CHUNK = 512
+"""Clusters whose sentences are embedded together."""
+
+
+def distill_extractively(
+    clustered: Dataset,
+    encoder: Encoder,
+    *,
+    task_type: TaskType | str = TaskType.QA,
+    relevance_weight: float = RELEVANCE_WEIGHT,
+    min_relevance: float = MIN_RELEVANCE,
+    progress: Callable[[int], None] | None = None,
+) -> DistilledOutcome:
+    """Distil every cluster into one row without a model that writes.
+
+    Args:
+        clustered: Rows with `id`, `prompt`, `completion` and `cluster_id`; `score` if there is one.
+        encoder: For the similarity of sentences.
+        task_type: `qa` or `para`; the other forms cannot take further sentences.
+        relevance_weight: Weight of relevance against novelty, in [0, 1].
+        min_relevance: Smallest cosine between a sentence and the pair that it completes.
+        progress: Called with the number of clusters done since the last call.
+
+    Returns:
+        Rows with the columns of `records.DISTILLED`, by cluster, and for every row without a cluster the reason. The
+        order of the input rows has no influence.
+
+    Raises:
+        ValueError: If the task type is another one or the weight is out of range.
+    """
+    if TaskType(task_type) not in (TaskType.QA, TaskType.PARA):
+        raise ValueError(
+            f"The extractive mode writes 'qa' and 'para', not {str(task_type)!r}; name a distiller instead."
+        )
+    if not 0 <= relevance_weight <= 1:
+        raise ValueError(f"relevance_weight={relevance_weight} must lie between 0 and 1.")
+    dropped: dict[str, str] = {}
+    results: list[Distilled] = []
+    waiting = clusters_of(clustered, dropped)
+    while clusters := list(islice(waiting, CHUNK)):
+        embeddings = _embed(clusters, encoder)
+        for cluster in clusters:
+            results.append(_merge(cluster, embeddings, TaskType(task_type), relevance_weight, min_relevance))
+        if progress is not None:
+            progress(len(clusters))
+    return DistilledOutcome(distilled_dataset(results, TaskType(task_type), NAME), dropped)
+
+
+def _embed(clusters: Sequence[list[dict[str, Any]]], encoder: Encoder) -> dict[str, np.ndarray]:
+    """Unit vectors (d,) of all pairs and of the sentences of all answers."""
+    texts: dict[str, None] = {}
+    for cluster in clusters:
+        for row in cluster:
+            texts[pair_text(row["prompt"], row["completion"])] = None
+            if len(cluster) > 1:
+                texts |= dict.fromkeys(_sentences(row["completion"]))
+    vectors = encoder.encode(list(texts))
+    return dict(zip(texts, vectors, strict=True))
+
+
+def _merge(
+    rows: list[dict[str, Any]],
+    embeddings: dict[str, np.ndarray],
+    task_type: TaskType,
+    relevance_weight: float,
+    min_relevance: float,
+) -> Distilled:
+    pairs = np.array([embeddings[pair_text(row["prompt"], row["completion"])] for row in rows])
+    centrality = pairs @ pairs.mean(axis=0)
+    # Rounded, so that sums of another order cannot turn the choice round.
+    best = max(range(len(rows)), key=lambda i: (score_of(rows[i]), round(float(centrality[i]), 5), -i))
+    base = rows[best]["completion"].strip()
+    others = [row["completion"] for i, row in enumerate(rows) if i != best]
+    offered = list(dict.fromkeys(text for other in others for text in _sentences(other)))
+    added: list[str] = []
+    if offered:
+        told = np.array([pairs[best], *(embeddings[text] for text in _sentences(base))])
+        vectors = np.array([embeddings[text] for text in offered])
+        order = _additions(offered, vectors, told, base, relevance_weight, min_relevance)
+        added = [offered[i] for i in order]
+    answer = " ".join([_ended(base), *map(_ended, added)]) if added else base
+    if task_type is TaskType.QA:
+        answer = pair_text(rows[best]["prompt"].strip(), answer)
+    reasoning = (
+        f"Kept the best of {len(rows)} texts and added {len(added)} of {len(offered)} sentences of the others: those "
+        "that concern the same question and state something new."
+    )
+    messages = distillation_messages([source_text(row, task_type) for row in rows], task_type)
+    return Distilled(rows, Distillation(reasoning, answer), prompt_hash(messages))
+
+
+def _additions(
+    texts: list[str], vectors: np.ndarray, told: np.ndarray, base: str, relevance_weight: float, min_relevance: float
+) -> list[int]:
+    r"""Which sentences to add, in order: $\arg\max_s \lambda \cos(s, p) - (1 - \lambda) \max_t \cos(s, t)$.
+
+    Args:
+        texts: The sentences offered.
+        vectors: Their unit vectors (m, d).
+        told: Unit vectors (1 + t, d) of the pair `p` and of the sentences `t` of its answer.
+        base: The answer.
+        relevance_weight: Lambda.
+        min_relevance: Floor of the first cosine.
+    """
+    relevance = vectors @ told[0]
+    repetition = (vectors @ told[1:].T).max(axis=1, initial=-1.0)
+    known, length, limit = extract_facts(base), len(base), MAX_GROWTH * max(SHORT, len(base))
+    facts = [extract_facts(text) for text in texts]
+    left = [i for i in range(len(texts)) if relevance[i] >= min_relevance]
+    chosen: list[int] = []
+    while True:
+        left = [i for i in left if repetition[i] <= MAX_SIMILARITY and length + len(texts[i]) <= limit]
+        left = [i for i in left if _adds(facts[i], known)]
+        if not left:
+            return chosen
+        worth = relevance_weight * relevance - (1 - relevance_weight) * repetition
+        # Rounded, with the text to break ties: sums of another order must not turn the choice round.
+        pick = max(left, key=lambda i: (round(float(worth[i]), 5), texts[i]))
+        left.remove(pick)
+        chosen.append(pick)
+        length += len(texts[pick])
+        known = merged_facts([base, *(texts[i] for i in chosen)])
+        repetition = np.maximum(repetition, vectors @ vectors[pick])
+
+
+def _adds(facts: Facts, known: Facts) -> bool:
+    """Whether a sentence states something that is missing."""
+    hard = facts.numbers - known.numbers or (facts.names | facts.code) - known.tokens
+    return bool(hard) or len(facts.words - known.words) >= MIN_NEW_WORDS
+
+
+def _sentences(completion: str) -> list[str]:
+    """Sentences that can stand alone: lines of code and of lists, and questions, cannot."""
+    if "```" in completion:
+        return []
+    lines = [line.strip() for line in completion.splitlines()]
+    found = [sentence for line in lines for sentence in split_sentences(line) if not _is_item(line)]
+    return [sentence for sentence in found if len(sentence.split()) > 2 and not sentence.endswith("?")]
+
+
+def _is_item(line: str) -> bool:
+    return line.startswith(("-", "*", "#", "|", ">")) or line[:2].rstrip(".)").isdigit()
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith((".", "!", "?", "`", ":", ";", "\u3002")) else text + "."
