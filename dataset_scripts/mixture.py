@@ -30,7 +30,7 @@ from hf_lmmixup.construction import Construction, construct
 from hf_lmmixup.construction_plan import Plan, Writer, make_drafts
 from hf_lmmixup.encoder import load_encoder
 from hf_lmmixup.journal import Journal
-from hf_lmmixup.mixture_repository import Configuration, Origin, write_repository
+from hf_lmmixup.mixture_repository import Configuration, Origin, license_of, write_repository
 from hf_lmmixup.offline_writer import OfflineWriter
 from hf_lmmixup.records import TaskType
 
@@ -128,6 +128,7 @@ def build_own(options: argparse.Namespace) -> int:
     print(f"{len(segments)} segments of {len({part.article for part in segments})} articles; left out: {cut.dropped}")
     if not segments:
         raise ValueError("No segment to work on. Articles need paragraphs of prose of 25 words and more.")
+    license_of(_origins(segments))  # what cannot be combined is refused before any work
     if options.dry_run:
         print_plan(segments, plan, options)
         return 0

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from datasets import Dataset
 
+from hf_lmmixup import licenses
 from hf_lmmixup.mixture_rows import FORMS
 from hf_lmmixup.records import TaskType
 
@@ -78,14 +79,14 @@ def write_repository(
         configurations: The first is the default one.
         title: Headline of the card.
         description: Text of the card below it, in Markdown, by the caller: it is not escaped.
-        origins: Provenance. One common license becomes that of the dataset, several become `other`.
+        origins: Provenance; `license_of` them becomes the license of the dataset.
         rows_per_shard: Rows of each Parquet file at most.
 
     Returns:
         The files written, in order, card last.
 
     Raises:
-        ValueError: If there is no row at all.
+        ValueError: If there is no row at all, or the licenses cannot be combined.
     """
     if not any(clusters for configuration in configurations for clusters in configuration.clusters.values()):
         raise ValueError("There is no cluster to write; see the counts of dropped ones for the reason.")
@@ -98,6 +99,16 @@ def write_repository(
     card = folder / "README.md"
     card.write_text(_card(configurations, title, description, origins), encoding="utf-8")
     return [*files, card]
+
+
+def license_of(origins: Sequence[Origin]) -> str | list[str]:
+    """What the card's `license` says: the licenses that cover all origins, or `other` where one is not the Hub's.
+
+    Raises:
+        ValueError: If an origin allows no adaptations, or two exclude each other.
+    """
+    merged = licenses.merge({f"{origin.source} under {origin.license}": origin.license for origin in origins})
+    return licenses.as_metadata(merged) if set(merged) <= licenses.LISTED else "other"
 
 
 def _write_shards(
@@ -125,11 +136,10 @@ def _card(configurations: Sequence[Configuration], title: str, description: str,
 
 
 def _front_matter(configurations: Sequence[Configuration], title: str, origins: Sequence[Origin]) -> dict[str, Any]:
-    licenses = sorted({origin.license for origin in origins})
     rows = len(_distinct(configurations))
     size = next((name for limit, name in SIZE_CATEGORIES if rows < limit), "n>1M")
     return {
-        "license": licenses[0] if len(licenses) == 1 else "other",
+        "license": license_of(origins),
         "language": ["en"],
         "pretty_name": title,
         "task_categories": ["text-generation"],

@@ -38,6 +38,12 @@ PEEKED_ROWS = 200
 FIELDS = {"sft": ("instruction", "input", "output", "cot"), "grpo": ("input", "output", "task_type")}
 """What a row of each kind of file must have, as text."""
 
+SPELLINGS = {f"{kind.value}{ending}": kind for kind in TaskType for ending in ("", "_mixup")} | {
+    "paragraph": TaskType.PARA,
+    "paragraph_mixup": TaskType.PARA,
+}
+"""The published spellings: `qa` in file names, `qa_mixup` in GRPO rows, `paragraph` in the kNN library."""
+
 _SFT_FILE = re.compile(r"merged_(train|test)_([a-z]+)_noisy\.json")
 _COLD_START_FILE = re.compile(r"merged_all_\d+\.json")
 _GRPO_FILE = re.compile(r"(train|test)\.json")
@@ -65,13 +71,13 @@ class MixtureFile:
 
 
 def task_type_of(spelling: str) -> TaskType:
-    """One task type from the published spellings: `qa`, `qa_mixup`, and `paragraph` for `para`.
+    """One task type from a published spelling.
 
     Raises:
-        ValueError: If it is none of them.
+        ValueError: If it is none of `SPELLINGS`.
     """
-    plain = spelling.strip().lower().removesuffix("_mixup")
-    return TaskType("para" if plain == "paragraph" else plain)
+    plain = spelling.strip().lower()
+    return SPELLINGS.get(plain) or TaskType(plain.removesuffix("_mixup"))
 
 
 def describe(path: str, *, name: str | None = None, split: str | None = None) -> MixtureFile | None:
@@ -260,10 +266,8 @@ def _task_type(row: dict[str, str | None], file: MixtureFile, number: int) -> Ta
             raise RowError(f"{file.name}: row {number}: field 'task_type': {error}") from error
     if file.task_type is not None:
         return file.task_type
-    try:
-        return task_type_of(row.get("source") or "")
-    except ValueError:
-        pass
+    if (named := (row.get("source") or "").strip().lower()) in SPELLINGS:
+        return SPELLINGS[named]
     output = str(row["output"]).strip()
     for task_type in (TaskType.MCQ, TaskType.QA, TaskType.TFQ, TaskType.CS):
         labels = ANSWER_LABELS[task_type]

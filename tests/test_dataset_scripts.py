@@ -12,7 +12,7 @@ from datasets import Dataset, get_dataset_config_names, load_dataset
 
 from hf_lmmixup import bundled, mixture
 from hf_lmmixup.articles import segment
-from hf_lmmixup.mixture_repository import Configuration, Origin, escape, write_repository
+from hf_lmmixup.mixture_repository import Configuration, Origin, escape, license_of, write_repository
 from hf_lmmixup.mixture_rows import GRPO, RAW, SFT
 
 
@@ -95,7 +95,7 @@ def test_own_articles_end_to_end(articles, tmp_path, capsys):
     assert topics[0] and topics[1] and not topics[0] & topics[1]
     assert set(sets["raw"]["train"]["source"]) == {"notes (CC0-1.0)", "notes (CC-BY-4.0)"}
     card = (folder / "README.md").read_text()
-    assert yaml.safe_load(card.split("---")[1])["license"] == "other"
+    assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0"
     assert "| notes | CC0-1.0 | 10 |" in card and "| notes | CC-BY-4.0 | 10 |" in card
     assert script.main(command) == 0  # again, in place
     again = load_dataset(str(folder), "grpo", split="train", cache_dir=str(tmp_path / "again"))
@@ -160,10 +160,32 @@ def test_foreign_words_cannot_reach_the_front_matter(tmp_path):
     )
     card = (tmp_path / "README.md").read_text()
     front = next(yaml.safe_load_all(card.partition("---\n")[2].partition("\n---\n\n#")[0]))
-    assert front["license"] == evil and front["pretty_name"] == evil
+    assert front["license"] == "other" and front["pretty_name"] == evil
     body = card.partition("\n---\n\n#")[2]
     assert "<script>" not in body and "\n---\n" not in body
     assert escape("a|b\nc <d>") == "a\\|b c &lt;d>"
+
+
+@pytest.mark.parametrize(
+    "found, license_name",
+    [
+        (["CC-BY-4.0"], "cc-by-4.0"),
+        (["CC0-1.0", "MIT"], "mit"),  # what is dedicated asks for nothing
+        (["MIT", "Apache-2.0"], ["apache-2.0", "mit"]),  # both to be honored
+        (["MIT", "CC-BY-SA-4.0"], "cc-by-sa-4.0"),  # shared alike
+        (["PSF-2.0"], "other"),  # the Hub has no name for it
+        (["MIT", "my own"], "other"),
+    ],
+)
+def test_the_license_covers_all_origins(found, license_name):
+    assert license_of([Origin("notes", name, 1) for name in found]) == license_name
+
+
+def test_a_license_that_forbids_adaptations_is_refused_before_any_work(tmp_path, capsys):
+    row = {"title": "a", "text": "word " * 30, "source": "wiki", "license": "CC-BY-ND-4.0"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    assert script.main(["build", str(tmp_path / "own"), "--articles", str(tmp_path / "a.jsonl")]) == 1
+    assert "allows no adaptations" in capsys.readouterr().err
 
 
 def test_shards_hold_all_rows_in_order(tmp_path):

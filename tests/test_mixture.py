@@ -7,8 +7,8 @@ import sys
 import textwrap
 from itertools import product
 
+import loopback_hub
 import pytest
-import read_only_hub
 from datasets import get_dataset_config_names, load_dataset
 
 from hf_lmmixup import bundled, mixture, published
@@ -410,8 +410,15 @@ def test_the_published_repository(per_task, tmp_path):
         except FileNotFoundError as error:
             print(error)
     """
-    with read_only_hub.serve("dokiik/MIXTURE", per_task) as (endpoint, requests):
-        environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": endpoint}
+    with loopback_hub.serve(tmp_path / "hub") as hub:
+        tree = {
+            path.relative_to(per_task).as_posix(): hub.store.small_entry(path.read_bytes())
+            for path in per_task.rglob("*.json")
+        }
+        hub.store.create("datasets/dokiik/MIXTURE", private=False, user="dokiik")
+        hub.store.commit("datasets/dokiik/MIXTURE", "main", None, tree, "data", "dokiik")
+        address = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+        environment = {**os.environ, **address}
         done = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(script), str(per_task)],
             env=environment,
@@ -420,4 +427,4 @@ def test_the_published_repository(per_task, tmp_path):
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Cannot list hf://datasets/nobody/MIXTURE") and "Pass data_dir=FOLDER" in done.stdout
-    assert any("/dokiik/MIXTURE/resolve/" in line for line in requests), requests
+    assert any("/dokiik/MIXTURE/resolve/" in line for line in hub.requests), hub.requests
