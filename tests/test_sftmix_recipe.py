@@ -1,0 +1,94 @@
+"""The script `recipes/sftmix.py` and its recipes: strict, and one file does reference run, mosaics and mixing."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY
+
+from hf_lmmixup.sftmix import load_confidence
+from hf_lmmixup.tiny_distiller import build_tiny_distiller
+
+
+RECIPES = sorted((REPOSITORY / "recipes").rglob("sftmix*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("sftmix_script", REPOSITORY / "recipes" / "sftmix.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sftmix_script"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["sftmix_script"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.parent.name)
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+def test_recipes_parse_strictly(script, recipe):
+    arguments, training, model, _ = script.make_parser().parse_args_and_config(
+        ["--config", str(recipe), "--use_cpu", "true"]
+    )
+    assert training.mixup_weight == 0.2 and training.mixup_alpha == 0.5
+    assert arguments.dataset_name and model.model_name_or_path and training.output_dir
+
+
+def test_there_are_two_recipes():
+    assert [recipe.parent.name for recipe in RECIPES] == ["quickstart", "qwen2.5-1.5b"]
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+def test_unknown_keys_and_options_fail(script, tmp_path):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"mixup_wait": 0.3}))
+    with pytest.raises(ValueError, match="mixup_wait"):
+        script.make_parser().parse_args_and_config(["--config", str(tmp_path / "r.yaml"), "--use_cpu", "true"])
+    with pytest.raises(ValueError, match="mixup_wait"):
+        script.make_parser().parse_args_and_config(["--mixup_wait", "0.3", "--use_cpu", "true"])
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+def test_one_recipe_distilled_rows_mosaics_and_mixing(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("CI", "1")  # TRL reports no usage from there
+    torch.set_num_threads(1)
+    rows = [
+        {"prompt": f"What is {i} plus one?", "completion": f"It is {i + 1}.", "origin": "distilled", "cluster_id": i}
+        for i in range(16)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    model = build_tiny_distiller(tmp_path / "tiny", [row["completion"] for row in rows])
+    overrides = {
+        "model_name_or_path": str(model),
+        "dataset_name": str(tmp_path / "rows.jsonl"),
+        "output_dir": str(tmp_path / "out"),
+        "reference_epochs": "1",
+        "num_train_epochs": "1",
+        "per_device_train_batch_size": "4",
+        "logging_steps": "1",
+        "disable_tqdm": "true",
+    }
+    arguments = ["--config", str(REPOSITORY / "recipes" / "quickstart" / "sftmix.yaml")]
+    for name, value in overrides.items():
+        arguments += [f"--{name}", value]
+    for seed in ("0", "1"):  # the second run finds the table of the first
+        script.main(*script.make_parser().parse_args_and_config([*arguments, "--seed", seed]))
+        table = load_confidence(tmp_path / "out" / "confidence.parquet")
+        assert len(table) == 16
+        assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "confidence.svg").is_file()
+    assert len(list((tmp_path / "out" / "reference").glob("checkpoint-*"))) == 1  # the reference ran once
+
+    missing = [*arguments, "--confidence", str(tmp_path / "none.parquet")]
+    with pytest.raises(FileNotFoundError, match="none.parquet"):
+        script.main(*script.make_parser().parse_args_and_config(missing))
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+def test_data_must_be_named(script, tmp_path):
+    arguments, _, _, mixture = script.make_parser().parse_args_and_config(
+        ["--output_dir", str(tmp_path), "--use_cpu", "true"]
+    )
+    with pytest.raises(ValueError, match="Name the data"):
+        script.read_rows(arguments, mixture)
