@@ -4,7 +4,7 @@ Embeddings are unit rows, so the inner product is the cosine. No n x n matrix is
 row. A row is never its own neighbour, and it is left out by its number, not by its position, because the row in first
 place may be an exact duplicate.
 
-Below `EXACT_BELOW` rows the graph is exact. Above, it is an inverted file: k-means cells, and each row is compared
+Up to `EXACT_BELOW` rows the graph is exact. Above, it is an inverted file: k-means cells, and each row is compared
 with the rows of the cells next to its own. How many cells is not guessed: on a sample of rows the exact neighbours are
 found, the fewest cells that hold 95 % of them are taken, and the share they hold is logged and kept as `recall`.
 
@@ -23,12 +23,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from hf_lmmixup.exact_search import search, search_all
+
 
 logger = logging.getLogger(__name__)
-
-# FAISS compares a block of under 128,000 / d queries vector by vector. Measured with 256 queries, d = 384 and 16,384
-# rows on one core: 13 GFLOP/s, against 117 as a matrix product. Below 20 queries the former is the faster one.
-faiss.cvar.distance_compute_blas_threshold = 20
 
 EXACT_BELOW = 50_000
 """Row count up to which the graph is exact; on two cores a brute-force graph then takes about fifteen seconds."""
@@ -152,8 +150,7 @@ def top_k(embeddings: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarr
     if not len(rows) or not len(wanted):
         empty = (len(wanted), min(k, len(rows)))
         return np.zeros(empty, np.float32), np.zeros(empty, np.int64)
-    similarities, indices = faiss.knn(wanted, rows, min(k, len(rows)), metric=faiss.METRIC_INNER_PRODUCT)
-    return similarities, indices
+    return search(rows, wanted, min(k, len(rows)))
 
 
 def rounded(cosines: np.ndarray) -> np.ndarray:
@@ -167,7 +164,7 @@ def build_graph(embeddings: np.ndarray, k: int, *, exact_below: int = EXACT_BELO
     Args:
         embeddings: Unit rows (n, d), float32 or float16.
         k: Neighbours per row; at most n - 1 exist.
-        exact_below: Row count below which the search is exact.
+        exact_below: Row count up to which the search is exact.
         seed: Seed of the cells and of the sample that measures recall.
 
     Returns:
@@ -178,8 +175,8 @@ def build_graph(embeddings: np.ndarray, k: int, *, exact_below: int = EXACT_BELO
     if width == 0:
         nothing = np.full(n, NO_HORIZON, np.float32)
         return NeighborGraph(np.zeros((n, 0), np.int32), np.zeros((n, 0), np.float32), nothing)
-    if n < exact_below:
-        similarities, found = top_k(embeddings, embeddings, width + 1)
+    if n <= exact_below:
+        similarities, found = search_all(_matrix(embeddings), width + 1)
         indices, cosines = _others(found, similarities, np.arange(n), width)
         return NeighborGraph(indices, cosines, _horizon(cosines, n))
     return _cell_graph(embeddings, width, seed)
