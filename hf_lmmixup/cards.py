@@ -2,29 +2,34 @@
 
     (folder / "README.md").write_text(render_dataset_card(facts), encoding="utf-8")
 
-A card is a YAML head that the Hub reads and a Markdown body for people. The head is dumped by a YAML library, never
-pasted together, and every text in the body is escaped, so no name, reason or note of a run can add a key to the head,
-a column to a table or HTML to the page. A card holds no time stamps: equal facts give equal bytes.
+Facts are what `facts.json` of a run directory holds, as far as it is known; a card leaves out the rest. A publication
+adds `repo_id`, `licenses`, `plots` (paths in the repository), and for a distiller `library`, `base_model` and `files`.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from hf_lmmixup.card_markup import decimal, dump_yaml, fenced, one_line, render_card
+from hf_lmmixup.licenses import UNKNOWN, as_metadata
+from hf_lmmixup.secrecy import public_name, public_settings
 
+
+Facts = Mapping[str, Any]
 
 PAPER = "2510.20449"
 """arXiv id of LM-Mixup."""
 
-UNKNOWN_LICENSE = "unknown"
-"""The Hub's word for: nobody said."""
-
-BUNDLED_LICENSE = "apache-2.0"
+OWN_LICENSE = "apache-2.0"
 """License of the rows that come with the package; they were written for it."""
 
-TAGS = ("instruction-distillation", "lm-mixup", "synthetic", "hf_lmmixup")
+TAGS = ("instruction-distillation", "lm-mixup", "hf_lmmixup")
+
+BUNDLED_POOL = "the demo pool that comes with hf_lmmixup"
+BUNDLED_MIXTURE = "the mini MIXTURE that comes with hf_lmmixup"
+
+PLACE = "path/to/this/folder"
+"""What a card that is not published yet calls itself in its code."""
 
 SIZES = (
     (1_000, "n<1K"),
@@ -36,54 +41,121 @@ SIZES = (
 )
 """Rows -> the Hub's `size_categories` (https://huggingface.co/docs/hub/datasets-cards)."""
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]|#~$])")
+JUDGED = ("auc", "spearman", "calibration_error")
+"""What the report of a datastore says of each judge."""
+
+METRICS = ("format", "alignment", "quality", "coverage", "total")
+"""Rewards that are reported as results."""
 
 
-def render_dataset_card(facts: Mapping[str, Any]) -> str:
+def render_dataset_card(facts: Facts) -> str:
     """The card of a distilled dataset.
 
     Args:
-        facts: The facts of a run directory. Optional keys: `license` (a Hub license id), `language` (ISO codes),
-            `repo_id`, `datasets` (Hub ids of the sources) and `base_model`.
+        facts: The facts of a run. Optional: `licenses` (Hub ids), `language` (ISO codes), `datasets` (Hub ids of the
+            sources), `repo_id`, `splits`, `plots`.
 
     Returns:
         The text of README.md.
     """
-    rows = facts["rows"]
-    recipe = facts.get("recipe") or {}
+    files = [{"split": split, "path": f"data/{split}-*"} for split in facts.get("splits") or ["train"]]
     head = {
         "language": _listed(facts.get("language")),
-        "license": license_of(facts),
+        "license": as_metadata(licenses_of(facts)),
         "pretty_name": one_line(facts.get("name", "run")),
-        "size_categories": [size_category(rows["out"])],
+        "size_categories": [size_category(facts["rows"]["out"])],
         "task_categories": ["text-generation"],
-        "tags": list(TAGS),
+        "tags": [*TAGS, "synthetic"],
         "source_datasets": _listed(facts.get("datasets")),
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+        "configs": [{"config_name": "default", "data_files": files}],
     }
-    return _render(
+    return render_card(
         "dataset_card.md.jinja",
         head,
-        facts=facts,
-        ledger=ledger_rows(facts),
-        repo_id=facts.get("repo_id") or "path/to/this/folder",
-        license=head["license"],
-        distiller=_distiller(facts),
-        judged=_judged(facts),
-        source=source_name(recipe.get("input")),
-        scores=_score_rows(facts),
-        versions=facts.get("versions") or {},
-        paper=PAPER,
+        _common(facts)
+        | {
+            "rows": facts["rows"],
+            "ledger": ledger_rows(facts),
+            "notes": (facts.get("ledger") or {}).get("notes") or [],
+            "source": source_name((facts.get("recipe") or {}).get("input")),
+            "scores": _score_rows(facts),
+        },
     )
 
 
-def license_of(facts: Mapping[str, Any]) -> str:
-    """The license of what a run made: the one it was told, that of the bundled rows, or `unknown`."""
-    given = facts.get("license")
-    if given:
-        return one_line(given)
-    bundled = (facts.get("recipe") or {}).get("input") == "bundled"
-    return BUNDLED_LICENSE if bundled else UNKNOWN_LICENSE
+def render_model_card(facts: Facts) -> str:
+    """The card of a distiller: a whole model, or an adapter.
+
+    Args:
+        facts: The facts of a run. Optional: `licenses`, `language`, `base_model` (Hub id), `library` (`transformers`
+            or `peft`), `datasets` (Hub ids it was trained on), `repo_id`, `plots`, `evaluations`.
+
+    Returns:
+        The text of README.md, with the held-out rewards and `evaluations` as `model-index`.
+    """
+    library, base = facts.get("library") or "transformers", facts.get("base_model")
+    trained = [name for name in facts.get("models") or [] if name != "untrained"]
+    licenses = licenses_of(facts)
+    head = {
+        "language": _listed(facts.get("language")),
+        "license": licenses[0] if len(licenses) == 1 else "other",
+        "license_name": None if len(licenses) == 1 else "-and-".join(licenses),
+        "library_name": library,
+        "pipeline_tag": "text-generation",
+        "base_model": base,
+        "base_model_relation": ("adapter" if library == "peft" else "finetune") if base else None,
+        "datasets": _listed(facts.get("datasets")),
+        "tags": [*TAGS, *(["trl"] if trained else []), *(tag for tag in ("grpo",) if "GRPO" in trained)],
+        "model-index": model_index(facts),
+    }
+    values = {"library": library, "base": base, "evaluations": facts.get("evaluations") or []}
+    return render_card("model_card.md.jinja", head, _common(facts) | values)
+
+
+def render_datastore_card(facts: Facts) -> str:
+    """The card of a datastore.
+
+    Args:
+        facts: `datastore` with `rows`, `width`, `task_types` (name -> rows), `encoder`, `encoder_revision`,
+            `k_transition` and `report` (how well its judges predict held-out rows); optional as for the other cards.
+
+    Returns:
+        The text of README.md.
+    """
+    head = {
+        "language": _listed(facts.get("language")),
+        "license": as_metadata(licenses_of(facts)),
+        "pretty_name": f"{one_line(facts.get('name', 'run'))} datastore",
+        "size_categories": [size_category(facts["datastore"]["rows"])],
+        "tags": [*TAGS, "embeddings"],
+        "viewer": False,
+    }
+    return render_card(
+        "datastore_card.md.jinja",
+        head,
+        _common(facts) | {"datastore": facts["datastore"], "judges": _judges(facts["datastore"].get("report") or {})},
+    )
+
+
+def render_space_card(facts: Facts) -> str:
+    """The card of a report as a static Space."""
+    licenses = licenses_of(facts)
+    head = {
+        "title": one_line(f"{facts.get('name', 'run')} report")[:60],
+        "sdk": "static",
+        "app_file": "index.html",
+        "pinned": False,
+        "license": licenses[0] if len(licenses) == 1 else "other",
+        "tags": list(TAGS),
+    }
+    return render_card("space_card.md.jinja", head, _common(facts))
+
+
+def licenses_of(facts: Facts) -> tuple[str, ...]:
+    """Licenses of what a run made: those it was told, that of the bundled rows, or `unknown`."""
+    if given := facts.get("licenses") or facts.get("license"):
+        return tuple(_listed(given))
+    return (OWN_LICENSE,) if (facts.get("recipe") or {}).get("input") == "bundled" else (UNKNOWN,)
 
 
 def size_category(rows: int) -> str:
@@ -93,54 +165,68 @@ def size_category(rows: int) -> str:
 
 def source_name(source: Any) -> str:
     """What a card calls the input of a run: never a path of the machine that it was made on."""
-    text = one_line(source or "unknown")
+    text = one_line(source or "of unknown origin")
     if text == "bundled":
-        return "the demo pool that comes with hf_lmmixup"
-    return text if _is_repo_id(text) else re.split(r"[\\/]", text.rstrip("\\/"))[-1]
+        return BUNDLED_POOL
+    return text if is_repo_id(text) else public_name(text if text.startswith(("/", "http")) else f"./{text}")
 
 
-def ledger_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, int]]:
-    """State, detail and rows, for every state that a raw row can end in."""
-    ledger = facts["ledger"]
-    distilled = ledger.get("distilled_rows", 0)
+def is_repo_id(text: str) -> bool:
+    """Whether a text is a Hub id with an owner, and not the path of a file."""
+    named = re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", text) is not None
+    return named and re.search(r"\.(jsonl?|parquet|csv|tsv|txt|arrow|gz|zst|ya?ml)$", text) is None
+
+
+def ledger_rows(facts: Facts) -> list[tuple[str, str, int]]:
+    """State, detail and rows, for every state that a raw row can end in; empty if there are no books."""
+    ledger = facts.get("ledger")
+    if not ledger:
+        return []
     return [
         ("kept", "in the dataset as they were", ledger["kept"]),
-        ("merged", f"into {distilled:,} distilled rows of the dataset", ledger["merged"]),
+        ("merged", f"into {ledger.get('distilled_rows', 0):,} distilled rows of the dataset", ledger["merged"]),
         *(("dropped", reason, count) for reason, count in ledger["dropped"].items()),
     ]
 
 
-def one_line(text: Any) -> str:
-    """A text without line breaks, runs of blanks and control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+def model_index(facts: Facts) -> list[dict[str, Any]]:
+    """Held-out rewards of the finished distiller, and other evaluations, as the Hub's `model-index`."""
+    held_out = list((facts.get("held_out") or {}).values())[-1:]
+    results = [
+        {
+            "task": {"type": "text-generation", "name": "Instruction distillation"},
+            "dataset": {"type": "mixture", "name": "mini MIXTURE, held-out topics", "split": "test"},
+            "metrics": [
+                {"type": f"{name}_reward", "name": f"Mean {name} reward", "value": round(judged[name], 4)}
+                for name in METRICS
+                if judged.get(name) is not None
+            ],
+        }
+        for judged in held_out
+    ]
+    for entry in facts.get("evaluations") or []:
+        data = {"type": entry["dataset_id"], "name": one_line(entry.get("name") or entry["dataset_id"])}
+        metric = {"type": one_line(entry.get("metric") or "accuracy"), "value": entry["value"]}
+        results.append({"task": {"type": "text-generation"}, "dataset": data, "metrics": [metric]})
+    kept = [result for result in results if result["metrics"]]
+    return [{"name": one_line(facts.get("name", "run")), "results": kept}] if kept else []
 
 
-def escape(text: Any) -> str:
-    r"""A text as one line of plain Markdown, in which nothing is markup, HTML or the end of a table cell.
-
-    Example:
-        >>> escape("a|b <script>")
-        'a\\\\|b &lt;script&gt;'
-    """
-    plain = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKUP.sub(r"\\\1", plain)
-
-
-def _render(template: str, head: Mapping[str, Any], **values: Any) -> str:
-    environment = Environment(
-        loader=PackageLoader("hf_lmmixup", "templates"),
-        autoescape=False,  # noqa: S701  Markdown: every text passes the `escape` filter instead
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"escape_markdown": escape, "one_line": one_line, "thousands": "{:,}".format}
-    known = {name: value for name, value in head.items() if value not in (None, [], "")}
-    front = yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=1_000)
-    body = environment.get_template(template).render(**values)
-    card = f"---\n{front}---\n\n{body}"
-    return card.encode("utf-8", "replace").decode("utf-8")
+def _common(facts: Facts) -> dict[str, Any]:
+    """What every body may use."""
+    recipe = public_settings(facts.get("recipe") or {})
+    judged = facts.get("held_out") or {}
+    return {
+        "name": facts.get("name", "run"),
+        "repo_id": one_line(facts.get("repo_id") or PLACE),
+        "licenses": licenses_of(facts),
+        "plots": facts.get("plots") or [],
+        "versions": facts.get("versions") or {},
+        "recipe": fenced(dump_yaml(recipe), "yaml") if recipe else "",
+        "distiller": _distiller(facts),
+        "judged": [[state, *(decimal(result.get(name)) for name in METRICS)] for state, result in judged.items()],
+        "paper": PAPER,
+    }
 
 
 def _listed(value: Any) -> list[str]:
@@ -149,42 +235,36 @@ def _listed(value: Any) -> list[str]:
     return [one_line(item) for item in ([value] if isinstance(value, str) else value)]
 
 
-def _is_repo_id(text: str) -> bool:
-    return re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", text) is not None and not re.search(
-        r"\.(jsonl?|parquet|csv|tsv|txt|gz|zst)$", text
-    )
-
-
-def _distiller(facts: Mapping[str, Any]) -> str:
-    """One sentence on what wrote the distilled rows."""
+def _distiller(facts: Facts) -> dict[str, Any]:
+    """What wrote the distilled rows: the model it started from, and its trainings."""
     recipe = facts.get("recipe") or {}
-    if recipe.get("mode") == "extractive":
-        return "Distilled rows were put together from sentences of their sources, without a model."
-    given = (recipe.get("distiller") or {}).get("model") or "unknown"
-    if given == "tiny":
-        start = "a tiny model (a few million parameters) that the run built from nothing"
-    else:
-        start = f"`{source_name(given).replace('`', '')}`"
-    trained = [escape(name) for name in facts.get("models") or [] if name != "untrained"]
-    how = f", trained in this run by {' and '.join(trained)}" if trained else ", not trained further"
-    return f"Distilled rows were written by {start}{how}."
+    given = (recipe.get("distiller") or {}).get("model")
+    trained = [name for name in facts.get("models") or [] if name != "untrained"]
+    extractive = recipe.get("mode") == "extractive"
+    return {
+        "extractive": extractive,
+        "known": bool(given) and not extractive,
+        "tiny": given == "tiny",
+        "start": source_name(given) if given else "",
+        "trained": trained,
+    }
 
 
-def _judged(facts: Mapping[str, Any]) -> list[list[str]]:
-    """Held-out rewards by state of the distiller."""
+def _judges(report: Mapping[str, Any]) -> list[list[str]]:
+    """How well each judge of a datastore predicts rows that it had not seen; the one in use is marked."""
     return [
-        [escape(state), *(_decimal(result.get(name)) for name in ("format", "alignment", "quality", "total"))]
-        for state, result in (facts.get("held_out") or {}).items()
+        [
+            f"{name} (in use)" if name == report.get("default") else name,
+            *(decimal(report[name].get(key)) for key in JUDGED),
+        ]
+        for name in ("head", "neighbors")
+        if isinstance(report.get(name), Mapping)
     ]
 
 
-def _score_rows(facts: Mapping[str, Any]) -> list[list[str]]:
+def _score_rows(facts: Facts) -> list[list[str]]:
     """How many rows have each score: raw, distilled, in the dataset."""
     scores = facts.get("scores") or {}
     columns: Sequence[Mapping[str, int]] = [scores.get(name) or {} for name in ("before", "distilled", "after")]
     classes = sorted({value for column in columns for value in column}, key=lambda value: (value == "none", value))
-    return [[escape(value), *(f"{column.get(value, 0):,}" for column in columns)] for value in classes]
-
-
-def _decimal(value: Any) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return [[one_line(value), *(f"{column.get(value, 0):,}" for column in columns)] for value in classes]

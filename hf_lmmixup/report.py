@@ -13,16 +13,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hf_lmmixup.figures import (
-    Edges,
-    Figure,
-    cluster_sizes,
-    held_out_rewards,
-    loss_curve,
-    reward_curves,
-    reward_edges,
-    score_histogram,
-)
+from hf_lmmixup.figures import decimal
+from hf_lmmixup.run_figures import figure_sections
+from hf_lmmixup.secrecy import public_settings
+from hf_lmmixup.training_figures import Edges, reward_edges
 
 
 TEMPLATE = "report.html.jinja"
@@ -52,8 +46,8 @@ def render_report(facts: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"thousands": "{:,}".format, "decimal": _decimal, "clip": _clip}
-    sections = _sections(facts)
+    environment.filters |= {"thousands": "{:,}".format, "decimal": decimal, "clip": _clip}
+    sections = figure_sections(facts)
     html = environment.get_template(TEMPLATE).render(
         facts=facts,
         name=_one_line(facts.get("name", "run")),
@@ -63,7 +57,7 @@ def render_report(facts: Mapping[str, Any]) -> str:
         tiles=_tiles(facts),
         sections=sections,
         examples=facts.get("examples") or [],
-        settings=_flat(facts.get("recipe") or {}),
+        settings=_flat(public_settings(facts.get("recipe") or {})),
         versions=facts.get("versions") or {},
         figures=_json([{"name": f.name, "data": f.data, "layout": f.layout} for _, fs in sections for f in fs]),
         plotly=_plotly(),
@@ -77,23 +71,6 @@ def _plotly() -> str:
     except ImportError as error:
         raise ImportError(MISSING_PLOTLY) from error
     return str(get_plotlyjs())
-
-
-def _sections(facts: Mapping[str, Any]) -> list[tuple[str, list[Figure]]]:
-    """Titles and figures; a section without a figure is left out."""
-    histories = (facts.get("histories") or {}).items()
-    training = [figure(title, history) for title, history in histories for figure in _curves(history)]
-    sections = [
-        ("Rows", [score_histogram(facts), cluster_sizes(facts)]),
-        ("Distiller", [held_out_rewards(facts), *training]),
-    ]
-    kept = [(title, [figure for figure in figures if figure is not None]) for title, figures in sections]
-    return [(title, figures) for title, figures in kept if figures]
-
-
-def _curves(history: Any) -> list[Any]:
-    rewarded = any("reward" in entry for entry in history)
-    return [reward_curves] if rewarded else [loss_curve]
 
 
 def _headline(facts: Mapping[str, Any]) -> str:
@@ -127,7 +104,7 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = facts["rows"]
     share = f"{rows['out'] / rows['in']:.0%} of the rows that went in" if rows["in"] else ""
     tiles = [("rows in", f"{rows['in']:,}", ""), ("rows out", f"{rows['out']:,}", share)]
-    judged = {state: _decimal(result.get("format"), 2) for state, result in (facts.get("held_out") or {}).items()}
+    judged = {state: decimal(result.get("format"), 2) for state, result in (facts.get("held_out") or {}).items()}
     if any(value != "–" for value in judged.values()):
         tiles.append(("format reward, held-out", " → ".join(judged.values()), " → ".join(judged)))
     for title, history in (facts.get("histories") or {}).items():
@@ -136,7 +113,7 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             tiles.append(
                 (
                     f"{_one_line(title)} total reward",
-                    f"{_decimal(edges.start)} → {_decimal(edges.end)}",
+                    f"{decimal(edges.start)} → {decimal(edges.end)}",
                     f"mean of the first and the last {edges.points} logged steps",
                 )
             )
@@ -166,12 +143,6 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _without_nan(item) for key, item in value.items()}
     return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _decimal(value: Any, digits: int = 3) -> str:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return "–"
-    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def _clip(value: Any) -> str:

@@ -36,8 +36,8 @@ class Fault:
     Attributes:
         match: Regular expression over `METHOD /path`.
         mode: `status` answers with `status`; `drop` closes the connection at once; `lose answer` does the work and
-            then closes it; `truncate` sends half of the body; `kill` and `kill after` end the process `pid` before or after
-            the work.
+            then closes it; `truncate` sends half of the body; `corrupt` changes its first byte; `kill` ends the
+            process `pid` before the work; `other writer` lets somebody else commit first.
         times: How many requests are hit.
         skip: How many matching requests pass first.
     """
@@ -84,6 +84,7 @@ class Handler(Routes, BaseHTTPRequestHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # otherwise each answer waits 40 ms for an acknowledgement
 
     def log_message(self, *arguments):
         pass
@@ -106,9 +107,9 @@ class Handler(Routes, BaseHTTPRequestHandler):
             return self.hang_up()
         if self.mode == "status":
             return self.reply({"error": "injected"}, fault.status, fault.headers)
+        if self.mode == "other writer":
+            self.write_as_somebody(url.path)
         self.work(url.path)
-        if self.mode == "kill after":
-            os.kill(fault.pid, signal.SIGKILL)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_any
 
@@ -120,6 +121,13 @@ class Handler(Routes, BaseHTTPRequestHandler):
             self.reply({"error": refusal.message}, refusal.status, {k: v for k, v in headers.items() if v})
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
+
+    def write_as_somebody(self, path):
+        """Commit one more file to the repository that a request is about."""
+        store, key = self.hub.store, "/".join(path.split("/")[2:5])
+        parent = store.resolve(key, "main")
+        tree = store.repositories[key]["commits"][parent]["tree"] | {"other.txt": store.small_entry(b"theirs")}
+        store.commit(key, "main", parent, tree, "by somebody else", "somebody")
 
     def read_body(self):
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -133,9 +141,11 @@ class Handler(Routes, BaseHTTPRequestHandler):
 
     def reply(self, content=b"", status=200, headers=None):
         """Send JSON or bytes, unless the answer shall be lost."""
-        if self.mode in ("lose answer", "kill after"):
+        if self.mode == "lose answer":
             return self.hang_up()
         headers = dict(headers or {})
+        if self.mode == "corrupt":
+            content = b"?" + content[1:]
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
             headers.setdefault("Content-Type", "application/json")

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hf_lmmixup.figures import reward_edges
 from hf_lmmixup.report import render_report
+from hf_lmmixup.training_figures import reward_edges
 
 
 LEDGER = {
@@ -109,7 +109,7 @@ def test_the_ledger_adds_up_on_the_page():
 def test_a_run_without_training_has_no_empty_sections():
     page = Page(render_report(BARE))
     titles = [attrs["id"] for tag, attrs in page.elements if tag == "h2"]
-    assert titles == ["ledger", "recipe"]
+    assert titles == ["ledger", "rows", "recipe"]
 
 
 def test_a_run_without_rows():
@@ -145,7 +145,7 @@ def test_every_plot_has_its_data_and_its_table():
     places = [attrs["id"] for tag, attrs in page.elements if attrs.get("class") == "plot"]
     drawn = json.loads(re.search(r'id="figures">(.*?)</script>', html, re.S).group(1))
     assert [f"plot-{figure['name']}" for figure in drawn] == places
-    assert html.count('<details class="numbers"') == len(places) == 5
+    assert html.count('<details class="numbers"') == len(places) == 6
 
 
 def test_every_link_of_the_page_has_its_place():

@@ -1,0 +1,111 @@
+"""Figures that compare: what models learn from different data, and what each stage of a run cost."""
+
+from typing import Any
+
+from hf_lmmixup.figures import DISTILLED, MISSING, ORIGINAL, Facts, Figure, decimal, finite, slug
+
+
+def arms(facts: Facts) -> list[Figure]:
+    """Results of models trained on different data at equal cost, one figure per metric.
+
+    `facts["arms"]`: a list of `arm`, `metric` and `mean`; where known `low` and `high` (ends of the interval),
+    `seeds`, `tokens` and `steps`.
+    """
+    entries = facts.get("arms") or []
+    figures = []
+    for metric in dict.fromkeys(str(entry["metric"]) for entry in entries):
+        chosen = [entry for entry in entries if entry["metric"] == metric]
+        bounds = [(finite(entry.get("low")), finite(entry.get("high"))) for entry in chosen]
+        dots: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "markers",
+            "name": metric,
+            "x": [finite(entry.get("mean")) for entry in chosen],
+            "y": [str(entry["arm"]) for entry in chosen],
+            "marker": {"color": DISTILLED, "size": 11},
+            "error_x": {
+                "type": "data",
+                "symmetric": False,
+                "array": [_reach(high, entry) for (_, high), entry in zip(bounds, chosen, strict=True)],
+                "arrayminus": [_reach(low, entry) for (low, _), entry in zip(bounds, chosen, strict=True)],
+                "color": ORIGINAL,
+                "thickness": 2,
+            },
+        }
+        rows = [
+            [
+                str(entry["arm"]),
+                decimal(entry.get("mean")),
+                MISSING if None in interval else f"{decimal(interval[0])} to {decimal(interval[1])}",
+                *(_count(entry.get(name)) for name in ("seeds", "tokens", "steps")),
+            ]
+            for entry, interval in zip(chosen, bounds, strict=True)
+        ]
+        figures.append(
+            Figure(
+                f"arms-{slug(metric)}",
+                f"What models learn from it: {metric}",
+                "Each dot is a model trained on one kind of data; its line is the interval over seeds.",
+                [dots],
+                {"xaxis": {"title": metric}, "yaxis": {"autorange": "reversed", "type": "category"}},
+                ["data", "mean", "interval", "seeds", "tokens", "steps"],
+                rows,
+                height=90 + 38 * len(chosen),
+                wide=True,
+                open=True,
+            )
+        )
+    return figures
+
+
+def costs(facts: Facts) -> Figure | None:
+    """What each stage of a run cost.
+
+    `facts["costs"]`: a list of `stage` and `seconds`; where known `rows`, `tokens` and `money` (US dollars).
+    """
+    stages = facts.get("costs") or []
+    if not stages:
+        return None
+    seconds = [finite(entry.get("seconds")) or 0.0 for entry in stages]
+    names = [str(entry["stage"]) for entry in stages]
+    bars: dict[str, Any] = {
+        "type": "bar",
+        "orientation": "h",
+        "x": seconds,
+        "y": names,
+        "name": "seconds",
+        "marker": {"color": DISTILLED},
+        "hovertemplate": "%{y}: %{x:,.1f} s<extra></extra>",
+    }
+    rows = [
+        [name, f"{spent:,.1f}", *(_count(entry.get(key)) for key in ("rows", "tokens")), _money(entry.get("money"))]
+        for name, spent, entry in zip(names, seconds, stages, strict=True)
+    ]
+    money = [value for entry in stages if (value := finite(entry.get("money"))) is not None]
+    rows.append(["all", f"{sum(seconds):,.1f}", MISSING, MISSING, _money(sum(money) if money else None)])
+    return Figure(
+        "costs",
+        "What it cost",
+        "Time, texts and money by stage.",
+        [bars],
+        {"xaxis": {"title": "seconds"}, "yaxis": {"autorange": "reversed", "type": "category"}},
+        ["stage", "seconds", "rows", "tokens", "US dollars"],
+        rows,
+        height=90 + 30 * len(stages),
+        wide=True,
+    )
+
+
+def _reach(bound: float | None, entry: dict[str, Any]) -> float:
+    mean = finite(entry.get("mean"))
+    return 0.0 if bound is None or mean is None else abs(bound - mean)
+
+
+def _count(value: Any) -> str:
+    number = finite(value)
+    return MISSING if number is None else f"{number:,.0f}"
+
+
+def _money(value: Any) -> str:
+    number = finite(value)
+    return MISSING if number is None else f"{number:,.2f}"

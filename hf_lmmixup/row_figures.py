@@ -1,0 +1,252 @@
+"""Figures about the rows of a run: scores, clusters, the ledger as a flow, score transitions, the map of clusters."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hf_lmmixup.figures import (
+    AFTER,
+    DISTILLED,
+    DROPPED,
+    ORIGINAL,
+    Facts,
+    Figure,
+    category,
+    decimal,
+    number_key,
+    plain,
+    slug,
+)
+
+
+CLASSES = ("0", "1", "2", "3", "4", "5")
+"""The scores that a row can have (arXiv 2510.20449); a row that was not judged is `none`."""
+
+LONGEST_LABEL = 44
+"""Characters of a reason that a flow shows; the ledger beside it has all of them."""
+
+LONGEST_HOVER = 160
+"""Characters of a row that the map shows."""
+
+LISTED_CLUSTERS = 25
+"""Clusters that the table of the map names."""
+
+
+def score_histogram(facts: Facts) -> Figure | None:
+    """Shares of the scores before, among the distilled rows, and after."""
+    scores = facts.get("scores") or {}
+    shown = [
+        (label, color, scores[name])
+        for name, label, color in (
+            ("before", "raw rows", ORIGINAL),
+            ("distilled", "distilled rows", DISTILLED),
+            ("after", "finished dataset", AFTER),
+        )
+        if scores.get(name)
+    ]
+    if not shown:
+        return None
+    classes = _classes(counts for _, _, counts in shown)
+    data = []
+    for label, color, counts in shown:
+        total = sum(counts.values())
+        numbers = [counts.get(value, 0) for value in classes]
+        data.append(
+            {
+                "type": "bar",
+                "name": f"{label} ({total:,})",
+                "x": classes,
+                "y": [number / total for number in numbers],
+                "customdata": numbers,
+                "hovertemplate": "score %{x}: %{customdata:,} rows (%{y:.1%})<extra>" + label + "</extra>",
+                "marker": {"color": color},
+            }
+        )
+    return Figure(
+        "scores",
+        "Scores before and after",
+        "Share of the rows with each score, 0 (poor) to 5 (excellent).",
+        data,
+        {"barmode": "group", "xaxis": category("score"), "yaxis": {"title": "share of rows", "tickformat": ".0%"}},
+        ["score", *(label for label, _, _ in shown)],
+        [[value, *(f"{counts.get(value, 0):,}" for _, _, counts in shown)] for value in classes],
+    )
+
+
+def cluster_sizes(facts: Facts) -> Figure | None:
+    """How many clusters have each number of rows."""
+    counts = facts.get("cluster_sizes") or {}
+    if not counts:
+        return None
+    sizes = sorted(counts, key=number_key)
+    numbers = [counts[size] for size in sizes]
+    return Figure(
+        "cluster-sizes",
+        "Rows per cluster",
+        f"{sum(numbers):,} clusters of weak rows; each is distilled into one.",
+        [{"type": "bar", "x": sizes, "y": numbers, "marker": {"color": DISTILLED}, "name": "clusters"}],
+        {"xaxis": category("rows in the cluster"), "yaxis": {"title": "clusters"}},
+        ["rows in the cluster", "clusters"],
+        [[size, f"{counts[size]:,}"] for size in sizes],
+    )
+
+
+def ledger_flow(facts: Facts) -> Figure | None:
+    """Where the raw rows went, as bands as wide as their number."""
+    ledger = facts.get("ledger") or {}
+    dropped = ledger.get("dropped") or {}
+    if not ledger.get("rows_in"):
+        return None
+    distilled = f"{ledger.get('distilled_rows', 0):,} distilled rows"
+    labels = ["raw rows", "kept", "merged", "dropped", "dataset", distilled, *(_short(reason) for reason in dropped)]
+    colors = [ORIGINAL, ORIGINAL, DISTILLED, DROPPED, AFTER, DISTILLED, *([DROPPED] * len(dropped))]
+    bands = [(0, 1, ledger["kept"]), (0, 2, ledger["merged"]), (0, 3, sum(dropped.values())), (1, 4, ledger["kept"])]
+    bands += [(2, 5, ledger["merged"]), (5, 4, ledger["merged"])]
+    bands += [(3, 6 + place, count) for place, count in enumerate(dropped.values())]
+    bands = [band for band in bands if band[2]]
+    data: dict[str, Any] = {
+        "type": "sankey",
+        "arrangement": "snap",
+        "node": {"label": labels, "color": colors, "pad": 14, "thickness": 14, "line": {"width": 0}},
+        "link": {
+            "source": [source for source, _, _ in bands],
+            "target": [target for _, target, _ in bands],
+            "value": [count for _, _, count in bands],
+            "color": ["@band"] * len(bands),
+        },
+        "valueformat": ",d",
+        "valuesuffix": " raw rows",
+    }
+    return Figure(
+        "flow",
+        "Where the rows went",
+        "Each band is as wide as the number of raw rows in it.",
+        [data],
+        {},
+        ["from", "to", "raw rows"],
+        [[labels[source], labels[target], f"{count:,}"] for source, target, count in bands],
+        height=max(300, 60 + 34 * len(dropped)),
+        wide=True,
+    )
+
+
+def score_transitions(facts: Facts) -> list[Figure]:
+    """How the scores of neighbors go together, per task type.
+
+    `facts["transitions"]`: task type -> `classes`, `matrix` (row: true score, column: score that is seen) and `prior`.
+    """
+    figures = []
+    for name, transition in (facts.get("transitions") or {}).items():
+        classes = [f"{value}" for value in transition["classes"]]
+        matrix = transition["matrix"]
+        heat: dict[str, Any] = {
+            "type": "heatmap",
+            "x": classes,
+            "y": classes,
+            "z": matrix,
+            "zmin": 0,
+            "zmax": 1,
+            "colorscale": [[0, "@card"], [1, DISTILLED]],
+            "showscale": False,
+            "xgap": 2,
+            "ygap": 2,
+            "text": [[f"{value:.2f}" for value in row] for row in matrix],
+            "texttemplate": "%{text}",
+            "hovertemplate": "true %{y}, seen %{x}: %{z:.1%}<extra></extra>",
+        }
+        axes = {"xaxis": category("score that is seen"), "yaxis": category("true score") | {"autorange": "reversed"}}
+        rows = [[value, *(decimal(cell, 2) for cell in row)] for value, row in zip(classes, matrix, strict=True)]
+        priors = ["share", *(decimal(value, 2) for value in transition["prior"])]
+        figures.append(
+            Figure(
+                f"transition-{slug(str(name))}",
+                f"Score transitions: {name}",
+                "How likely a rater gives a score (column) to a row whose true score is the row's; estimated from "
+                "neighbors, without any true score. The last line of the table is how common each true score is.",
+                [heat],
+                axes,
+                ["true score", *(f"seen {value}" for value in classes)],
+                [*rows, priors],
+                height=340,
+            )
+        )
+    return figures
+
+
+def cluster_map(facts: Facts) -> Figure | None:
+    """Rows of clusters and their distillations in two dimensions; pointing at one shows its text.
+
+    `facts["map"]`: equally long lists `x`, `y`, `cluster`, `score`, `kind` (`source` or `distilled`) and `text`.
+    """
+    points = facts.get("map") or {}
+    if not points.get("x"):
+        return None
+    rows = list(zip(*(points[name] for name in ("x", "y", "cluster", "score", "kind", "text")), strict=True))
+    data = []
+    for kind, label, color, symbol, size in (
+        ("source", "weak rows", ORIGINAL, "circle", 6),
+        ("distilled", "distilled rows", DISTILLED, "diamond", 9),
+    ):
+        shown = [row for row in rows if row[4] == kind]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": f"{label} ({len(shown):,})",
+                "x": [row[0] for row in shown],
+                "y": [row[1] for row in shown],
+                "text": [_hover(row) for row in shown],
+                "hoverinfo": "text",
+                "marker": {"color": color, "symbol": symbol, "size": size, "opacity": 0.75},
+            }
+        )
+    bare = {"showticklabels": False, "zeroline": False, "showgrid": False}
+    numbers = sorted({row[2] for row in rows})[:LISTED_CLUSTERS]
+    table = [
+        [f"{number}", f"{sum(row[2] == number and row[4] == 'source' for row in rows)}", _words(named[0], 90)]
+        for number in numbers
+        if (named := [row[5] for row in rows if row[2] == number])
+    ]
+    return Figure(
+        "map",
+        "Map of the clusters",
+        "Similar rows lie near each other: the two directions in which the embeddings differ most. A diamond is what "
+        "the distiller made of the weak rows around it. Point at one to read it.",
+        data,
+        {"xaxis": bare, "yaxis": bare, "hovermode": "closest"},
+        ["cluster", "weak rows shown", "one of its rows"],
+        table,
+        height=460,
+        wide=True,
+    )
+
+
+def _classes(counts: Iterable[Mapping[str, int]]) -> list[str]:
+    found = {value for count in counts for value in count}
+    known = sorted(found | set(CLASSES) - {"none"}, key=number_key)
+    return [value for value in known if value != "none"] + (["none"] if "none" in found else [])
+
+
+def _short(reason: str) -> str:
+    return _words(plain(reason), LONGEST_LABEL)
+
+
+def _hover(row: tuple[Any, ...]) -> str:
+    """A row's text as a hover label, which knows a little HTML: nothing of that may come from the row."""
+    lines = _wrapped(_words(str(row[5]), LONGEST_HOVER))
+    score = "not judged" if row[3] is None else f"score {row[3]}"
+    escaped = [line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for line in lines]
+    return "<br>".join([f"<b>cluster {int(row[2])}, {score}</b>", *escaped])
+
+
+def _words(text: str, limit: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def _wrapped(text: str, width: int = 48) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines

@@ -1,0 +1,125 @@
+"""Clients of the loopback Hub: a process that has imported the client libraries once, and forks for every call.
+
+The libraries read `HF_ENDPOINT` when they are imported, so the process of the tests itself cannot be a client. A call
+is the name of a function in this file and its arguments, as one line of JSON on the standard input; the fork says its
+process id, waits for a line, and answers with what the function returns or raises. One that is killed answers nothing.
+"""
+
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+
+def push(kind, path, repo_id, *, public=False, tag=None, **options):
+    from hf_lmmixup import hub
+
+    return asdict(getattr(hub, f"push_{kind}")(path, repo_id, public=public, tag=tag, **options))
+
+
+def prepare(kind, path, repo_id, **options):
+    from hf_lmmixup import hub
+
+    publication = hub.prepare(kind, path, repo_id, **options)
+    return {"files": [file.name for file in publication.files], "licenses": publication.licenses}
+
+
+def load(repo_id, *, streaming=False, revision=None):
+    """Read a dataset as somebody does who never heard of this package."""
+    sys.meta_path.insert(0, Absent())
+    for name in [name for name in sys.modules if name.startswith("hf_lmmixup")]:
+        del sys.modules[name]
+    from datasets import load_dataset
+
+    return list(load_dataset(repo_id, split="train", streaming=streaming, revision=revision))
+
+
+def load_datastore(repo_id):
+    from hf_lmmixup.datastore import ScoredDatastore
+
+    store = ScoredDatastore.from_pretrained(repo_id)
+    return {"scores": store.scores.tolist(), "encoder": store.encoder, "embeddings": store.embeddings.tolist()}
+
+
+def run_card(repo_id, kind):
+    """Execute the Python of a card, and return what its variables hold."""
+    from huggingface_hub import ModelCard
+
+    code = ModelCard.load(repo_id, repo_type=kind).content.split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(compile(code, repo_id, "exec"), names)
+    return {name: type(value).__name__ for name, value in names.items() if not name.startswith("_")}
+
+
+def merged_equals_adapter(adapter, merged):
+    """The largest difference between the logits of an adapter on its base and those of the merged model."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    first, second = AutoPeftModelForCausalLM.from_pretrained(adapter), AutoModelForCausalLM.from_pretrained(merged)
+    tokens = torch.arange(5)[None]
+    with torch.no_grad():
+        return float((first(tokens).logits - second(tokens).logits).abs().max())
+
+
+class Absent:
+    """Makes this package impossible to import."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hf_lmmixup":
+            raise ModuleNotFoundError(name)
+
+
+def prepared_worker():
+    """Import what every call needs; requests are repeated without the usual waits."""
+    import datasets
+    import huggingface_hub.utils._http as http
+
+    import hf_lmmixup.hub
+    from hf_lmmixup import patience
+
+    assert datasets and hf_lmmixup.hub
+    patience.FIRST_WAIT_S = 0.01
+    http.time.sleep = lambda seconds: None
+    logging.basicConfig(level=logging.DEBUG, filename=os.environ["WORKER_LOG"])
+
+
+def say(message):
+    sys.stdout.write(json.dumps(message, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def answer(call):
+    """Do one call in this process; what it returns or raises goes to the standard output."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_XET = not call["xet"]
+    constants.HF_HOME = call["home"]
+    constants.HF_HUB_CACHE = constants.HF_XET_CACHE = str(Path(call["home"], "hub"))
+    say({"pid": os.getpid()})
+    sys.stdin.readline()
+    try:
+        result = {"returned": globals()[call["name"]](*call["arguments"], **call["options"])}
+    except Exception as error:
+        logging.exception("call %s failed", call["name"])
+        result = {"raised": type(error).__name__, "message": str(error)}
+    say(result)
+
+
+def main():
+    prepared_worker()
+    say({"ready": True})
+    while line := sys.stdin.readline():
+        process = os.fork()
+        if process == 0:
+            answer(json.loads(line))
+            os._exit(0)
+        _, status = os.waitpid(process, 0)
+        say({"status": status})
+
+
+if __name__ == "__main__":
+    main()
