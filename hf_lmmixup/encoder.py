@@ -99,7 +99,7 @@ class SentenceTransformerEncoder:
         self._model: Any = SentenceTransformer(
             str(model), revision=revision, device=device, model_kwargs={"dtype": precision}
         )
-        self._prompt: str = self._model.prompts.get(self._model.default_prompt_name or "", "")
+        self._prompt = str(self._model.prompts.get(self._model.default_prompt_name or "") or "")
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit rows (n, d), float32; equal texts are encoded once."""
