@@ -150,6 +150,8 @@ class LocalGenerator:
         """
         if seeds is not None and len(seeds) != len(conversations):
             raise ValueError(f"{len(seeds)} seeds for {len(conversations)} conversations; give one each.")
+        import torch
+
         noises = [None] * len(conversations) if seeds is None else list(map(np.random.default_rng, seeds))
         rows = [
             Row(place, self._prompt_tokens(messages), self.max_new_tokens, noise)
@@ -174,7 +176,8 @@ class LocalGenerator:
                 self.max_prompt_tokens,
             )
         # Taken from the end, so the longest come first: if memory is short, that shows at once.
-        self._write(sorted(fitting, key=lambda row: (len(row.prompt), row.place)), take)
+        with torch.inference_mode():
+            self._write(sorted(fitting, key=lambda row: (len(row.prompt), row.place)), take)
         return replies
 
     def _prompt_tokens(self, messages: Messages) -> list[int]:
@@ -183,21 +186,18 @@ class LocalGenerator:
 
     def _write(self, waiting: list[Row], take: Callable[[int, str | None], None]) -> None:
         """Write rows until none waits, taking the longest first from the end of `waiting`."""
-        import torch
-
         active: list[Row] = []
         state: BatchState | None = None
         while waiting or active:
             free = self.batch_size - len(active)
             coming = waiting[-free:] if free >= max(1, self.batch_size // REFILL) or not active else []
             try:
-                with torch.inference_mode():
-                    if coming:
-                        logits, fresh = BatchState.read(self.model, [row.tokens for row in coming])
-                        state = state.joined(fresh) if state else fresh
-                    elif state:
-                        logits = state.step(self.model, [row.written[-1] for row in active])
-                    tokens = self._choose(coming or active, logits)
+                if coming:
+                    logits, fresh = BatchState.read(self.model, [row.tokens for row in coming])
+                    state = state.joined(fresh) if state else fresh
+                elif state:
+                    logits = state.step(self.model, [row.written[-1] for row in active])
+                tokens = self._choose(coming or active, logits)
             except RuntimeError as error:
                 self._halve(error)
                 waiting, active, state = waiting + active, [], None
@@ -210,8 +210,8 @@ class LocalGenerator:
             if len(kept) < len(active):
                 for i in sorted(set(range(len(active))).difference(kept)):
                     take(active[i].place, self._text(active[i]))
-                active = [active[i] for i in kept]
-                state = state.kept(kept) if state and kept else None
+                order = state.keep(kept) if state and kept else []
+                active, state = [active[i] for i in order], state if kept else None
 
     def _halve(self, error: RuntimeError) -> None:
         """Halve the batch after running out of memory; raise any other error again."""
