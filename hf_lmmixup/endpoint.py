@@ -133,6 +133,7 @@ class _Run:
     def __init__(self, model: EndpointModel, requests: Iterator[ChatRequest], stop: Event, key: str) -> None:
         self.model, self.requests, self.stop, self.key = model, requests, stop, key
         self.client = open_client(model.base_url, key)
+        self.address = f"{model.base_url}/chat/completions"  # whole, so that the client need not join it each time
         self.pacing = Pacing(model.backoff)
         self.loop = asyncio.new_event_loop()
         self.ready: deque[ChatReply] = deque()
@@ -217,7 +218,7 @@ class _Run:
         try:
             async with asyncio.timeout(self.model.timeout):
                 response = await self.client.post(
-                    "/chat/completions", cast_to=httpx2.Response, body=self.model.body_of(request)
+                    self.address, cast_to=httpx2.Response, body=self.model.body_of(request)
                 )
             return read_body(response.content)
         except openai.APIStatusError as error:
