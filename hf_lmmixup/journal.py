@@ -45,8 +45,8 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 SYNC_SECONDS = 0.2
-"""Group commit: one sync, of some milliseconds, serves all answers of this time. One sync each would cap a run at a few
-hundred answers a second."""
+"""Group commit: one sync, of some milliseconds, serves all answers of this time. One sync each would cap a run at a
+few hundred answers a second."""
 
 FORMAT_VERSION = 1
 HEADER_START = f'{{"journal":{FORMAT_VERSION},"settings":{{'.encode()
