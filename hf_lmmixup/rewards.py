@@ -1,251 +1,256 @@
 r"""Rewards for `trl grpo`, by dotted path: `--reward_funcs hf_lmmixup.rewards.quality_reward ...`.
 
-Each is a plain function `(completions, **columns) -> list[float | None]`: values in [0, 1], `None` where it cannot
-judge, so that TRL leaves the row out of that reward. All of them read a completion through one strict parser, and a
-broken completion earns 0. Configuration comes from the environment, which a TRL recipe sets in its `env:` block:
+Each is a plain function `(completions, **columns) -> list[float | None]`: a value in [0, 1], or `None` where it cannot
+judge, so that TRL leaves the row out of that reward. A malformed completion and an answer that a guard stops (see
+`guards`) earn 0 from the rewards that judge meaning. `reward_settings` lists the environment variables that configure
+them. One completion of a GRPO batch, with the columns of MIXTURE's `grpo` form::
 
-    HF_LMMIXUP_DATASTORE            folder, Hub id, or `bundled`; unset: the quality reward abstains
-    HF_LMMIXUP_ENCODER              folder or Hub id; unset: the offline MiniLM
-    HF_LMMIXUP_ENCODER_PRECISION    auto (default), float32 or bfloat16
-    HF_LMMIXUP_QUALITY_MODE         nearest (default) or upstream
-
-One completion of a GRPO batch::
-
-    "<think>Both ask about tides.</think>\n<answer>Q: What causes tides?\nA: The Moon's pull.</answer>"
+    completions=["<think>Both ask about tides.</think>\n<answer>Q: What causes tides?\nA: The Moon's pull.</answer>"]
+    task_type=["qa"]   reference=["Q: What causes tides?\nA: ..."]   sources=[["Q: tides?\nA: moon", ...]]
 """
 
-import logging
-import os
 import time
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from hf_lmmixup.bundled import rated_texts
-from hf_lmmixup.coverage import coverage
-from hf_lmmixup.datastore import ScoredDatastore, build
-from hf_lmmixup.encoder import CachedEncoder, load_encoder
-from hf_lmmixup.prompts import answer_matches, parse_completion
-from hf_lmmixup.records import TaskType
+from hf_lmmixup.coverage import Coverage, measure_coverage
+from hf_lmmixup.datastore import ScoredDatastore
+from hf_lmmixup.encoder import CachedEncoder
+from hf_lmmixup.observations import Observation, record
+from hf_lmmixup.prompts import answer_matches
+from hf_lmmixup.readings import Reading, column, completion_text, read_completions, source_texts
+from hf_lmmixup.records import HIGH_SCORE, TaskType
+from hf_lmmixup.reward_settings import loaded_datastore, loaded_encoder, mixup_weights, quality_judge, quality_mode
 
-
-logger = logging.getLogger(__name__)
 
 ALIGNMENT_THRESHOLD = 0.8
 """Cosine of answer and reference from which an answer counts as aligned (arXiv 2510.20449, code)."""
 
-QUALITY_LEVELS = {3: 0.3, 4: 1.0, 5: 1.0}
-"""Reward by score class; lower classes earn nothing (arXiv 2510.20449, code)."""
+FAIR_SCORE, FAIR_REWARD = 3, 0.3
+"""What the class just below the high ones earns (arXiv 2510.20449, code); lower classes earn nothing."""
 
-MIXUP_WEIGHTS = {"quality": 0.5, "alignment": 0.4, "format": 0.1}
-"""Published weights, the same for every task type (arXiv 2510.20449, configuration)."""
-
-QUALITY_MODES = ("nearest", "upstream")
+COPY_COSINE = 0.98
+"""From this cosine on an answer is one with a row of the datastore."""
 
 Rewards = list[float | None]
 
 
-def format_reward(completions: Sequence[Any], task_type: Sequence[str | None] | None = None, **kwargs: Any) -> Rewards:
+def format_reward(
+    completions: Sequence[Any], task_type: Sequence[str | None] | None = None, **columns: Any
+) -> Rewards:
     """0.5 for exactly one `<think>` and one `<answer>` with nothing around them, 1.0 if the form fits the task.
 
     Args:
         completions: Texts or message lists.
         task_type: Task type of each; missing means `qa`.
-        **kwargs: TRL's other columns and loggers.
+        **columns: TRL's other columns and loggers.
 
     Returns:
         0.0, 0.5 or 1.0 for each.
+
+    Raises:
+        ValueError: If a task type is unknown: a mistake in the dataset, not of the completion.
     """
     started = time.perf_counter()
-    kinds = _task_types(task_type, len(completions))
-    rewards: Rewards = []
-    for answer, kind in zip(_answers(completions), kinds, strict=True):
-        rewards.append(0.0 if answer is None else 1.0 if answer_matches(answer, kind) else 0.5)
-    return _logged("format", rewards, started, kwargs)
+    readings = _read(completions, columns)
+    values: Rewards = [
+        0.0 if reading.answer is None else 1.0 if answer_matches(reading.answer, kind) else 0.5
+        for reading, kind in zip(readings, _kinds(task_type, len(readings)), strict=True)
+    ]
+    return _finish("format", values, readings, completions, columns, started)
 
 
-def alignment_reward(
-    completions: Sequence[Any], reference: Sequence[str | None] | None = None, **kwargs: Any
-) -> Rewards:
-    """1 if the answer's cosine to the reference is at least 0.8, else 0.
+def alignment_reward(completions: Sequence[Any], **columns: Any) -> Rewards:
+    """1 if the answer's cosine to its reference is at least 0.8, else 0.
 
     Args:
         completions: Texts or message lists.
-        reference: The excellent text of each; a row without one gets `None`.
-        **kwargs: TRL's other columns and loggers.
+        **columns: `reference` (the excellent text of each; a row without one gets `None`), TRL's other columns and
+            loggers.
 
     Returns:
         0.0, 1.0 or `None` for each.
     """
     started = time.perf_counter()
-    answers = _answers(completions)
-    wanted = list(reference) if reference is not None else [None] * len(answers)
-    rewards: Rewards = [None if text is None else 0.0 for text in wanted]
-    judged = [row for row, text in enumerate(wanted) if text is not None and answers[row] is not None]
+    readings = _read(completions, columns)
+    references = column(columns.get("reference"), len(readings), "reference")
+    values: Rewards = [None if text is None else 0.0 for text in references]
+    judged = [row for row, value in enumerate(values) if value is not None and readings[row].fault is None]
+    cosines: Rewards = [None] * len(values)
     if judged:
-        encoder = _encoder()
-        own = encoder.encode([answers[row] or "" for row in judged])
-        gold = encoder.encode([wanted[row] or "" for row in judged])
-        for row, cosine in zip(judged, np.einsum("nd,nd->n", own, gold), strict=True):
-            rewards[row] = float(cosine >= ALIGNMENT_THRESHOLD)
-    return _logged("alignment", rewards, started, kwargs)
+        found = _cosines(loaded_encoder(), [(readings[row].answer, references[row]) for row in judged])
+        for row, cosine in zip(judged, found, strict=True):
+            cosines[row], values[row] = float(cosine), float(cosine >= ALIGNMENT_THRESHOLD)
+    return _finish("alignment", values, readings, completions, columns, started, cosine=cosines)
 
 
 def quality_reward(
-    completions: Sequence[Any], task_type: Sequence[str | None] | None = None, **kwargs: Any
+    completions: Sequence[Any], task_type: Sequence[str | None] | None = None, **columns: Any
 ) -> Rewards:
-    """How good the datastore expects the answer to be: 1 for class 4 and 5, 0.3 for class 3, 0 below.
+    """How good the datastore expects the answer to be: 1 for classes 4 and 5, 0.3 for class 3, 0 below.
+
+    The class is the nearest one to the expected score; in the mode `upstream` it is found as in the published code,
+    from the neighbours, where class 3 is met by exact equality only. The reward abstains without a datastore, without
+    rows of the task type, and where the reference (without one: the answer) is too far from all rows. The reference
+    decides, so that an answer cannot escape judgement by leaving the subject.
 
     Args:
         completions: Texts or message lists.
         task_type: Task type of each; missing means `qa`.
-        **kwargs: TRL's other columns and loggers.
+        **columns: `reference`, TRL's other columns and loggers.
 
     Returns:
-        A reward for each; `None` without a datastore or without rows of the task type.
+        A value in {0, 0.3, 1} or `None` for each.
     """
     started = time.perf_counter()
-    answers, kinds = _answers(completions), _task_types(task_type, len(completions))
-    datastore = _datastore()
-    if datastore is None:
-        return _logged("quality", [None] * len(answers), started, kwargs)
-    rewards: Rewards = [0.0 if kind.value in datastore.transitions else None for kind in kinds]
-    expected: Rewards = [None] * len(answers)
-    for kind in dict.fromkeys(kinds):
-        judged = [row for row, own in enumerate(kinds) if own == kind and answers[row] is not None]
-        if judged and kind.value in datastore.transitions:
-            embeddings = _encoder().encode([answers[row] or "" for row in judged])
-            texts = [answers[row] or "" for row in judged]
-            for row, score in zip(judged, datastore.judge_embedded(texts, embeddings, kind), strict=True):
-                expected[row], rewards[row] = float(score), _level(float(score))
-    if kwargs.get("log_extra") is not None:
-        kwargs["log_extra"]("expected_score", expected)
-    return _logged("quality", rewards, started, kwargs)
+    readings, kinds = _read(completions, columns), _kinds(task_type, len(completions))
+    references = column(columns.get("reference"), len(readings), "reference")
+    values: Rewards = [None] * len(readings)
+    expected: Rewards = [None] * len(readings)
+    datastore = loaded_datastore()
+    for kind in dict.fromkeys(kinds) if datastore is not None else ():
+        if datastore is not None and kind.value in datastore.transitions:
+            rows = [row for row, own in enumerate(kinds) if own == kind]
+            _judge_kind(datastore, kind, rows, readings, references, values, expected)
+    return _finish("quality", values, readings, completions, columns, started, expected_score=expected)
 
 
-def coverage_reward(
-    completions: Sequence[Any], sources: Sequence[Sequence[str] | None] | None = None, **kwargs: Any
-) -> Rewards:
-    """How much of the input cluster the answer preserves without inventing.
+def coverage_reward(completions: Sequence[Any], **columns: Any) -> Rewards:
+    """How much of the input cluster the answer preserves without inventing: `coverage.Coverage.value`.
 
     Args:
         completions: Texts or message lists.
-        sources: The weak texts that each completion merges; a row without them gets `None`.
-        **kwargs: TRL's other columns and loggers.
+        **columns: `sources` (the weak texts that each completion merges; without the column they are read from
+            `prompts`, and a row with neither gets `None`), TRL's other columns and loggers.
 
     Returns:
         A value in [0, 1] or `None` for each.
     """
     started = time.perf_counter()
-    rewards: Rewards = []
-    for answer, cluster in zip(_answers(completions), sources or [None] * len(completions), strict=True):
-        measured = coverage(answer or "", cluster) if cluster else None
-        rewards.append(None if measured is None else measured.value)
-    return _logged("coverage", rewards, started, kwargs)
+    readings = _read(completions, columns)
+    measured: list[Coverage | None] = [
+        measure_coverage(reading.answer if reading.answer is not None and reading.fault is None else "", cluster)
+        for reading, cluster in zip(readings, _clusters(columns, len(readings)), strict=True)
+    ]
+    values: Rewards = [None if found is None else found.value for found in measured]
+    parts = {name: [getattr(found, name, None) for found in measured] for name in ("kept", "supported", "sources")}
+    extra = {f"coverage_{name}": shares for name, shares in parts.items()}
+    return _finish("coverage", values, readings, completions, columns, started, **extra)
 
 
-def mixup_reward(completions: Sequence[Any], **kwargs: Any) -> Rewards:
-    """The published sum: 0.5 quality + 0.4 alignment + 0.1 format, over the parts that can judge.
+def mixup_reward(completions: Sequence[Any], **columns: Any) -> Rewards:
+    """The published sum for each task type: 0.5 quality + 0.4 alignment + 0.1 format, over the parts that can judge.
 
     Args:
         completions: Texts or message lists.
-        **kwargs: The columns `task_type` and `reference`, and TRL's loggers.
+        **columns: `task_type`, `reference`, and TRL's loggers.
 
     Returns:
-        A value in [0, 1] for each: the weights of abstaining parts are shared out among the others.
+        A value in [0, 1] for each: the weights of abstaining parts are shared out among the others. `None` if all
+        parts with a weight abstain.
     """
     started = time.perf_counter()
     parts = {
-        "quality": quality_reward(completions, **kwargs),
-        "alignment": alignment_reward(completions, **kwargs),
-        "format": format_reward(completions, **kwargs),
+        "quality": quality_reward(completions, **columns),
+        "alignment": alignment_reward(completions, **columns),
+        "format": format_reward(completions, **columns),
     }
-    rewards: Rewards = []
-    for row in range(len(completions)):
-        judged = {name: value for name in parts if (value := parts[name][row]) is not None}
-        total = sum(MIXUP_WEIGHTS[name] for name in judged)
-        rewards.append(sum(MIXUP_WEIGHTS[name] * value for name, value in judged.items()) / total)
-    return _logged("mixup", rewards, started, kwargs)
+    values: Rewards = []
+    for row, kind in enumerate(_kinds(columns.get("task_type"), len(completions))):
+        weights = mixup_weights(kind)
+        judged = {name: value for name, found in parts.items() if (value := found[row]) is not None}
+        total = sum(weights[name] for name in judged)
+        values.append(sum(weights[name] * judged[name] for name in judged) / total if total else None)
+    return _finish("mixup", values, _read(completions, columns), completions, columns, started)
 
 
-def completion_text(completion: Any) -> str:
-    """The text of a completion: a string, or the content of the last message of a conversation."""
-    if isinstance(completion, str):
-        return completion
-    message = completion[-1] if isinstance(completion, (list, tuple)) and completion else completion
-    content = message.get("content") if isinstance(message, dict) else message
-    if isinstance(content, (list, tuple)):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
+def _judge_kind(
+    datastore: ScoredDatastore,
+    kind: TaskType,
+    rows: list[int],
+    readings: Sequence[Reading],
+    references: Sequence[str | None],
+    values: Rewards,
+    expected: Rewards,
+) -> None:
+    """Fill in the values and expected scores of the rows of one task type."""
+    encoder, reference_of = loaded_encoder(), {row: text for row in rows if (text := references[row]) is not None}
+    known = dict(zip(reference_of, _nearest(datastore, encoder, list(reference_of.values()), kind), strict=True))
+    judged = [row for row in rows if readings[row].fault is None and known.get(row, 1.0) >= datastore.floor]
+    for row in rows:
+        values[row] = 0.0 if known.get(row, 1.0) >= datastore.floor else None
+    answers = [readings[row].answer or "" for row in judged]
+    scores = datastore.judge_embedded(answers, encoder.encode(answers), kind, judge=quality_judge())
+    for row, score, near in zip(judged, scores, _nearest(datastore, encoder, answers, kind), strict=True):
+        if row not in reference_of and near < datastore.floor:
+            values[row] = None
+        elif near >= COPY_COSINE and row in reference_of and not _aligned(encoder, readings[row], reference_of[row]):
+            expected[row], values[row] = float(score), 0.0
+        else:
+            expected[row], values[row] = float(score), _level(float(score))
 
 
-def _answers(completions: Sequence[Any]) -> list[str | None]:
-    parsed = [parse_completion(completion_text(completion)) for completion in completions]
-    return [None if distillation is None else distillation.answer for distillation in parsed]
+def _nearest(datastore: ScoredDatastore, encoder: CachedEncoder, texts: list[str], kind: TaskType) -> np.ndarray:
+    distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    if not distinct:
+        return np.zeros(0, np.float32)
+    return datastore.nearest(encoder.encode(list(distinct)), kind)[[distinct[text] for text in texts]]
 
 
-def _task_types(task_type: Sequence[str | None] | None, rows: int) -> list[TaskType]:
-    return [TaskType(kind or TaskType.QA) for kind in (task_type or [None] * rows)]
+def _aligned(encoder: CachedEncoder, reading: Reading, reference: str) -> bool:
+    return bool(_cosines(encoder, [(reading.answer, reference)])[0] >= ALIGNMENT_THRESHOLD)
+
+
+def _cosines(encoder: CachedEncoder, pairs: Sequence[tuple[str | None, str]]) -> np.ndarray:
+    rows = encoder.encode([text or "" for pair in pairs for text in pair])
+    return np.einsum("nd,nd->n", rows[0::2], rows[1::2])
 
 
 def _level(expected: float) -> float:
-    if _setting("QUALITY_MODE", "nearest", QUALITY_MODES) == "upstream":
-        return 1.0 if expected >= 4 else 0.3 if expected == 3 else 0.0
-    return QUALITY_LEVELS.get(int(np.floor(expected + 0.5)), 0.0)
+    if quality_mode() == "upstream":
+        return 1.0 if expected >= HIGH_SCORE else FAIR_REWARD if expected == FAIR_SCORE else 0.0
+    nearest = int(np.floor(expected + 0.5))
+    return 1.0 if nearest >= HIGH_SCORE else FAIR_REWARD if nearest == FAIR_SCORE else 0.0
 
 
-def _setting(name: str, default: str, allowed: Sequence[str]) -> str:
-    value = os.environ.get(f"HF_LMMIXUP_{name}", default)
-    if value not in allowed:
-        raise ValueError(f"HF_LMMIXUP_{name}={value!r} is unknown. Expected one of {list(allowed)}.")
-    return value
+def _kinds(task_type: Sequence[str | None] | None, rows: int) -> list[TaskType]:
+    return [TaskType(kind or TaskType.QA) for kind in column(task_type, rows, "task_type")]
 
 
-def _encoder() -> CachedEncoder:
-    return _load_encoder(
-        os.environ.get("HF_LMMIXUP_ENCODER") or None, os.environ.get("HF_LMMIXUP_ENCODER_PRECISION") or "auto"
-    )
+def _clusters(columns: dict[str, Any], rows: int) -> list[Sequence[str]]:
+    sources, prompts = column(columns.get("sources"), rows, "sources"), column(columns.get("prompts"), rows, "prompts")
+    return [cluster or source_texts(prompt) for cluster, prompt in zip(sources, prompts, strict=True)]
 
 
-@cache
-def _load_encoder(name: str | None, precision: str) -> CachedEncoder:
-    return CachedEncoder(load_encoder(name, precision=precision))
+def _read(completions: Sequence[Any], columns: dict[str, Any]) -> list[Reading]:
+    return read_completions(completions, _clusters(columns, len(completions)), columns.get("reference"))
 
 
-def _datastore() -> ScoredDatastore | None:
-    where = os.environ.get("HF_LMMIXUP_DATASTORE")
-    if not where:
-        _warn_once(
-            "HF_LMMIXUP_DATASTORE is not set, so the quality reward abstains. Name a folder, a Hub id or bundled."
-        )
-        return None
-    return _load_datastore(where, _encoder())
-
-
-@cache
-def _load_datastore(where: str, encoder: CachedEncoder) -> ScoredDatastore:
-    if where == "bundled":
-        rows = rated_texts("train")
-        return build([row.text for row in rows], [row.score for row in rows], [row.task_type for row in rows], encoder)
-    datastore = ScoredDatastore.from_pretrained(where)
-    if datastore.encoder != encoder.name:
-        raise ValueError(
-            f"The datastore {where} was made with the encoder {datastore.encoder!r}, not with {encoder.name!r}. "
-            "Set HF_LMMIXUP_ENCODER to the former."
-        )
-    return datastore
-
-
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
-
-
-def _logged(name: str, rewards: Rewards, started: float, kwargs: dict[str, Any]) -> Rewards:
-    log: Callable[[str, float], None] | None = kwargs.get("log_metric")
-    if log is not None:
-        log(f"{name}_reward/seconds", time.perf_counter() - started)
-        log(f"{name}_reward/abstained", sum(value is None for value in rewards) / max(1, len(rewards)))
-    return rewards
+def _finish(
+    name: str,
+    values: Rewards,
+    readings: Sequence[Reading],
+    completions: Sequence[Any],
+    columns: dict[str, Any],
+    started: float,
+    **extra: Sequence[float | None],
+) -> Rewards:
+    """Tell TRL and the monitors what was found, and pass the values on."""
+    clusters = _clusters(columns, len(values))
+    faults = [reading.fault for reading in readings]
+    texts = [completion_text(completion) for completion in completions]
+    record(Observation(name, texts, clusters, values, faults))
+    if (log_extra := columns.get("log_extra")) is not None:
+        for title, entries in {**extra, f"{name}_fault": faults}.items():
+            log_extra(title, entries)
+    if (log_metric := columns.get("log_metric")) is not None and values:
+        log_metric(f"{name}_reward/abstained", sum(value is None for value in values) / len(values))
+        log_metric(f"{name}_reward/guarded", sum(fault is not None for fault in faults) / len(values))
+        for title, entries in extra.items():
+            known = [entry for entry in entries if entry is not None]
+            if known:
+                log_metric(f"{name}_reward/{title}", sum(known) / len(known))
+        log_metric(f"{name}_reward/seconds", time.perf_counter() - started)
+    return values
