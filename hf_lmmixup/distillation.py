@@ -118,10 +118,13 @@ def distill(
         replies = _replies(waiting, generate, attempt, seed, journal) if waiting else []
         for request, reply in zip(waiting, replies, strict=True):
             completions.append(_judged(request, reply, attempt, task_type))
-        waiting = [request for request in waiting if request.distillation is None]
+        # Nothing came back where the prompt does not fit or the server is down: another seed would not help.
+        answered = [reply is not None for reply in replies]
+        waiting = [one for one, text in zip(waiting, answered, strict=True) if text and one.distillation is None]
     last = {record["prompt_hash"]: record["reason"] for record in completions}
-    for request in waiting:
-        dropped |= dict.fromkeys(request.sources, last[request.hash])
+    for request in requests:
+        if request.distillation is None:
+            dropped |= dict.fromkeys(request.sources, last[request.hash])
     done = [Distilled(one.rows, one.distillation, one.hash) for one in requests if one.distillation is not None]
     dataset = distilled_dataset(done, task_type, distiller_name)
     logger.info("Distilled %d prompts into %d rows; %d rows dropped.", len(requests), len(dataset), len(dropped))

@@ -34,7 +34,7 @@ class Scripted:
     def __call__(self, conversations, *, seeds=None, on_reply=None):
         replies = []
         for place, messages in enumerate(conversations):
-            word = next(word for word in self.answers if word in messages[-1]["content"].split("\n\n", 1)[1])
+            word = next(word for word in self.answers if word in messages[-1]["content"])
             queue = self.answers[word]
             replies.append(queue.pop(0) if len(queue) > 1 else queue[0])
             self.asked.append((word, None if seeds is None else seeds[place]))
@@ -82,7 +82,7 @@ BAD = [
     ("<think>cut off", MALFORMED),
     (format_completion("fine", "no labels"), WRONG_FORM),
     (format_completion("fine", "Q: only a question"), WRONG_FORM),
-    (None, NO_COMPLETION),  # the prompt did not fit
+    (None, NO_COMPLETION),  # the prompt did not fit: asking again would not help
 ]
 
 
@@ -96,7 +96,7 @@ def test_every_source_row_of_a_failed_cluster_gets_the_reason(completion, reason
     assert [(record["attempt"], record["completion"], record["reason"]) for record in tries] == [
         (1, completion, reason),
         (2, completion, reason),
-    ]
+    ][: 1 if completion is None else 2]
 
 
 def test_a_malformed_completion_is_asked_again_with_a_seed_of_its_own():
