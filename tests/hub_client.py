@@ -55,7 +55,7 @@ class Client:
 
 
 @contextmanager
-def client_of(hub, folder: Path, token: str = WRITE_TOKEN):
+def client_of(hub, folder: Path, token: str = WRITE_TOKEN, imports: str = ""):
     """A client of a Hub, with an empty cache of its own; `folder/log` is everything that it logged."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {
@@ -67,6 +67,7 @@ def client_of(hub, folder: Path, token: str = WRITE_TOKEN):
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
         "OMP_NUM_THREADS": "1",
         "WORKER_LOG": str(folder / "log"),
+        "WORKER_IMPORTS": imports,
     }
     with (folder / "stderr").open("w") as errors:
         process = subprocess.Popen(

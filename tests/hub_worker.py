@@ -5,6 +5,7 @@ is the name of a function in this file and its arguments, as one line of JSON on
 process id, waits for a line, and answers with what the function returns or raises. One that is killed answers nothing.
 """
 
+import importlib
 import json
 import logging
 import os
@@ -53,16 +54,46 @@ def run_card(repo_id, kind):
     return {name: type(value).__name__ for name, value in names.items() if not name.startswith("_")}
 
 
-def merged_equals_adapter(adapter, merged):
-    """The largest difference between the logits of an adapter on its base and those of the merged model."""
+def largest_difference(base, adapter, merged):
+    """Between the logits of an adapter on its base and those of the merged model."""
     import torch
-    from peft import AutoPeftModelForCausalLM
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    first, second = AutoPeftModelForCausalLM.from_pretrained(adapter), AutoModelForCausalLM.from_pretrained(merged)
+    first = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    second = AutoModelForCausalLM.from_pretrained(merged)
     tokens = torch.arange(5)[None]
     with torch.no_grad():
         return float((first(tokens).logits - second(tokens).logits).abs().max())
+
+
+def write_model(folder):
+    from hf_lmmixup.tiny_distiller import build_tiny_distiller
+
+    build_tiny_distiller(folder, ["Q: Why?\nA: Because."])
+
+
+def write_adapter(folder, base):
+    """A LoRA adapter whose weights do something, over a base model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    torch.manual_seed(0)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+
+
+def weights(repo_id):
+    """Digest of all weights that `AutoModelForCausalLM` loads."""
+    import hashlib
+
+    from transformers import AutoModelForCausalLM
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(AutoModelForCausalLM.from_pretrained(repo_id).state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Absent:
@@ -82,6 +113,8 @@ def prepared_worker():
     from hf_lmmixup import patience
 
     assert datasets and hf_lmmixup.hub
+    for module in os.environ["WORKER_IMPORTS"].split():
+        importlib.import_module(module)
     patience.FIRST_WAIT_S = 0.01
     http.time.sleep = lambda seconds: None
     logging.basicConfig(level=logging.DEBUG, filename=os.environ["WORKER_LOG"])
@@ -119,6 +152,7 @@ def main():
             os._exit(0)
         _, status = os.waitpid(process, 0)
         say({"status": status})
+    os._exit(0)  # large libraries take seconds to leave
 
 
 if __name__ == "__main__":
