@@ -108,11 +108,10 @@ def tiny(
 
         lmmixup tiny models/tiny-distiller && trl sft --config recipes/quickstart/sft.yaml
     """
-    from hf_lmmixup.distiller import mini_texts
-    from hf_lmmixup.tiny_distiller import build_tiny_distiller
+    from hf_lmmixup.distiller import build_mini_distiller
 
     with errors():
-        build_tiny_distiller(path, mini_texts(), seed=seed)
+        build_mini_distiller(path, seed=seed)
     console.print(f"Wrote {path}.")
 
 

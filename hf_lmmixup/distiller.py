@@ -13,8 +13,9 @@ from typing import Any
 from datasets import Dataset, load_dataset
 
 from hf_lmmixup import bundled
+from hf_lmmixup.encoder import has_fast_bfloat16
 from hf_lmmixup.mixture import register
-from hf_lmmixup.recipe import Recipe
+from hf_lmmixup.recipe import Recipe, read_yaml
 from hf_lmmixup.run_directory import STAGES, RunDirectory, write_json
 from hf_lmmixup.tiny_distiller import build_tiny_distiller, cluster_texts
 from hf_lmmixup.training import train
@@ -67,17 +68,23 @@ class Distiller:
         if not folder.is_dir():
             self.progress("building the tiny distiller", 0, 0)
             with self.directory.writing(f"{TRAINING}/{UNTRAINED}") as partial:
-                build_tiny_distiller(partial, mini_texts(), seed=self.recipe.seed)
+                build_mini_distiller(partial, seed=self.recipe.seed)
         return folder
 
     def _train(self, title: str, stage: str, method: str, file: str, model: str) -> Path:
         folder = self.directory.path / TRAINING / stage.partition("_")[2]
         if self.directory.has(stage):
             return folder
+        training_recipe = self.recipe.training_file(file)
         trained = train(
             method,
-            self.recipe.training_file(file),
-            {"model_name_or_path": model, "seed": self.recipe.seed, **self._data(method)},
+            training_recipe,
+            {
+                "model_name_or_path": model,
+                "seed": self.recipe.seed,
+                **self._data(method),
+                **_precision(training_recipe),
+            },
             folder,
             environment=self.environment,
             on_step=lambda done, total: self.progress(f"{title}: trl {method}", done, total),
@@ -96,6 +103,12 @@ class Distiller:
         return {"dataset_name": str(folder), "dataset_config": None}
 
 
+def _precision(training_recipe: Path) -> dict[str, bool]:
+    """No bfloat16 on a processor that would only imitate it, many times slower."""
+    values = read_yaml(training_recipe)
+    return {"bf16": False} if values.get("use_cpu") and not has_fast_bfloat16() else {}
+
+
 def mixture(form: str, split: str) -> Dataset:
     """The bundled MIXTURE in one of its forms."""
     register()
@@ -103,10 +116,19 @@ def mixture(form: str, split: str) -> Dataset:
     return rows
 
 
-def mini_texts() -> list[str]:
-    """The texts of the mini MIXTURE's training clusters: what the tiny distiller's tokenizer is trained on."""
+def build_mini_distiller(path: str | Path, *, seed: int = 0) -> Path:
+    """Build the tiny distiller from the training clusters of the mini MIXTURE; it has read their texts, no more.
+
+    Args:
+        path: The model folder to write.
+        seed: Seed of weights and reading.
+
+    Returns:
+        The folder.
+    """
     clusters: list[dict[str, Any]] = [
         {**cluster, "sources": [weak["text"] for weak in cluster["weak"]]}
         for cluster in bundled.mini_clusters(split="train")
     ]
-    return cluster_texts(clusters)
+    documents = [[*cluster["sources"], cluster["target"]] for cluster in clusters]
+    return build_tiny_distiller(path, cluster_texts(clusters), documents=documents, seed=seed)

@@ -1,7 +1,7 @@
 """Every prompt text of the package and the parser of what comes back.
 
 The same form is used in training, in reinforcement learning and in distillation: a system message, then one user
-message with the task's instruction and the cluster. A completion looks like this::
+message with the cluster, the task's instruction and a skeleton of the completion. A completion looks like this::
 
     <think>Both pairs ask about tides; the second adds the Moon.</think>
     <answer>Q: What causes tides?
@@ -18,23 +18,30 @@ from collections.abc import Sequence
 from hf_lmmixup.records import Distillation, TaskType
 
 
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+
 SYSTEM_PROMPT = (
-    "You merge several weak texts into one excellent text. First note inside <think></think> what they share and what "
-    "to repair. Then write only the result inside <answer></answer>."
+    "You merge several weak texts into one excellent text that keeps every fact they support and adds none."
 )
 
 TASK_INSTRUCTIONS = {
-    TaskType.QA: "Merge these question-answer pairs into one pair that keeps every essential fact. "
-    "Form: 'Q: question', next line 'A: answer'.",
-    TaskType.MCQ: "Merge these multiple-choice items into one item that keeps every essential fact. "
-    "Form: 'Q: question', four lines 'A)' to 'D)', then 'Answer: ' with the right option.",
-    TaskType.TFQ: "Merge these true-or-false items into one item that keeps every essential fact. "
-    "Form: 'Statement: claim', next line 'Answer: ' with True or False and why.",
-    TaskType.CS: "Merge these category notes into one statement that keeps every essential fact. "
-    "Form: 'C: category', next line 'S: statement'.",
-    TaskType.PARA: "Merge these passages into one coherent paragraph that keeps every essential fact.",
+    TaskType.QA: "Merge the question-answer pairs above into one pair.",
+    TaskType.MCQ: "Merge the multiple-choice items above into one item.",
+    TaskType.TFQ: "Merge the true-or-false items above into one item.",
+    TaskType.CS: "Merge the category notes above into one statement.",
+    TaskType.PARA: "Merge the passages above into one coherent paragraph.",
 }
 """One instruction per task type, in the order in which `TaskType` lists them."""
+
+SKELETONS = {
+    TaskType.QA: "Q: question\nA: answer",
+    TaskType.MCQ: "Q: question\nA) option\nB) option\nC) option\nD) option\nAnswer: right letter) option. Why.",
+    TaskType.TFQ: "Statement: claim\nAnswer: True or False. Why.",
+    TaskType.CS: "C: category\nS: statement",
+    TaskType.PARA: "paragraph",
+}
+"""The form of an answer as the prompt shows it: at the end, where models of any size follow it best."""
 
 ANSWER_LABELS = {
     TaskType.QA: ("Q:", "\nA:"),
@@ -44,9 +51,6 @@ ANSWER_LABELS = {
     TaskType.PARA: (),
 }
 """The labels of an answer, in order: the first opens the text, each other one opens a line, each holds some text."""
-
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 
 
 def linearize(texts: Sequence[str]) -> str:
@@ -69,7 +73,9 @@ def distillation_messages(texts: Sequence[str], task_type: TaskType | str = Task
     """
     if not texts:
         raise ValueError("A distillation prompt needs at least one text; the cluster is empty.")
-    user = f"{TASK_INSTRUCTIONS[TaskType(task_type)]}\n\n{linearize(texts)}"
+    kind = TaskType(task_type)
+    form = format_completion("what the texts share and what to repair", SKELETONS[kind])
+    user = f"{linearize(texts)}\n\n{TASK_INSTRUCTIONS[kind]} Write in this form:\n{form}"
     return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": user}]
 
 

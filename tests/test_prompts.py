@@ -86,8 +86,17 @@ def test_every_target_of_the_mini_has_its_form():
 def test_prompt_names_form_and_members():
     system, user = distillation_messages(["Q: a\nA: b", "Q: c\nA: d"], "qa")
     assert system == {"role": "system", "content": SYSTEM_PROMPT}
-    assert user["content"].endswith("\n\nQ: a\nA: b\n\nQ: c\nA: d")
+    assert user["content"].startswith("Q: a\nA: b\n\nQ: c\nA: d\n\nMerge the question-answer pairs above")
+    assert user["content"].endswith("</think>\n<answer>Q: question\nA: answer</answer>")
     assert len({distillation_messages(["x"], kind)[1]["content"] for kind in TaskType}) == len(TaskType)
+
+
+@pytest.mark.parametrize("kind", list(TaskType))
+def test_skeleton_in_the_prompt_is_itself_well_formed(kind):
+    _, user = distillation_messages(["x"], kind)
+    skeleton = parse_completion(user["content"][user["content"].index("<think>") :])
+    assert skeleton is not None
+    assert answer_matches(skeleton.answer, kind)
 
 
 def test_empty_cluster_and_unknown_type_are_refused():

@@ -1,0 +1,127 @@
+"""The law of the house, read from the sources: imports go down, files stay small, nothing unpickles, nothing prints."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+
+PACKAGE = REPOSITORY / "hf_lmmixup"
+
+LAYERS = [
+    ("words and numbers", "records"),
+    ("pure functions", ""),
+]
+
+MAX_LINES, MAX_FUNCTION_LINES = 300, 40
+
+HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "sentence_transformers", "openai", "vllm", "ray")
+"""Imported only inside the function that needs them; `sftmix` subclasses TRL and may name it at the top."""
+
+UNPICKLERS = ("pickle", "joblib", "dill", "marshal", "shelve", "cloudpickle")
+
+FORBIDDEN_NAMES = ("utils", "helpers", "common", "misc", "base", "manager", "handler")
+
+
+def module_of(path) -> str:
+    """The concept a file belongs to: a module, or the folder it lies in."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parts[-2] != "recipes")
+LAYER = {name: number for number, (_, names) in enumerate(LAYERS) for name in names.split()}
+ROOT = {"__init__"}
+
+
+def own_imports():
+    """Every import of our own modules: (file, importing module, imported module)."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module == "hf_lmmixup":
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_lmmixup."):
+                names = [node.module.split(".")[1]]
+            elif isinstance(node, ast.Import):
+                names = [alias.name.split(".")[1] for alias in node.names if alias.name.startswith("hf_lmmixup.")]
+            for name in names:
+                if module_of(path) != name and module_of(path) not in ROOT:
+                    yield str(path.relative_to(PACKAGE)), module_of(path), name
+
+
+def top_level_imports(tree: ast.Module):
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").split(".")[0]
+
+
+def layer_table() -> str:
+    """The table of layers as it stands in the README."""
+    rows = [
+        f"| {number} | {title} | {' '.join(f'`{name}`' for name in sorted(names.split()))} |"
+        for number, (title, names) in enumerate(LAYERS)
+    ]
+    return "\n".join(["| layer | what it is | modules |", "|---|---|---|", *rows])
+
+
+def test_every_module_has_a_layer():
+    assert {module_of(path) for path in FILES} - ROOT == set(LAYER)
+
+
+@pytest.mark.parametrize(("file", "module", "imported"), sorted(set(own_imports())))
+def test_imports_go_down(file, module, imported):
+    assert LAYER[imported] < LAYER[module], f"{file} (layer {LAYER[module]}) imports {imported} ({LAYER[imported]})"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_file(path):
+    source = path.read_text()
+    tree = ast.parse(source)
+    assert source.count("\n") <= MAX_LINES
+    assert ast.get_docstring(tree), "no module docstring"
+    assert path.stem not in FORBIDDEN_NAMES
+    heavy = set(top_level_imports(tree)) & set(HEAVY)
+    assert not heavy or module_of(path) == "sftmix", f"imports {heavy} at the top"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = node.end_lineno - node.body[0].lineno + 1
+            documented = ast.get_docstring(node, clean=False)
+            code = lines - (documented.count("\n") + 1 if documented else 0)
+            assert code <= MAX_FUNCTION_LINES, f"{node.name} has {code} lines"
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            assert not {name.split(".")[0] for name in names} & set(UNPICKLERS)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) != ("torch", "load")
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, "bare except"
+            assert not (len(node.body) == 1 and isinstance(node.body[0], ast.Pass)), "swallowed error"
+        if isinstance(node, ast.keyword):
+            assert node.arg != "allow_pickle"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_trl_is_named_in_one_place(path):
+    imported = {name for node in ast.walk(ast.parse(path.read_text())) for name in _imported(node)}
+    assert "trl" not in imported or module_of(path) == "sftmix"
+
+
+def _imported(node) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    return [(node.module or "").split(".")[0]] if isinstance(node, ast.ImportFrom) else []
+
+
+def test_public_names_exist_and_the_import_is_light():
+    program = (
+        "import sys, hf_lmmixup\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not heavy, heavy\n"
+        "print(all(getattr(hf_lmmixup, name) is not None for name in hf_lmmixup.__all__))"
+    )
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert told.stdout == "True\n"
