@@ -125,7 +125,7 @@ def cluster(
     canonical = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
     sorted_ids = [ids[row] for row in canonical]
     labels = group(
-        np.asarray(embeddings, np.float32)[canonical],
+        embeddings if (canonical[1:] > canonical[:-1]).all() else embeddings[canonical],
         sizes.capacities(sorted_ids, seed),
         sizes,
         min_similarity=min_similarity,

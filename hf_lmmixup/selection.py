@@ -16,7 +16,8 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Value, concatenate_datasets
+import pyarrow as pa
+from datasets import Dataset, Value
 
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
@@ -172,18 +173,19 @@ def merge(
         raise ValueError(f"distilled_share={distilled_share} is not a share. Expected 0 to 1, such as 0.5.")
     if size is not None and size < 0:
         raise ValueError(f"size={size} is negative. Expected 0 or more, or None for no limit.")
-    first, second = _as_merged(originals, "original"), _as_merged(distilled, "distilled")
-    known = set(first["id"])
-    dropped = {identifier: SAME_AS_ORIGINAL for identifier in second["id"] if identifier in known}
-    if dropped:
-        second = second.select([row for row, identifier in enumerate(second["id"]) if identifier not in known])
-    both = concatenate_datasets([first, second])
+    known = set(originals["id"][:])
+    repeated = [identifier for identifier in distilled["id"][:] if identifier in known]
+    if repeated:
+        distilled = distilled.select([row for row, i in enumerate(distilled["id"][:]) if i not in known])
+    tables = _as_merged(originals, "original"), _as_merged(distilled, "distilled")
+    both = Dataset(pa.concat_tables(tables))
     columns: Any = both.select_columns(["id", "score", "long_tail_score"])[:]
-    order = _best_first(columns["id"], columns["score"], columns["long_tail_score"])
-    taken = _take(order, len(first), len(second), size, distilled_share)
-    for row in set(order) - set(taken):
-        dropped[columns["id"][row]] = BEYOND_SHARE
-    return Outcome(both.select(sorted(taken, key=columns["id"].__getitem__)), dropped)
+    ids = columns["id"]
+    order = _best_first(ids, columns["score"], columns["long_tail_score"])
+    taken = _take(order, len(originals), len(distilled), size, distilled_share)
+    dropped = dict.fromkeys(repeated, SAME_AS_ORIGINAL)
+    dropped |= {ids[row]: BEYOND_SHARE for row in set(order) - set(taken)}
+    return Outcome(both.select(sorted(taken, key=ids.__getitem__)), dropped)
 
 
 def _take(
@@ -251,16 +253,22 @@ def _token_counts(dataset: Dataset, count_tokens: Callable[[str], int] | None) -
     return np.array(counts, np.int64)
 
 
-def _as_merged(dataset: Dataset, origin: str) -> Dataset:
-    """The rows with exactly the columns of `records.MERGED`; what a side does not know is None."""
-    ids = list(dataset["id"])
-    made: dict[str, Sequence[Any]] = {"origin": [origin] * len(ids)}
+def _as_merged(dataset: Dataset, origin: str) -> pa.Table:
+    """The rows with exactly the columns of `records.MERGED`; what a side does not know is null."""
+    table: pa.Table = dataset.with_format("arrow")[:]
+    n = len(table)
+    known = {name: table[name] for name in table.column_names}
+    known["origin"] = pa.array([origin] * n, pa.string())
     if origin == "original":
-        scores = list(dataset["score"]) if "score" in dataset.column_names else [None] * len(ids)
-        made |= {"sources": [[identifier] for identifier in ids], "source_scores": [[score] for score in scores]}
-        made |= {name: [None] * len(ids) for name in ("reasoning", "cluster_id", "distiller", "prompt_hash")}
-    dataset = dataset.remove_columns([name for name in dataset.column_names if name in made or name not in MERGED])
-    for name in MERGED:
-        if name not in dataset.column_names:
-            dataset = dataset.add_column(name, made.get(name, [None] * len(ids)), feature=MERGED[name])
-    return dataset.select_columns(list(MERGED)).cast(MERGED)
+        scores = known.get("score", pa.nulls(n, pa.int32()))
+        known |= {"sources": _one_each(known["id"]), "source_scores": _one_each(scores)}
+        known |= {name: pa.nulls(n) for name in ("reasoning", "cluster_id", "distiller", "prompt_hash")}
+    schema = MERGED.arrow_schema
+    columns = [known.get(field.name, pa.nulls(n)).cast(field.type) for field in schema]
+    return pa.table(columns, schema=schema)
+
+
+def _one_each(column: pa.Array | pa.ChunkedArray) -> pa.ListArray:
+    """A list of one for each value."""
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(values) + 1, dtype=np.int32)), values)
