@@ -109,7 +109,7 @@ def rate(
 def rate_with_datastore(
     dataset: Dataset, datastore: "ScoredDatastore", encoder: "Encoder", *, task_type: TaskType | str = TaskType.QA
 ) -> Outcome:
-    """Score rows by their neighbours in a datastore: the expected score, rounded to the nearest class.
+    """Score rows by the judge of a datastore: the expected score, rounded to the nearest class.
 
     Args:
         dataset: Rows with at least `id`, `prompt` and `completion`.
@@ -132,8 +132,8 @@ def rate_with_datastore(
 
     def judgements() -> Iterator[Judgement]:
         for _, texts in _texts(dataset):
-            for expected in datastore.expected(encoder.encode(texts), task_type):
-                known = expected is not None and np.isfinite(expected)
+            for expected in datastore.judge(texts, encoder, task_type):
+                known = np.isfinite(expected)
                 yield (None, _nearest(expected), None) if known else (None, None, "the datastore abstains")
 
     return Outcome(_with_judgements(dataset, judgements()))

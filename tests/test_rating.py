@@ -160,8 +160,8 @@ def test_a_datastore_that_abstains_gives_no_score():
     class Abstaining:
         encoder = "length"
 
-        def expected(self, embeddings, task_type):
-            return [None, float("nan"), 2.5]
+        def judge(self, texts, encoder, task_type):
+            return [float("nan"), float("nan"), 2.5]
 
     outcome = rate_with_datastore(rows("a", "b", "c"), Abstaining(), LengthEncoder())
     assert outcome.dataset["score"][:] == [None, None, 3]
