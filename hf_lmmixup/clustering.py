@@ -28,7 +28,8 @@ NEIGHBORS = 15
 """Width of the graph: enough for three clusters of the largest default size around a row, and for long-tail scores."""
 
 MIN_SIMILARITY = 0.5
-"""Smallest cosine between the row that starts a cluster and a member."""
+"""Smallest cosine between the row that starts a cluster and a member. Under MiniLM, random pairs of a pool of T0 tasks
+have a median cosine of 0.07, and 99 % of them one below 0.53."""
 
 BLOCK = 16_384
 """Rows whose neighbours are unpacked at a time; Python lists of the whole graph would take ten times its memory."""
