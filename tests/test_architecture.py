@@ -11,8 +11,43 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "hf_lmmixup"
 
 LAYERS = [
-    ("words and numbers", "records"),
-    ("pure functions", ""),
+    (
+        "words and numbers",
+        "records",
+    ),
+    (
+        "pure functions",
+        "batch_state card_markup differences exact_search facts features figures inspection journal jsonl "
+        "ledger licenses mosaic_config near_duplicates observations pacing prompts rating_prompt recipe "
+        "row_stream run_directory score_health secrecy tensor_files transition verdict wording articles "
+        "comparison_figures construction_prompts corruption coverage distilled_rows drawings guards "
+        "loading mixture_rows mosaic_templates neighbors patience published row_figures score_head "
+        "target_checks training_figures bundled construction_plan diversity faithfulness mosaic_costs "
+        "mosaic_rows quality_report readings run_figures mosaic_plan offline_writer mosaic_length "
+        "mosaic_text mosaic_tokens mosaic_passes mosaic_stream mosaic",
+    ),
+    (
+        "borrowed models and stores",
+        "chat_model datastore_files encoder generation publication training transport vllm_generation "
+        "construction datastore digit_model dispatch endpoint hub_repository local_model paged_generation "
+        "tiny_distiller chat_writer reward_settings served_generation",
+    ),
+    (
+        "stages",
+        "clustering decontamination deduplication distillation extractive rating selection",
+    ),
+    (
+        "plugs",
+        "cards mixture mixture_repository monitors report rewards sftmix model_folder artifacts hub",
+    ),
+    (
+        "the job",
+        "distiller held_out results pipeline",
+    ),
+    (
+        "the command",
+        "cli",
+    ),
 ]
 
 MAX_LINES, MAX_FUNCTION_LINES = 300, 40
@@ -32,6 +67,7 @@ def module_of(path) -> str:
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parts[-2] != "recipes")
 LAYER = {name: number for number, (_, names) in enumerate(LAYERS) for name in names.split()}
+ORDER = {name: place for place, name in enumerate(" ".join(names for _, names in LAYERS).split())}
 ROOT = {"__init__"}
 
 
@@ -60,9 +96,9 @@ def top_level_imports(tree: ast.Module):
 
 
 def layer_table() -> str:
-    """The table of layers as it stands in the README."""
+    """The table of layers as it stands in the README; a module imports only what stands above it or to its left."""
     rows = [
-        f"| {number} | {title} | {' '.join(f'`{name}`' for name in sorted(names.split()))} |"
+        f"| {number} | {title} | {' '.join(f'`{name}`' for name in names.split())} |"
         for number, (title, names) in enumerate(LAYERS)
     ]
     return "\n".join(["| layer | what it is | modules |", "|---|---|---|", *rows])
@@ -74,7 +110,7 @@ def test_every_module_has_a_layer():
 
 @pytest.mark.parametrize(("file", "module", "imported"), sorted(set(own_imports())))
 def test_imports_go_down(file, module, imported):
-    assert LAYER[imported] < LAYER[module], f"{file} (layer {LAYER[module]}) imports {imported} ({LAYER[imported]})"
+    assert ORDER[imported] < ORDER[module], f"{file} (layer {LAYER[module]}) imports {imported} ({LAYER[imported]})"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
