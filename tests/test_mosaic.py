@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from hf_lmmixup.mosaic import build_mosaics, mosaic_file, read_responses
 from hf_lmmixup.mosaic_config import MASKS, NUMBERS, ORDERS, STRATEGIES, MosaicConfig, item_probabilities
@@ -43,15 +43,23 @@ class Words:
         return "".join(f"| {m['role']} |{m['content']}| end |" for m in messages)
 
 
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA_3 = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+"""Where the tokenizers of these models cut a text before they merge bytes."""
+
+
 class BytePairs:
     """A real byte-level BPE behind the two methods of a `transformers` tokenizer that are used."""
 
     chat_template = "yes"
 
-    def __init__(self, texts, vocabulary=600):
+    def __init__(self, texts, vocabulary=600, pattern=None):
         self.backend_tokenizer = Tokenizer(models.BPE())
-        self.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        self.backend_tokenizer.decoder = decoders.ByteLevel()
+        plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+        cut = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), "isolated")]
+        self.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cut, plain])
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)
         self.backend_tokenizer.train_from_iterator(texts, trainer)
@@ -445,10 +453,63 @@ def test_the_chat_template_counts(turns):
 
 def test_each_row_is_tokenized_once():
     tokenizer = Words()
-    data = rows(500)
+    data = rows(120)
     build_mosaics(data, tokenizer, MosaicConfig(max_tokens=100))
     assert all(tokenizer.asked[text] == 1 for text in data["prompt"][:] + data["completion"][:])
-    assert tokenizer.asked.total() < 1000 + 400  # and each sentence of the templates
+    assert tokenizer.asked.total() < 240 + 400  # and each sentence of the templates
+
+
+def test_many_rows_are_counted_by_distinct_words():
+    tokenizer = Words()
+    data = rows(3000)
+    build_mosaics(data, tokenizer, MosaicConfig(max_tokens=100))
+    # 3,000 numbers with and 3 words with or without a space, a sample of 256 texts or a little more, the templates
+    assert tokenizer.asked.total() < 6000 + 600 + 400
+    assert TokenCounter(tokenizer)(data["prompt"]) == [len(tokenizer.split(text)) for text in data["prompt"]]
+
+
+BLANKS = [
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\t",
+    " \n",
+    "\n ",
+    "\r\n",
+    "   ",
+    "a",
+    "B",
+    "the",
+    "don't",
+    "9",
+    "2024",
+    ".",
+    "!?",
+    "(",
+    "é",
+    "中",
+    "_",
+]
+
+
+@pytest.mark.parametrize("pattern", [None, QWEN, LLAMA_3])
+def test_sums_over_words_are_the_tokenizers_own_counts(pattern):
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(BLANKS, size=rng.integers(0, 12))) for _ in range(4000)]
+    counter = TokenCounter(BytePairs(texts, vocabulary=500, pattern=pattern))
+    assert counter._by_words(texts) == counter._encode(texts)
+    assert counter(texts) == counter._encode(texts) and counter._separable
+
+
+def test_a_tokenizer_that_looks_across_spaces_is_asked_for_whole_texts():
+    whole = Tokenizer(models.BPE())  # no pre-tokenizer: merges run across spaces
+    whole.train_from_iterator(["a b a b a b c"] * 50, trainers.BpeTrainer(vocab_size=40, show_progress=False))
+    tokenizer = BytePairs([PROSE])
+    tokenizer.backend_tokenizer = whole
+    texts = [" ".join("ab"[(i >> k) & 1] for k in range(9)) for i in range(600)]
+    counter = TokenCounter(tokenizer)
+    assert counter(texts) == [len(whole.encode(text)) for text in texts] and counter._separable is False
 
 
 def test_overlong_rows_pass_unchanged_and_are_counted():
