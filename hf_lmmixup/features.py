@@ -10,6 +10,7 @@ One text::
 
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -158,9 +159,6 @@ def _buckets(head: str) -> list[int]:
     grams = [
         "^" + " ".join(opening[i:j]) for i in range(len(opening)) for j in range(i + 1, min(i + 4, len(opening) + 1))
     ]
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        grams.append(word)
-        if following:
-            grams.append(f"{word} {following}")
+    grams += [*words, *map(" ".join, pairwise(words))]
     hashed = (1 + zlib.crc32(gram.encode("utf-8", "replace")) % (BUCKETS - 1) for gram in grams)
     return list(dict.fromkeys(hashed))[:BUCKET_WIDTH]
