@@ -21,8 +21,8 @@ from hf_lmmixup.records import Outcome
 
 MAX_SIMILARITY = 0.99
 """Highest cosine between two rows that stay. Rows that say the same in other words are what a distillation merges;
-only copies should go. Where a long passage stands before a short question (T0), MiniLM puts different questions above 0.98,
-some above 0.995, so look at the pairs before lowering it."""
+only copies should go. Where a long passage stands before a short question (T0), MiniLM puts different questions above
+0.98, some above 0.995, so look at the pairs before lowering it."""
 
 SAME_TEXT = "deduplicate: same text as {}"
 SIMILAR = "deduplicate: similar to {}"
