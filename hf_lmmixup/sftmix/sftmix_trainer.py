@@ -226,4 +226,4 @@ class SFTMixTrainer(SFTTrainer):
 
 
 def _causal_lm(model: Any) -> PreTrainedModel:
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
