@@ -150,8 +150,6 @@ class LocalGenerator:
         """
         if seeds is not None and len(seeds) != len(conversations):
             raise ValueError(f"{len(seeds)} seeds for {len(conversations)} conversations; give one each.")
-        import torch
-
         noises = [None] * len(conversations) if seeds is None else list(map(np.random.default_rng, seeds))
         rows = [
             Row(place, self._prompt_tokens(messages), self.max_new_tokens, noise)
@@ -176,8 +174,7 @@ class LocalGenerator:
                 self.max_prompt_tokens,
             )
         # Taken from the end, so the longest come first: if memory is short, that shows at once.
-        with torch.inference_mode():
-            self._write(sorted(fitting, key=lambda row: (len(row.prompt), row.place)), take)
+        self._write(sorted(fitting, key=lambda row: (len(row.prompt), row.place)), take)
         return replies
 
     def _prompt_tokens(self, messages: Messages) -> list[int]:
@@ -186,6 +183,12 @@ class LocalGenerator:
 
     def _write(self, waiting: list[Row], take: Callable[[int, str | None], None]) -> None:
         """Write rows until none waits, taking the longest first from the end of `waiting`."""
+        import torch
+
+        with torch.inference_mode():
+            self._write_in_batches(waiting, take)
+
+    def _write_in_batches(self, waiting: list[Row], take: Callable[[int, str | None], None]) -> None:
         active: list[Row] = []
         state: BatchState | None = None
         while waiting or active:

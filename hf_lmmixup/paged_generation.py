@@ -9,12 +9,18 @@ same bytes for any batch matter, and this one where only the rate does. One call
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from hf_lmmixup.generation import LocalGenerator, Row
 
 
 POLL_SECONDS = 1.0
 """How long to wait for a result before looking whether the scheduler still runs."""
+
+
+CPU_BLOCKS = 16
+"""Blocks of 256 tokens for a row, and no more rows than `batch_size`, on a CPU; the scheduler would otherwise take most
+of the machine's memory, as it does with a GPU's."""
 
 
 class PagedGenerator(LocalGenerator):
@@ -28,7 +34,7 @@ class PagedGenerator(LocalGenerator):
         if not waiting or waiting[0].noise is not None:
             super()._write(waiting, take)
             return
-        from transformers import GenerationConfig
+        from transformers import ContinuousBatchingConfig, GenerationConfig
 
         settings = GenerationConfig(
             do_sample=False,
@@ -36,8 +42,15 @@ class PagedGenerator(LocalGenerator):
             eos_token_id=sorted(self._ends),
             pad_token_id=self.tokenizer.pad_token_id,
         )
+        limits: dict[str, Any] = {}
+        if self.device == "cpu":
+            limits = {"num_blocks": CPU_BLOCKS * self.batch_size, "max_requests_per_batch": self.batch_size}
+        scheduler = ContinuousBatchingConfig(**limits)
         by_name = {f"row-{row.place}": row for row in waiting}
-        with self.model.continuous_batching_context_manager(generation_config=settings) as manager:
+        opened = self.model.continuous_batching_context_manager(
+            generation_config=settings, continuous_batching_config=scheduler
+        )
+        with opened as manager:
             for name, row in by_name.items():
                 manager.add_request(row.prompt, request_id=name, max_new_tokens=row.limit)
             while by_name:
