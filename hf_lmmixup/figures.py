@@ -37,6 +37,7 @@ class Figure:
         columns: Head of the table with the same numbers.
         rows: Cells of that table.
         height: Pixels.
+        narrowest: Pixels; on a narrower page it is scrolled sideways.
         wide: Whether it takes the width of the page.
         open: Whether its table is shown from the start.
     """
@@ -49,6 +50,7 @@ class Figure:
     columns: list[str]
     rows: list[list[str]]
     height: int = 320
+    narrowest: int = 0
     wide: bool = False
     open: bool = False
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hf_lmmixup.differences import compare
 from hf_lmmixup.figures import decimal
 from hf_lmmixup.run_figures import figure_sections
 from hf_lmmixup.secrecy import public_settings
@@ -46,7 +47,7 @@ def render_report(facts: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"thousands": "{:,}".format, "decimal": decimal, "clip": _clip}
+    environment.filters |= {"thousands": "{:,}".format, "decimal": decimal, "clip": _clip, "compare": _compare}
     sections = figure_sections(facts)
     html = environment.get_template(TEMPLATE).render(
         facts=facts,
@@ -118,6 +119,11 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
                 )
             )
     return tiles
+
+
+def _compare(text: Any, others: list[Any]) -> list[tuple[str, bool]]:
+    """A text as it is shown, in pieces, each with whether its words occur in other texts."""
+    return compare(_clip(text), map(_clip, others))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

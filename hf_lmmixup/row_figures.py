@@ -96,17 +96,17 @@ def ledger_flow(facts: Facts) -> Figure | None:
     dropped = ledger.get("dropped") or {}
     if not ledger.get("rows_in"):
         return None
-    distilled = f"{ledger.get('distilled_rows', 0):,} distilled rows"
-    labels = ["raw rows", "kept", "merged", "dropped", "dataset", distilled, *(_short(reason) for reason in dropped)]
-    colors = [ORIGINAL, ORIGINAL, DISTILLED, DROPPED, AFTER, DISTILLED, *([DROPPED] * len(dropped))]
-    bands = [(0, 1, ledger["kept"]), (0, 2, ledger["merged"]), (0, 3, sum(dropped.values())), (1, 4, ledger["kept"])]
-    bands += [(2, 5, ledger["merged"]), (5, 4, ledger["merged"])]
-    bands += [(3, 6 + place, count) for place, count in enumerate(dropped.values())]
+    made = [f"{ledger['kept']:,} original rows", f"{ledger.get('distilled_rows', 0):,} distilled rows"]
+    labels = ["raw rows", "kept", "merged", "dropped", *made, "dataset", *(_short(reason) for reason in dropped)]
+    colors = [ORIGINAL, ORIGINAL, DISTILLED, DROPPED, ORIGINAL, DISTILLED, AFTER, *([DROPPED] * len(dropped))]
+    bands = [(0, 1, ledger["kept"]), (0, 2, ledger["merged"]), (0, 3, sum(dropped.values()))]
+    bands += [(1, 4, ledger["kept"]), (2, 5, ledger["merged"]), (4, 6, ledger["kept"]), (5, 6, ledger["merged"])]
+    bands += [(3, 7 + place, count) for place, count in enumerate(dropped.values())]
     bands = [band for band in bands if band[2]]
     data: dict[str, Any] = {
         "type": "sankey",
         "arrangement": "snap",
-        "node": {"label": labels, "color": colors, "pad": 14, "thickness": 14, "line": {"width": 0}},
+        "node": {"label": labels, "color": colors, "pad": 14, "thickness": 14, "align": "left", "line": {"width": 0}},
         "link": {
             "source": [source for source, _, _ in bands],
             "target": [target for _, target, _ in bands],
@@ -126,6 +126,7 @@ def ledger_flow(facts: Facts) -> Figure | None:
         [[labels[source], labels[target], f"{count:,}"] for source, target, count in bands],
         height=max(300, 60 + 34 * len(dropped)),
         wide=True,
+        narrowest=760,
     )
 
 

@@ -64,7 +64,7 @@ def held_out_rewards(facts: Facts) -> Figure | None:
         f"Means over {prompts:,} prompts of topics that no training saw. A dash: the reward abstained.",
         data,
         {"barmode": "group", "xaxis": category(""), "yaxis": {"title": "mean reward", "rangemode": "tozero"}},
-        ["state of the distiller", *names],
+        ["distiller", *names],
         [[state, *(decimal(result.get(name)) for name in names)] for state, result in judged.items()],
         wide=True,
         open=True,
@@ -129,7 +129,7 @@ def loss_curve(title: str, history: History) -> Figure | None:
         data.append({"type": "scatter", "mode": "lines", "name": name, "x": accuracy_steps, "y": accuracies})
         data[-1] |= {"yaxis": "y2", "line": line}
         layout["yaxis2"] = {"overlaying": "y", "side": "right", "tickformat": ".0%", "range": [0, 1]}
-        layout["yaxis2"]["showgrid"] = False
+        layout["yaxis2"] |= {"showgrid": False, "dtick": 0.25}
         rows.append(["token accuracy", decimal(accuracies[0]), decimal(accuracies[-1])])
     return Figure(
         f"loss-{slug(title)}",

@@ -131,6 +131,36 @@ def test_texts_of_rows_stay_texts():
     assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)
 
 
+def test_labels_of_the_map_hold_no_markup_of_rows():
+    points = {"x": [0.1], "y": [0.2], "cluster": [4], "score": [None], "kind": ["source"], "text": [HOSTILE]}
+    html = render_report(full(map=points))
+    drawn = json.loads(re.search(r'id="figures">(.*?)</script>', html, re.S).group(1))
+    label = next(figure for figure in drawn if figure["name"] == "map")["data"][0]["text"][0]
+    assert label.startswith("<b>cluster 4, not judged</b><br>&lt;/script&gt;")
+    assert set(re.findall(r"<[^>]*>", label)) == {"<b>", "</b>", "<br>"}
+
+
+def test_everything_that_facts_can_hold_is_drawn():
+    facts = full(
+        map={"x": [0.1], "y": [0.2], "cluster": [4], "score": [1], "kind": ["source"], "text": ["Why?"]},
+        transitions={"qa": {"classes": [0, 1], "matrix": [[0.9, 0.1], [0.2, 0.8]], "prior": [0.5, 0.5]}},
+        arms=[{"arm": "distilled", "metric": "accuracy", "mean": 0.8, "low": 0.7, "high": 0.85, "seeds": 5}],
+        costs=[{"stage": "rate", "seconds": 1.5, "rows": 10}, {"stage": "GRPO", "seconds": 60, "money": 0.25}],
+    )
+    page = Page(render_report(facts))
+    titles = [attrs["id"] for tag, attrs in page.elements if tag == "h2"]
+    assert titles == ["ledger", "rows", "distiller", "judge", "proof", "cost", "clusters", "recipe"]
+    for said in ("0.700 to 0.850", "61.5", "0.25", "Score transitions: qa", "Map of the clusters"):
+        assert said in page.words, said
+
+
+def test_words_that_were_added_or_left_out_are_marked():
+    shown = example("Tides come from the Moon. Filler.")
+    shown["completion"] = "Tides come from the Moon and the Sun."
+    marks = re.findall(r'<mark class="(\w+)">([^<]*)</mark>', render_report(full(examples=[shown])))
+    assert ("new", "Sun") in marks and ("left", "Tides") not in marks
+
+
 def test_the_page_loads_nothing():
     page = Page(render_report(full()))
     policy = next(attrs for tag, attrs in page.elements if attrs.get("http-equiv") == "Content-Security-Policy")
