@@ -25,7 +25,8 @@ from typing import Any
 
 from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped
 from hf_lmmixup.pacing import Pacing, retry_after
-from hf_lmmixup.transport import BodyTooLong, check_url, open_client, passing_errors, without_secrets
+from hf_lmmixup.secrecy import SHORTEST_SECRET, environment_secrets, without_secrets
+from hf_lmmixup.transport import BodyTooLong, check_url, open_client, passing_errors
 from hf_lmmixup.verdict import Verdict, judge_error, read_body
 
 
@@ -238,13 +239,17 @@ class _Run:
             self.failures += 1
             if self.failures >= max(SINGLE_FAILURES, 2 * self.model.concurrency):
                 self._end(f"{self.failures} requests in a row failed, the last one with: {verdict.error}")
-        error = verdict.error and without_secrets(verdict.error, self.key)
-        return ChatReply(request.key, verdict.text, error, verdict.answered)
+        return ChatReply(request.key, verdict.text, verdict.error and self._public(verdict.error), verdict.answered)
 
     def _end(self, reason: str | None) -> None:
         if self.ended is None:
             place = f"{self.model.name} at {self.model.base_url}"
-            self.ended = ModelStopped(f"{place} stopped answering: {without_secrets(reason or '', self.key)}")
+            self.ended = ModelStopped(f"{place} stopped answering: {self._public(reason or '')}")
+
+    def _public(self, text: str) -> str:
+        """A server's words without secrets: some servers repeat the key that they refuse."""
+        own = {self.key} if len(self.key) >= SHORTEST_SECRET else set()
+        return without_secrets(text, environment_secrets() | own)
 
 
 def _is_loop_running() -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 from hf_lmmixup.chat_model import ChatReply, ChatRequest, Message
 
 
-BATCH_SIZE = 256
-"""Conversations that a generator gets at a time: enough to keep its own batches full."""
+BATCH_SIZE = 64
+"""Conversations that a generator gets at a time: what a crash costs, and what Ctrl-C waits for."""
 
 
 class GeneratorModel:

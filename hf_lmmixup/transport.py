@@ -9,7 +9,6 @@ is this machine or `allow_http` is set.
 
 import ipaddress
 import logging
-import re
 import ssl
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,9 +31,6 @@ STAINLESS_HEADERS = (
 )
 """What the `openai` client tells a server about this machine; not needed, so not sent."""
 
-SECRET = re.compile(r"\b(?:sk|hf|gsk|xai|pk)[-_][A-Za-z0-9_-]{6,}|\bBearer\s+\S+", re.IGNORECASE)
-"""Tokens as services write them; a fixed prefix and one run of characters, so matching takes linear time."""
-
 
 class BodyTooLong(OSError):
     """A response body exceeds `MAX_BODY_BYTES`."""
@@ -55,13 +51,6 @@ def check_url(base_url: str, *, allow_http: bool) -> str:
     if parts.scheme == "http" and not allow_http and not _is_this_machine(parts.hostname):
         raise ValueError(f"{base_url} would send data unencrypted to another machine. Use https, or set allow_http.")
     return base_url.rstrip("/")
-
-
-def without_secrets(text: str, key: str) -> str:
-    """The text with the key, and whatever looks like one, replaced by `[hidden]`."""
-    if len(key) >= 6:
-        text = text.replace(key, "[hidden]")
-    return SECRET.sub("[hidden]", text)
 
 
 def open_client(base_url: str, key: str) -> Any:

@@ -2,10 +2,16 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 
 from hf_lmmixup.chat_model import ChatRequest
 from hf_lmmixup.digit_model import DigitModel, common_start, digit_tokens
-from hf_lmmixup.rating_prompt import ONE_DIGIT, parse_digit
+from hf_lmmixup.dispatch import TooManyRejects
+from hf_lmmixup.generation import LocalGenerator
+from hf_lmmixup.local_model import GeneratorModel
+from hf_lmmixup.rating import rate
+from hf_lmmixup.rating_prompt import FOUR_AXES, ONE_DIGIT, parse_digit
+from hf_lmmixup.records import LOADED
 from hf_lmmixup.tiny_distiller import build_tiny_distiller
 
 
@@ -140,6 +146,18 @@ def test_refusals_name_what_was_wrong(folder):
         DigitModel(folder, dtype="int8")
     with pytest.raises(ValueError, match="'toy' has no token for a single digit"):
         digit_tokens(Tokenizer("1", "23"))
+
+
+def test_a_model_that_knows_nothing_gives_reasons_and_no_scores(folder, tmp_path):
+    rows = {"id": ["a", "b"], "prompt": ["tides?", "moon?"], "completion": ["moon", "sun"], "source": ["x", "x"]}
+    generator = LocalGenerator(folder, max_new_tokens=4)
+    writing = GeneratorModel(generator.generate, generator.name, settings={"max_new_tokens": 4})
+    for model, rubric in [(writing, FOUR_AXES), (DigitModel(folder), ONE_DIGIT)]:
+        with pytest.raises(TooManyRejects) as caught:
+            rate(Dataset.from_dict(rows, features=LOADED), model, tmp_path / rubric.name, rubric=rubric)
+        rated = caught.value.outcome.dataset
+        reason = "reply is not JSON" if rubric is FOUR_AXES else "the model does not answer with a digit"
+        assert rated["score"][:] == [None, None] and rated["rating_error"][:] == [reason] * 2
 
 
 @pytest.mark.parametrize(
