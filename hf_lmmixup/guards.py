@@ -11,12 +11,16 @@ One case::
 
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 from hf_lmmixup.features import GRAMMAR
 
 
 MAX_CHARACTERS = 16_384
 """No honest answer is longer; the longest reference of MIXTURE's kinds has about 2,000 characters."""
+
+REMEMBERED = 8192
+"""Inputs whose words are kept."""
 
 LENGTH_ALLOWANCE = 400
 """Characters that an answer may exceed its inputs or reference by, whatever their length."""
@@ -34,7 +38,7 @@ ECHO_LENGTH = 0.85
 """... if it also has this share of all the words of its inputs, so that nothing was merged."""
 
 MIN_WORDS = 6
-"""An answer with fewer words, labels not counted, is no merged text."""
+"""An answer with fewer different words, labels not counted, is no merged text."""
 MIN_GRAMMAR = 0.1
 """Share of grammar words; a list of keywords has hardly any, honest prose 0.3."""
 GRAMMAR_WORDS = 12
@@ -116,16 +120,21 @@ def violation(answer: str, *, sources: Sequence[str] = (), reference: str | None
     if any(tag in folded for tag in TAGS):
         return "tags in the answer"
     words = _words(folded)
-    if sum(word not in LABELS for word in words) < MIN_WORDS:
+    if len(set(words) - LABELS) < MIN_WORDS:
         return "too few words"
     if _repeats(words):
         return "repetition"
     if len(words) >= GRAMMAR_WORDS and sum(word in GRAMMAR for word in words) < MIN_GRAMMAR * len(words):
         return "keyword list"
-    known = [*map(str.casefold, sources), *([reference.casefold()] if reference else [])]
-    if _instructs(words, known):
+    if _instructs(words, [*sources, reference or ""]):
         return "instructs the rater"
-    return "echo of the inputs" if _echoes(words, [_words(text.casefold()) for text in sources]) else None
+    return "echo of the inputs" if _echoes(words, [_known_words(text) for text in sources]) else None
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _known_words(text: str) -> list[str]:
+    """The words of an input; the inputs of a prompt are met once for each of its completions."""
+    return _words(text[:MAX_CHARACTERS].casefold())
 
 
 def _words(folded: str) -> list[str]:
@@ -171,7 +180,7 @@ def _instructs(words: list[str], known: Sequence[str]) -> bool:
     flat = f" {' '.join(words)} "
     found = [phrase for phrase in INSTRUCTIONS if f" {phrase} " in flat]
     # A cluster may be about ratings; what its own texts say is no attack.
-    inputs = [f" {' '.join(_words(text))} " for text in known] if found else []
+    inputs = [f" {' '.join(_known_words(text))} " for text in known] if found else []
     return any(not any(f" {phrase} " in text for text in inputs) for phrase in found)
 
 

@@ -72,9 +72,9 @@ def completion_text(completion: Any) -> str:
 
 
 def source_texts(prompt: Any) -> list[str]:
-    """The cluster of a prompt that came without the column `sources`: its user message, less the instruction."""
+    """The cluster of a prompt without the column `sources`: its user message, less the instruction at the end."""
     text = completion_text(prompt)
-    return [part for part in text.split("\n\n")[1:] if part.strip()]
+    return [part for part in text.split("\n\n")[:-1] if part.strip()]
 
 
 @lru_cache(maxsize=REMEMBERED)
