@@ -12,7 +12,9 @@ between, the Hub answers 412 and the differences are taken anew.
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
@@ -40,7 +42,7 @@ class HubRepository:
 
     def __init__(self, api: HfApi, publication: Publication) -> None:
         self.api, self.publication = api, publication
-        self.place = {"repo_id": publication.repo_id, "repo_type": publication.repo_type}
+        self.place: dict[str, Any] = {"repo_id": publication.repo_id, "repo_type": publication.repo_type}
 
     @property
     def url(self) -> str:
@@ -53,7 +55,7 @@ class HubRepository:
         try:
             insist(lambda: self.api.repo_info(**self.place))
         except RepositoryNotFoundError:
-            sdk = {"space_sdk": "static"} if self.publication.repo_type == "space" else {}
+            sdk: dict[str, Any] = {"space_sdk": "static"} if self.publication.repo_type == "space" else {}
             insist(lambda: self.api.create_repo(**self.place, private=True, exist_ok=True, **sdk))
         private = bool(insist(lambda: self.api.repo_info(**self.place)).private)
         if not private and not public:
@@ -67,7 +69,7 @@ class HubRepository:
         """Commit what differs, in one commit on top of what was seen; look again after every failure."""
         sent: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
         for attempt in range(ATTEMPTS):
-            head = insist(lambda: self.api.repo_info(**self.place, revision=BRANCH)).sha
+            head = str(insist(lambda: self.api.repo_info(**self.place, revision=BRANCH)).sha)
             there = self.tree(head)
             new, old = self.differences(there)
             if not new and not old:
@@ -118,7 +120,7 @@ class HubRepository:
                 found = entry.lfs.sha256
             else:
                 url = hf_hub_url(**self.place, filename=file.name, revision=commit, endpoint=self.api.endpoint)
-                found = hashlib.sha256(insist(lambda url=url: self.fetch(url))).hexdigest()
+                found = hashlib.sha256(insist(partial(self.fetch, url))).hexdigest()
             if found != file.sha256:
                 raise PushError(
                     f"{file.name} has SHA-256 {found} on the Hub instead of {file.sha256}. No tag was set. Push again."

@@ -20,7 +20,7 @@ def figure_sections(facts: Facts) -> list[tuple[str, list[Figure]]]:
         (reward_curves if any("reward" in entry for entry in history) else loss_curve)(title, history)
         for title, history in histories
     ]
-    sections = [
+    sections: list[tuple[str, list[Figure | None]]] = [
         ("Rows", [ledger_flow(facts), score_histogram(facts), cluster_sizes(facts), cluster_map(facts)]),
         ("Distiller", [held_out_rewards(facts), *training]),
         ("Judge", score_transitions(facts)),

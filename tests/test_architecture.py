@@ -1,4 +1,4 @@
-"""The law of the house, read from the sources: imports go down, files stay small, nothing unpickles, nothing prints."""
+"""The law of the house, read from the sources: imports go down, files stay small, nothing unpickles or prints."""
 
 import ast
 import subprocess

@@ -11,7 +11,9 @@ from hf_lmmixup.recipe import load_recipe
 
 RECIPES = REPOSITORY / "recipes"
 RUNS = sorted(RECIPES.glob("*.yaml"))
-TRAININGS = [file for file in sorted(RECIPES.rglob("*.yaml")) if file.parent != RECIPES and "accelerate" not in file.parts]
+TRAININGS = [
+    file for file in sorted(RECIPES.rglob("*.yaml")) if file.parent != RECIPES and "accelerate" not in file.parts
+]
 
 
 def method(file: Path) -> str:
@@ -23,8 +25,9 @@ def parse(file: Path) -> tuple:
     from trl.scripts import grpo, sft
 
     if method(file) == "sftmix":
-        from hf_lmmixup.sftmix import SFTMixConfig
         from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+        from hf_lmmixup.sftmix import SFTMixConfig
 
         parser = TrlParser((ScriptArguments, SFTMixConfig, ModelConfig, DatasetMixtureConfig))
     else:

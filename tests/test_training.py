@@ -1,4 +1,4 @@
-"""Trainings through TRL's command: configuration, progress, resume and readable failures, with a stand-in for `trl`."""
+"""Trainings through TRL's command: configuration, progress, resume, failures, with a stand-in for `trl`."""
 
 import json
 import sys
