@@ -23,8 +23,8 @@ def figure_sections(facts: Facts) -> list[tuple[str, list[Figure]]]:
     sections: list[tuple[str, list[Figure | None]]] = [
         ("Rows", [ledger_flow(facts), score_histogram(facts), cluster_sizes(facts), cluster_map(facts)]),
         ("Distiller", [held_out_rewards(facts), *training]),
-        ("Judge", score_transitions(facts)),
-        ("Proof", arms(facts)),
+        ("Judge", [*score_transitions(facts)]),
+        ("Proof", [*arms(facts)]),
         ("Cost", [costs(facts)]),
     ]
     kept = [(title, [figure for figure in figures if figure is not None]) for title, figures in sections]

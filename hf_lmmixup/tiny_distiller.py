@@ -37,7 +37,7 @@ HEADS = 4
 FEED_FORWARD_SIZE = 512
 MAX_POSITIONS = 4096
 
-READING_STEPS, READING_BATCH = 600, 8
+READING_STEPS, READING_BATCH = 400, 8
 READING_RATE = 4e-3
 """Steps, documents a step and peak learning rate of the reading; on two cores it takes about a minute."""
 WARM_UP, LAST_RATE = 20, 0.1
