@@ -24,16 +24,16 @@ from hf_lmmixup.wording import LABELS, split_form, split_sentences
 VERDICTS = frozenset(["true", "false", "not", "no", "never", "none", "only"])
 """Words whose loss would turn the truth round."""
 
-VAGUE_TERMS = ("something", "stuff", "certain things", "that kind of thing")
-VAGUE_NUMBERS = ("some", "a number of", "quite a few")
+VAGUE_TERMS, VAGUE_NUMBERS = ("something", "stuff", "certain things", "that kind of thing"), ("some", "a number of")
 VAGUE_LENGTH = 7
 """Words with this many letters count as specific terms for `vague`, unless they end in -ly or are among `JOINTS`."""
 
 JOINTS = frozenset("because between through without against another however although whether".split())
-
 REASON_MARKS = tuple(" because | since | so that |, so |, which |; | thus | therefore |, as | by ".split("|"))
 """Where an explanation starts inside a sentence, in the order in which they are tried."""
 
+STRAY_JOINTS = ("By the way,", "Also,", "Another thing:", "Which reminds me,")
+"""How a careless hand changes the subject."""
 _Option = TypeVar("_Option")
 _TOKENS = re.compile(r"\s+|\S+")
 
@@ -66,7 +66,7 @@ def truncate(text: str, *, seed: int, keep: float = 0.55, side: str = "end", jit
     return "".join(part).rstrip(".,;:") or text
 
 
-def typos(text: str, *, seed: int, rate: float = 0.2) -> str:
+def typos(text: str, *, seed: int, rate: float = 0.3) -> str:
     """Misspell words: swap, drop or double a letter inside words of four and more letters.
 
     Args:
@@ -84,10 +84,7 @@ def typos(text: str, *, seed: int, rate: float = 0.2) -> str:
     rng = random.Random(seed)
     tokens = _TOKENS.findall(text)
     places = [i for i, token in enumerate(tokens) if _is_plain(token) and sum(map(str.isalpha, token)) >= 4]
-    chosen = [i for i in places if rng.random() < rate]
-    if not chosen and places:
-        chosen = [_pick(rng, places)]
-    for place in chosen:
+    for place in _choose(rng, places, rate):
         tokens[place] = _misspell(tokens[place], rng)
     return "".join(tokens)
 
@@ -110,9 +107,7 @@ def vague(text: str, *, seed: int, rate: float = 0.7) -> str:
     rng = random.Random(seed)
     tokens = _TOKENS.findall(text)
     places = [i for i, token in enumerate(tokens) if _is_specific(token, tokens[i - 2] if i > 1 else "")]
-    chosen = {i for i in places if rng.random() < rate}
-    if not chosen and places:
-        chosen = {_pick(rng, places)}
+    chosen = set(_choose(rng, places, rate))
     parts: list[str] = []
     for place, token in enumerate(tokens):
         if place not in chosen:
@@ -125,7 +120,7 @@ def vague(text: str, *, seed: int, rate: float = 0.7) -> str:
         else:
             numeric = any(map(str.isdigit, token))
             empty = _pick(rng, VAGUE_NUMBERS if numeric else VAGUE_TERMS)
-            opens = not "".join(parts).strip() or "".join(parts).rstrip().endswith((".", "?", "!", ":"))
+            opens = place < 2 or tokens[place - 2].endswith((".", "?", "!", ":"))
             parts.append((empty.capitalize() if opens else empty) + tail)
     return "".join(parts)
 
@@ -137,7 +132,7 @@ def drop_reasoning(text: str, *, seed: int, sentences: int = 1) -> str:
 
     Args:
         text: What to spoil.
-        seed: Unused by this deterministic corruption; accepted so that all have one form.
+        seed: Unused; accepted so that all corruptions have one form.
         sentences: How many sentences of the last part stay, 1 or more.
 
     Returns:
@@ -161,8 +156,8 @@ def drop_reasoning(text: str, *, seed: int, sentences: int = 1) -> str:
     return head + " ".join(words[: max(1, len(words) * 2 // 3)])
 
 
-def merge_topics(text: str, *, seed: int, other: str, keep: float = 0.6) -> str:
-    """Mix in a piece of another text: some sentences of this one, then one that belongs elsewhere.
+def merge_topics(text: str, *, seed: int, other: str, keep: float = 0.4) -> str:
+    """Mix in a piece of another text: some sentences of this one, and one that belongs elsewhere.
 
     Args:
         text: What to spoil.
@@ -190,7 +185,8 @@ def merge_topics(text: str, *, seed: int, other: str, keep: float = 0.6) -> str:
     else:
         count = min(len(own) - 1, max(1, round(len(own) * keep)))
         own = own[:count] if rng.random() < 0.5 else own[-count:]
-    own.insert(1 + int(rng.random() * len(own)), _pick(rng, strangers))
+    stranger = _pick(rng, strangers)
+    own.insert(1 + int(rng.random() * len(own)), f"{_pick(rng, STRAY_JOINTS)} {stranger[0].lower()}{stranger[1:]}")
     return head + " ".join(own)
 
 
@@ -269,6 +265,11 @@ def _check_rate(rate: float, name: str = "rate") -> None:
 
 def _pick(rng: random.Random, options: Sequence[_Option]) -> _Option:
     return options[int(rng.random() * len(options))]
+
+
+def _choose(rng: random.Random, places: Sequence[int], rate: float) -> list[int]:
+    """Each place with the chance `rate`, but one at least."""
+    return [place for place in places if rng.random() < rate] or ([_pick(rng, places)] if places else [])
 
 
 def _is_plain(token: str) -> bool:

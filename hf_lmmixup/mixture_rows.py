@@ -17,7 +17,8 @@ from typing import Any
 
 from datasets import Features, List, Value
 
-from hf_lmmixup.prompts import distillation_messages, format_completion, linearize
+from hf_lmmixup.prompts import TASK_INSTRUCTIONS, distillation_messages, format_completion, linearize
+from hf_lmmixup.records import TaskType
 
 
 MESSAGES = List({"role": Value("string"), "content": Value("string")})
@@ -91,12 +92,10 @@ def raw_row(cluster: dict[str, Any]) -> dict[str, Any]:
     """One cluster in the published columns; a published row keeps its own values."""
     if (published := cluster.get("published")) is not None:
         return {column: published.get(column) for column in RAW}
-    _, user = distillation_messages(cluster["sources"], cluster["task_type"])
-    merged = linearize(cluster["sources"])
     return {
         "id": cluster["id"],
-        "instruction": user["content"].removesuffix(merged).strip(),
-        "input": merged,
+        "instruction": TASK_INSTRUCTIONS[TaskType(cluster["task_type"])],
+        "input": linearize(cluster["sources"]),
         "output": cluster["target"],
         "cot": cluster["reasoning"],
         "task_type": cluster["task_type"],

@@ -57,7 +57,7 @@ class Author:
         text = json.loads(re.search(r"<sample-\w+>\n(.*)\n</sample", user)[1])
         if step == "target":
             title, _, source = text.partition("\n\n")
-            return f"Q: What about {title}?\nA: {source}" if "'Q: question'" in user else source
+            return f"Q: What about {title}?\nA: {source}" if "Q: question" in user else source
         if step == "rating":
             return json.dumps(
                 {"rarity": 5, "complexity": 6, "informativeness": 8, "overall": 9 if "14" in text else 8}

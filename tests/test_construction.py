@@ -16,7 +16,7 @@ from hf_lmmixup.offline_writer import OfflineWriter, extractive_score, halves
 from hf_lmmixup.prompts import answer_matches
 from hf_lmmixup.records import TaskType
 from hf_lmmixup.target_checks import check_cluster, leaks, supported
-from hf_lmmixup.wording import split_form, split_sentences
+from hf_lmmixup.wording import split_sentences
 
 
 WHEN = "Q: When?\nA: In 1843, by Ada Lovelace."
@@ -91,10 +91,10 @@ def test_fusion_takes_from_another_article_of_the_same_split():
     """The foreign sentence in a fused variant is one of another article's, and that article is on the same side."""
     plan = Plan(fusion_similarity=(0.0, 1.0), noise_share=0.0, task_types=(TaskType.QA,))
     made = construct(segment(articles()).segments, OfflineWriter(), plan, encoder=LetterEncoder())
-    owner = {s: a.title for a in articles() for _, text in a.sections for s in split_sentences(text)}
+    owner = {s[1:]: a.title for a in articles() for _, text in a.sections for s in split_sentences(text)}
     fused = 0
     for _, split, cluster in all_clusters(made):
-        inside = {owner[s] for text in cluster["sources"] for s in split_sentences(split_form(text)[1]) if s in owner}
+        inside = {title for s, title in owner.items() for text in cluster["sources"] if s in text}
         strangers = inside - {cluster["topic"]}
         fused += bool(strangers)
         assert {plan.split_of(title) for title in strangers} <= {split}

@@ -11,9 +11,18 @@ import loopback_hub
 import pytest
 from datasets import get_dataset_config_names, load_dataset
 
-from hf_lmmixup import bundled, mixture, published
+from hf_lmmixup import bundled, corruption, mixture, published, rewards
+from hf_lmmixup.datastore import build
+from hf_lmmixup.encoder import load_encoder
 from hf_lmmixup.mixture_rows import FORMS, GRPO, RAW, SFT
-from hf_lmmixup.prompts import SYSTEM_PROMPT, TASK_INSTRUCTIONS, answer_matches, linearize, parse_completion
+from hf_lmmixup.prompts import (
+    SYSTEM_PROMPT,
+    TASK_INSTRUCTIONS,
+    answer_matches,
+    format_completion,
+    linearize,
+    parse_completion,
+)
 from hf_lmmixup.records import TaskType, row_id
 from hf_lmmixup.row_stream import RowError
 
@@ -126,7 +135,7 @@ def test_rows_are_what_trl_and_the_rewards_expect():
     for row in grpo:
         assert answer_matches(row["reference"], row["task_type"]) and 2 <= len(row["sources"]) <= 8
         assert row["prompt"][0]["content"] == SYSTEM_PROMPT
-        assert row["prompt"][1]["content"].endswith(linearize(row["sources"]))
+        assert row["prompt"][1]["content"].startswith(linearize(row["sources"]))
         assert row["reference"] not in row["prompt"][1]["content"]
     first = load_dataset("mixture", "raw", split="train")[:5]
     assert first["task_type"] == KINDS  # types take turns
@@ -428,3 +437,32 @@ def test_the_published_repository(per_task, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Cannot list hf://datasets/nobody/MIXTURE") and "Pass data_dir=FOLDER" in done.stdout
     assert any("/dokiik/MIXTURE/resolve/" in line for line in hub.requests), hub.requests
+
+
+def test_rewards_prefer_the_targets():
+    """Targets: 1.0 on format and alignment, and above their variants by the judge behind the quality reward.
+
+    A judge of single texts cannot always see a stray sentence, so some corrupted variants of unseen topics pass.
+    """
+    rows = bundled.mini_clusters()
+    completions = [format_completion(row["reasoning"], row["target"]) for row in rows]
+    columns = {"task_type": [row["task_type"] for row in rows], "reference": [row["target"] for row in rows]}
+    assert set(rewards.format_reward(completions, **columns)) == {1.0}
+    assert set(rewards.alignment_reward(completions, **columns)) == {1.0}
+
+    encoder, rated = load_encoder(), bundled.rated_texts("train")
+    texts, scores, kinds = ([getattr(row, name) for row in rated] for name in ("text", "score", "task_type"))
+    datastore = build(texts, scores, kinds, encoder)
+    passed = {(split, origin): [] for split in mixture.SPLITS for origin in ("hand", "corruption")}
+    for split, kind in product(mixture.SPLITS, KINDS):
+        part = bundled.mini_clusters(kind, split)
+        texts = [text for row in part for text in (row["target"], *(weak["text"] for weak in row["weak"]))]
+        values = iter(datastore.judge_embedded(texts, encoder.encode(texts), kind))
+        for row in part:
+            target = next(values)
+            for weak in row["weak"]:
+                origin = "corruption" if weak["flaw"] in corruption.names() else "hand"
+                passed[split, origin].append(next(values) >= target)
+    shares = {key: sum(found) / len(found) for key, found in passed.items()}
+    assert shares["train", "hand"] == shares["test", "hand"] == 0.0
+    assert shares["train", "corruption"] < 0.06 and shares["test", "corruption"] < 0.15, shares
