@@ -12,50 +12,46 @@ def arms(facts: Facts) -> list[Figure]:
     `seeds`, `tokens` and `steps`.
     """
     entries = facts.get("arms") or []
-    figures = []
-    for metric in dict.fromkeys(str(entry["metric"]) for entry in entries):
-        chosen = [entry for entry in entries if entry["metric"] == metric]
-        bounds = [(finite(entry.get("low")), finite(entry.get("high"))) for entry in chosen]
-        dots: dict[str, Any] = {
-            "type": "scatter",
-            "mode": "markers",
-            "name": metric,
-            "x": [finite(entry.get("mean")) for entry in chosen],
-            "y": [str(entry["arm"]) for entry in chosen],
-            "marker": {"color": DISTILLED, "size": 11},
-            "error_x": {
-                "type": "data",
-                "symmetric": False,
-                "array": [_reach(high, entry) for (_, high), entry in zip(bounds, chosen, strict=True)],
-                "arrayminus": [_reach(low, entry) for (low, _), entry in zip(bounds, chosen, strict=True)],
-                "color": ORIGINAL,
-                "thickness": 2,
-            },
-        }
-        rows = [
-            [
-                str(entry["arm"]),
-                decimal(entry.get("mean")),
-                MISSING if None in interval else f"{decimal(interval[0])} to {decimal(interval[1])}",
-                *(_count(entry.get(name)) for name in ("seeds", "tokens", "steps")),
-            ]
-            for entry, interval in zip(chosen, bounds, strict=True)
-        ]
-        figures.append(
-            Figure(
-                f"arms-{slug(metric)}",
-                f"What models learn from it: {metric}",
-                "Each dot is a model trained on one kind of data; its line is the interval over seeds.",
-                [dots],
-                {"xaxis": {"title": metric}, "yaxis": {"autorange": "reversed", "type": "category"}},
-                ["data", "mean", "interval", "seeds", "tokens", "steps"],
-                rows,
-                height=90 + 38 * len(chosen),
-                wide=True,
-                open=True,
-            )
-        )
-    return figures
+    metrics = dict.fromkeys(str(entry["metric"]) for entry in entries)
+    return [_arms_of(metric, [entry for entry in entries if str(entry["metric"]) == metric]) for metric in metrics]
+
+
+def _arms_of(metric: str, entries: list[dict[str, Any]]) -> Figure:
+    bounds = [(finite(entry.get("low")), finite(entry.get("high"))) for entry in entries]
+    dots: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": metric,
+        "x": [finite(entry.get("mean")) for entry in entries],
+        "y": [str(entry["arm"]) for entry in entries],
+        "marker": {"color": DISTILLED, "size": 11},
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [_reach(high, entry) for (_, high), entry in zip(bounds, entries, strict=True)],
+            "arrayminus": [_reach(low, entry) for (low, _), entry in zip(bounds, entries, strict=True)],
+            "color": ORIGINAL,
+            "thickness": 2,
+        },
+    }
+    return Figure(
+        f"arms-{slug(metric)}",
+        f"What models learn from it: {metric}",
+        "Each dot is a model trained on one kind of data; its line is the interval over seeds.",
+        [dots],
+        {"xaxis": {"title": metric}, "yaxis": {"autorange": "reversed", "type": "category"}},
+        ["data", "mean", "interval", "seeds", "tokens", "steps"],
+        [_arm_row(entry, interval) for entry, interval in zip(entries, bounds, strict=True)],
+        height=90 + 38 * len(entries),
+        wide=True,
+        open=True,
+    )
+
+
+def _arm_row(entry: dict[str, Any], interval: tuple[float | None, float | None]) -> list[str]:
+    between = MISSING if None in interval else f"{decimal(interval[0])} to {decimal(interval[1])}"
+    counts = [_count(entry.get(name)) for name in ("seeds", "tokens", "steps")]
+    return [str(entry["arm"]), decimal(entry.get("mean")), between, *counts]
 
 
 def costs(facts: Facts) -> Figure | None:

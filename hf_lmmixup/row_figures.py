@@ -182,24 +182,10 @@ def cluster_map(facts: Facts) -> Figure | None:
     if not points.get("x"):
         return None
     rows = list(zip(*(points[name] for name in ("x", "y", "cluster", "score", "kind", "text")), strict=True))
-    data = []
-    for kind, label, color, symbol, size in (
-        ("source", "weak rows", ORIGINAL, "circle", 6),
-        ("distilled", "distilled rows", DISTILLED, "diamond", 9),
-    ):
-        shown = [row for row in rows if row[4] == kind]
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": f"{label} ({len(shown):,})",
-                "x": [row[0] for row in shown],
-                "y": [row[1] for row in shown],
-                "text": [_hover(row) for row in shown],
-                "hoverinfo": "text",
-                "marker": {"color": color, "symbol": symbol, "size": size, "opacity": 0.75},
-            }
-        )
+    data = [
+        _dots([row for row in rows if row[4] == "source"], "weak rows", ORIGINAL, "circle", 6),
+        _dots([row for row in rows if row[4] == "distilled"], "distilled rows", DISTILLED, "diamond", 9),
+    ]
     bare = {"showticklabels": False, "zeroline": False, "showgrid": False}
     numbers = sorted({row[2] for row in rows})[:LISTED_CLUSTERS]
     table = [
@@ -219,6 +205,20 @@ def cluster_map(facts: Facts) -> Figure | None:
         height=460,
         wide=True,
     )
+
+
+def _dots(rows: list[tuple[Any, ...]], label: str, color: str, symbol: str, size: int) -> dict[str, Any]:
+    """Points of the map as one trace."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": f"{label} ({len(rows):,})",
+        "x": [row[0] for row in rows],
+        "y": [row[1] for row in rows],
+        "text": [_hover(row) for row in rows],
+        "hoverinfo": "text",
+        "marker": {"color": color, "symbol": symbol, "size": size, "opacity": 0.75},
+    }
 
 
 def _classes(counts: Iterable[Mapping[str, int]]) -> list[str]:
