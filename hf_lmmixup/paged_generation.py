@@ -19,8 +19,8 @@ POLL_SECONDS = 1.0
 
 
 CPU_BLOCKS = 16
-"""Blocks of 256 tokens for a row, and no more rows than `batch_size`, on a CPU; the scheduler would otherwise take most
-of the machine's memory, as it does with a GPU's."""
+"""Blocks of 256 tokens for a row, and no more rows than `batch_size`, on a CPU; the scheduler would otherwise take
+most of the machine's memory, as it does with a GPU's."""
 
 
 class PagedGenerator(LocalGenerator):

@@ -75,9 +75,7 @@ def test_hostile_names_change_neither_head_nor_body():
     assert DatasetCard(card).data.to_dict()["license"] == "unknown"
     assert head(card).keys() == head(render_dataset_card(FACTS)).keys()
     # a block of code shows what stands in it
-    body = re.sub(
-        r"^(```+)yaml\n.*?^\1$", "", card.partition("\n---\n")[2], flags=re.M | re.S
-    )
+    body = re.sub(r"^(```+)yaml\n.*?^\1$", "", card.partition("\n---\n")[2], flags=re.M | re.S)
     assert "Recipe" in body and "<script>" not in body
     assert "1337" not in card
     reason = next(line for line in card.splitlines() if line.startswith("| dropped"))
