@@ -68,7 +68,8 @@ class Distiller:
         if not folder.is_dir():
             self.progress("building the tiny distiller", 0, 0)
             with self.directory.writing(f"{TRAINING}/{UNTRAINED}") as partial:
-                build_mini_distiller(partial, seed=self.recipe.seed)
+                steps = self.recipe.distiller.reading_steps
+                build_mini_distiller(partial, seed=self.recipe.seed, reading_steps=steps)
         return folder
 
     def _train(self, title: str, stage: str, method: str, file: str, model: str) -> Path:
@@ -116,12 +117,13 @@ def mixture(form: str, split: str) -> Dataset:
     return rows
 
 
-def build_mini_distiller(path: str | Path, *, seed: int = 0) -> Path:
+def build_mini_distiller(path: str | Path, *, seed: int = 0, reading_steps: int = 400) -> Path:
     """Build the tiny distiller from the training clusters of the mini MIXTURE; it has read their texts, no more.
 
     Args:
         path: The model folder to write.
         seed: Seed of weights and reading.
+        reading_steps: Optimizer steps of the reading.
 
     Returns:
         The folder.
@@ -131,4 +133,6 @@ def build_mini_distiller(path: str | Path, *, seed: int = 0) -> Path:
         for cluster in bundled.mini_clusters(split="train")
     ]
     documents = [[*cluster["sources"], cluster["target"]] for cluster in clusters]
-    return build_tiny_distiller(path, cluster_texts(clusters), documents=documents, seed=seed)
+    return build_tiny_distiller(
+        path, cluster_texts(clusters), documents=documents, seed=seed, reading_steps=reading_steps
+    )

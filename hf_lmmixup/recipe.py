@@ -48,6 +48,7 @@ class DistillerRecipe:
 
     Attributes:
         model: `tiny` (built locally), a folder or a Hub id.
+        reading_steps: Optimizer steps in which the tiny model reads plain text before it learns to distil.
         cold_start: TRL recipe for supervised fine-tuning on MIXTURE; `null` skips it.
         grpo: TRL recipe for GRPO; `null` skips it.
         max_new_tokens: Longest completion in tokens.
@@ -57,6 +58,7 @@ class DistillerRecipe:
     """
 
     model: str = "tiny"
+    reading_steps: int = 400
     cold_start: str | None = None
     grpo: str | None = None
     max_new_tokens: int = 512

@@ -37,9 +37,8 @@ HEADS = 4
 FEED_FORWARD_SIZE = 512
 MAX_POSITIONS = 4096
 
-READING_STEPS, READING_BATCH = 400, 8
-READING_RATE = 4e-3
-"""Steps, documents a step and peak learning rate of the reading; on two cores it takes about a minute."""
+READING_BATCH, READING_RATE = 8, 4e-3
+"""Documents a step and peak learning rate of the reading."""
 WARM_UP, LAST_RATE = 20, 0.1
 BETAS = (0.9, 0.98)
 
@@ -59,7 +58,7 @@ def build_tiny_distiller(
     *,
     documents: Sequence[Sequence[str]] = (),
     seed: int = 0,
-    reading_steps: int = READING_STEPS,
+    reading_steps: int = 400,
 ) -> Path:
     """Train a tokenizer, draw the weights of a small Qwen2 model, let it read, and save both as one model folder.
 

@@ -24,6 +24,7 @@ input: {pool}
 output: {output}
 distiller:
   model: tiny
+  reading_steps: 2
   cold_start: sft.yaml
   grpo: grpo.yaml
   max_new_tokens: 24
