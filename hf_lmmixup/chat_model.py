@@ -18,7 +18,7 @@ A fake for tests is four lines::
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Event
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ class ChatRequest:
     key: str
     messages: Sequence[Message]
     seed: int | None = None
-    schema: dict[str, Any] | None = field(default=None, hash=False)
+    schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ trained to write them; anything else is not a rating. The axes and the scale are
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -62,6 +63,8 @@ RATING_SCHEMA = {
     "required": list(RATING_AXES),
     "additionalProperties": False,
 }
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 MIN_DIGIT_MASS = 0.5
 """Share of the next-token probability that must lie on digits; below it the model is not answering the question."""
@@ -113,7 +116,13 @@ def fence(text: str) -> tuple[str, str]:
     Returns:
         The fenced text and the name, `sample-` and 16 hex digits derived from the text.
     """
-    encoded = json.dumps(text).replace("<", "\\u003c").replace(">", "\\u003e")
+    # Letters of all languages stay as they are: models read escapes badly. A lone surrogate cannot be sent, so there
+    # everything is escaped.
+    encoded = (
+        json.dumps(text, ensure_ascii=SURROGATE.search(text) is not None)
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+    )
     nonce = hashlib.sha256(encoded.encode()).hexdigest()[:16]
     while nonce in encoded:
         nonce = hashlib.sha256(nonce.encode()).hexdigest()[:16]

@@ -23,11 +23,11 @@ class StubClient:
         self._post("/__stub__/fault", {"kind": kind, "match": match, "times": times, **rule})
 
     def stats(self):
-        with urllib.request.urlopen(f"{self.root}/__stub__/stats", timeout=30) as response:
+        with urllib.request.urlopen(f"{self.root}/__stub__/stats", timeout=120) as response:
             return json.load(response)
 
     def _post(self, path, body):
-        with urllib.request.urlopen(self.root + path, json.dumps(body).encode(), timeout=30) as response:
+        with urllib.request.urlopen(self.root + path, json.dumps(body).encode(), timeout=120) as response:
             response.read()
 
 
