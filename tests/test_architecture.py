@@ -18,13 +18,13 @@ LAYERS = [
     (
         "pure functions",
         "batch_state card_markup differences exact_search facts features figures inspection journal jsonl "
-        "ledger licenses mosaic_config near_duplicates observations pacing prompts rating_prompt recipe "
-        "row_stream run_directory score_health secrecy tensor_files transition verdict wording articles "
-        "comparison_figures construction_prompts corruption coverage distilled_rows drawings guards "
-        "loading mixture_rows mosaic_templates neighbors patience published row_figures score_head "
-        "target_checks training_figures bundled construction_plan diversity faithfulness mosaic_costs "
-        "mosaic_rows quality_report readings run_figures mosaic_plan offline_writer mosaic_length "
-        "mosaic_text mosaic_tokens mosaic_passes mosaic_stream mosaic",
+        "ledger licenses mosaic_config near_duplicates observations pacing projection prompts "
+        "rating_prompt recipe row_stream run_directory score_health secrecy tensor_files transition "
+        "verdict wording articles comparison_figures construction_prompts corruption coverage "
+        "distilled_rows drawings guards loading mixture_rows mosaic_templates neighbors patience "
+        "published row_figures score_head target_checks training_figures bundled construction_plan "
+        "diversity faithfulness mosaic_costs mosaic_rows quality_report readings run_figures mosaic_plan "
+        "offline_writer mosaic_length mosaic_text mosaic_tokens mosaic_passes mosaic_stream mosaic",
     ),
     (
         "borrowed models and stores",
