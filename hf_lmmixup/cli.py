@@ -43,11 +43,13 @@ def options(
     )
     if not verbose:
         # Progress bars of libraries would write through ours; warnings of the job are our own.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        from datasets import disable_progress_bars
+        import datasets
+        import huggingface_hub.utils
 
-        disable_progress_bars()
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        datasets.disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @app.command()

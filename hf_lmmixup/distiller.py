@@ -117,7 +117,7 @@ def mixture(form: str, split: str) -> Dataset:
     return rows
 
 
-def build_mini_distiller(path: str | Path, *, seed: int = 0, reading_steps: int = 400) -> Path:
+def build_mini_distiller(path: str | Path, *, seed: int = 0, reading_steps: int = 250) -> Path:
     """Build the tiny distiller from the training clusters of the mini MIXTURE; it has read their texts, no more.
 
     Args:

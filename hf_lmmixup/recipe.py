@@ -58,7 +58,7 @@ class DistillerRecipe:
     """
 
     model: str = "tiny"
-    reading_steps: int = 400
+    reading_steps: int = 250
     cold_start: str | None = None
     grpo: str | None = None
     max_new_tokens: int = 512

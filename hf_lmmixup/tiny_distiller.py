@@ -58,7 +58,7 @@ def build_tiny_distiller(
     *,
     documents: Sequence[Sequence[str]] = (),
     seed: int = 0,
-    reading_steps: int = 400,
+    reading_steps: int = 250,
 ) -> Path:
     """Train a tokenizer, draw the weights of a small Qwen2 model, let it read, and save both as one model folder.
 
