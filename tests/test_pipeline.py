@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -117,10 +118,9 @@ def test_other_settings_in_one_directory_are_refused_by_name(untrained):
 def test_order_of_the_input_changes_nothing(untrained, tmp_path):
     recipe = untrained(output=str(tmp_path / "a"))
     run(recipe)
-    lines = (tmp_path / "pool.jsonl", recipe.input)
-    shuffled = sorted(open(lines[1]).read().splitlines(), key=hash_of)
-    lines[0].write_text("\n".join(shuffled))
-    run(untrained(output=str(tmp_path / "b"), input=str(lines[0])))
+    shuffled = sorted(Path(recipe.input).read_text().splitlines(), key=hash_of)
+    (tmp_path / "pool.jsonl").write_text("\n".join(shuffled))
+    run(untrained(output=str(tmp_path / "b"), input=str(tmp_path / "pool.jsonl")))
     assert digests(tmp_path / "a/dataset/data") == digests(tmp_path / "b/dataset/data")
 
 
@@ -151,7 +151,7 @@ def test_bad_input_is_one_clear_message(tmp_path, name, content, message):
 
 
 def test_long_line_is_a_counted_reject(untrained, tmp_path):
-    good = open(untrained().input, "rb").read()
+    good = Path(untrained().input).read_bytes()
     (tmp_path / "long.jsonl").write_bytes(b'{"prompt": "' + b"x" * 60_000_000 + b'"}\n' + good)
     finished = run(untrained(input=str(tmp_path / "long.jsonl"), output=str(tmp_path / "run")))
     assert finished.ledger["rows_in"] == 61

@@ -9,6 +9,9 @@ from conftest import REPOSITORY
 from hf_lmmixup.recipe import load_recipe
 
 
+# TRL 1.16 sets the old name of the argument by default; gone when TRL passes `activation_checkpointing`.
+pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
+
 RECIPES = REPOSITORY / "recipes"
 RUNS = sorted(RECIPES.glob("*.yaml"))
 TRAININGS = [
