@@ -130,26 +130,34 @@ def distiller_publication(
 
 def datastore_publication(path: Path, repo_id: str, *, licenses: Sequence[str]) -> Publication:
     """The two files of a datastore and its card."""
+    folder = _artefact(path, "datastore", ("datastore.json",))
+    facts = {**read_facts(path), "repo_id": repo_id, "licenses": list(licenses), "datastore": datastore_facts(folder)}
+    facts.setdefault("name", repo_id.partition("/")[2])
+    card = published_file("README.md", render_datastore_card(facts))
+    return Publication(
+        "datastore", repo_id, "dataset", (card, *gather(folder, DATASTORE_FILES)), licenses=tuple(licenses)
+    )
+
+
+def datastore_facts(folder: Path) -> dict[str, Any]:
+    """What the card of a datastore says about it.
+
+    Raises:
+        ValueError: If the folder's files are not those of a datastore.
+    """
     from hf_lmmixup.datastore import ScoredDatastore
 
-    folder = _artefact(path, "datastore", ("datastore.json",))
     store = ScoredDatastore.load(folder)
-    names, counts = (list(part) for part in _counted(store.design.kinds.tolist()))
-    facts = {**read_facts(path), "repo_id": repo_id, "licenses": list(licenses)}
-    facts.setdefault("name", repo_id.partition("/")[2])
-    facts["datastore"] = {
+    kinds = store.design.kinds.tolist()
+    return {
         "rows": len(store),
         "width": int(store.embeddings.shape[1]),
-        "task_types": dict(zip(names, counts, strict=True)),
+        "task_types": {name: kinds.count(name) for name in sorted(set(kinds))},
         "encoder": source_name(store.encoder),
         "encoder_revision": store.encoder_revision,
         "k_transition": store.k_transition,
         "report": store.report,
     }
-    card = published_file("README.md", render_datastore_card(facts))
-    return Publication(
-        "datastore", repo_id, "dataset", (card, *gather(folder, DATASTORE_FILES)), licenses=tuple(licenses)
-    )
 
 
 def report_publication(path: Path, repo_id: str, *, licenses: Sequence[str]) -> Publication:
@@ -232,8 +240,3 @@ def _plots(facts: dict[str, Any], names: Sequence[str]) -> tuple[list[PublishedF
     figures = [figure for figure in run_figures(facts) if figure.name in names]
     files = [published_file(f"plots/{figure.name}.svg", draw(figure)) for figure in figures]
     return files, [(figure.title, f"plots/{figure.name}.svg") for figure in figures]
-
-
-def _counted(values: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    names = tuple(sorted(set(values)))
-    return names, tuple(values.count(name) for name in names)

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_lmmixup.card_markup import decimal, dump_yaml, fenced, one_line, render_card
+from hf_lmmixup.figures import Facts, by_model
 from hf_lmmixup.licenses import UNKNOWN, as_metadata
 from hf_lmmixup.secrecy import public_name, public_settings
 
-
-Facts = Mapping[str, Any]
 
 PAPER = "2510.20449"
 """arXiv id of LM-Mixup."""
@@ -191,7 +190,7 @@ def ledger_rows(facts: Facts) -> list[tuple[str, str, int]]:
 
 def model_index(facts: Facts) -> list[dict[str, Any]]:
     """Held-out rewards of the finished distiller, and other evaluations, as the Hub's `model-index`."""
-    held_out = list((facts.get("held_out") or {}).values())[-1:]
+    held_out = list(by_model(facts, "held_out").values())[-1:]
     results = [
         {
             "task": {"type": "text-generation", "name": "Instruction distillation"},
@@ -215,7 +214,7 @@ def model_index(facts: Facts) -> list[dict[str, Any]]:
 def _common(facts: Facts) -> dict[str, Any]:
     """What every body may use."""
     recipe = public_settings(facts.get("recipe") or {})
-    judged = facts.get("held_out") or {}
+    judged = by_model(facts, "held_out")
     return {
         "name": facts.get("name", "run"),
         "repo_id": one_line(facts.get("repo_id") or PLACE),

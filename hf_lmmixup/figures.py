@@ -55,6 +55,12 @@ class Figure:
     open: bool = False
 
 
+def by_model(facts: Facts, name: str) -> dict[str, Any]:
+    """Facts that belong to states of the distiller, in the order of its training: JSON files are sorted by name."""
+    given = facts.get(name) or {}
+    return {state: given[state] for state in facts.get("models") or [] if state in given} | dict(given)
+
+
 def finite(value: Any) -> float | None:
     """A number, unless it is none, infinite or no number at all."""
     known = isinstance(value, int | float) and math.isfinite(value)

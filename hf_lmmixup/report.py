@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_lmmixup.differences import compare
-from hf_lmmixup.figures import decimal
+from hf_lmmixup.figures import by_model, decimal
 from hf_lmmixup.run_figures import figure_sections
 from hf_lmmixup.secrecy import public_settings
 from hf_lmmixup.training_figures import Edges, reward_edges
@@ -105,10 +105,10 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = facts["rows"]
     share = f"{rows['out'] / rows['in']:.0%} of the rows that went in" if rows["in"] else ""
     tiles = [("rows in", f"{rows['in']:,}", ""), ("rows out", f"{rows['out']:,}", share)]
-    judged = {state: decimal(result.get("format"), 2) for state, result in (facts.get("held_out") or {}).items()}
+    judged = {state: decimal(result.get("format"), 2) for state, result in by_model(facts, "held_out").items()}
     if any(value != "–" for value in judged.values()):
         tiles.append(("format reward, held-out", " → ".join(judged.values()), " → ".join(judged)))
-    for title, history in (facts.get("histories") or {}).items():
+    for title, history in by_model(facts, "histories").items():
         edges: Edges | None = reward_edges(history)
         if edges is not None:
             tiles.append(

@@ -1,7 +1,7 @@
 """All figures that the facts of a run allow, in the sections of its report."""
 
 from hf_lmmixup.comparison_figures import arms, costs
-from hf_lmmixup.figures import Facts, Figure
+from hf_lmmixup.figures import Facts, Figure, by_model
 from hf_lmmixup.row_figures import cluster_map, cluster_sizes, ledger_flow, score_histogram, score_transitions
 from hf_lmmixup.training_figures import held_out_rewards, loss_curve, reward_curves
 
@@ -15,7 +15,7 @@ def figure_sections(facts: Facts) -> list[tuple[str, list[Figure]]]:
     Returns:
         The sections in the order of the page.
     """
-    histories = (facts.get("histories") or {}).items()
+    histories = by_model(facts, "histories").items()
     training = [
         (reward_curves if any("reward" in entry for entry in history) else loss_curve)(title, history)
         for title, history in histories

@@ -11,6 +11,7 @@ from hf_lmmixup.figures import (
     SERIES,
     Facts,
     Figure,
+    by_model,
     capital,
     category,
     decimal,
@@ -41,7 +42,7 @@ class Edges:
 
 def held_out_rewards(facts: Facts) -> Figure | None:
     """Mean rewards on held-out prompts, by state of the distiller."""
-    judged = facts.get("held_out") or {}
+    judged = by_model(facts, "held_out")
     names = [name for name in REWARDS if any(result.get(name) is not None for result in judged.values())]
     if not names:
         return None

@@ -131,6 +131,7 @@ def test_a_pushed_dataset_loads_without_this_package(hub, client, run, name, xet
     written = pa.table(rows(run.parent.name)).to_pylist()
     assert client.call("load", name, xet=xet) == written
     assert client.call("load", name, xet=xet, streaming=True, revision=pushed["tag"]) == written
+    assert client.call("run_card", name, "dataset", xet=xet)["rows"] == "Dataset"
     card = files["README.md"].decode()
     assert f'load_dataset("{name}", split="train")' in card and "(plots/scores.svg)" in card
     assert yaml.safe_load(card.split("---\n")[1])["license"] == "unknown"
@@ -166,6 +167,7 @@ def test_a_datastore_round_trip(hub, client, run, name):
     assert files == [".gitattributes", "README.md", "datastore.json", "datastore.safetensors"]
     loaded, saved = client.call("load_datastore", name), ScoredDatastore.load(run / "datastore")
     assert loaded["scores"] == saved.scores.tolist() and loaded["embeddings"] == saved.embeddings.tolist()
+    assert client.call("run_card", name, "dataset")["datastore"] == "ScoredDatastore"
     assert "apache-2.0" in hub.store.files(f"datasets/{name}")["README.md"].decode()  # the license of the bundled rows
 
 

@@ -49,7 +49,7 @@ def example(text="Why is there tides?"):
 def full(**changes):
     return {
         **BARE,
-        "recipe": {"name": "full", "rate": {"threshold": 4}, "limit": None},
+        "recipe": {"limit": None, "name": "full", "rate": {"threshold": 4}},
         "versions": {"trl": "1.16.0"},
         "scores": {"before": {"1": 6, "4": 3, "none": 1}, "distilled": {"3": 2}, "after": {"3": 2, "4": 3}},
         "cluster_sizes": {"2": 1, "10": 2, "3": 1},
@@ -188,6 +188,8 @@ def test_every_link_of_the_page_has_its_place():
 
 def test_equal_facts_give_equal_bytes():
     assert render_report(full()) == render_report(full())
+    from_file = json.loads(json.dumps(full(), sort_keys=True))  # as `facts.json` of a run directory is written
+    assert Page(render_report(from_file)).words == Page(render_report(full())).words
 
 
 @pytest.mark.parametrize(
