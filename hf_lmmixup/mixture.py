@@ -28,6 +28,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import datasets
@@ -192,9 +193,16 @@ def builder_hash() -> str:
     digest = hashlib.sha256(VERSION.encode())
     shaping = (bundled, corruption, mixture_rows, prompts, published, records, row_stream, wording)
     for module in (*shaping, sys.modules[__name__]):
-        digest.update(inspect.getsource(module).encode())
+        digest.update(_source(module))
     digest.update(json.dumps(bundled.read_mini(), sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _source(module: ModuleType) -> bytes:
+    try:
+        return inspect.getsource(module).encode()
+    except OSError:  # installed without sources: the version has to tell
+        return module.__name__.encode()
 
 
 def register() -> bool:

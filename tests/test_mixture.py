@@ -6,14 +6,13 @@ import subprocess
 import sys
 import textwrap
 from itertools import product
+from unittest.mock import Mock
 
 import loopback_hub
 import pytest
 from datasets import get_dataset_config_names, load_dataset
 
 from hf_lmmixup import bundled, corruption, mixture, published, rewards
-from hf_lmmixup.datastore import build
-from hf_lmmixup.encoder import load_encoder
 from hf_lmmixup.mixture_rows import FORMS, GRPO, RAW, SFT
 from hf_lmmixup.prompts import (
     SYSTEM_PROMPT,
@@ -24,6 +23,7 @@ from hf_lmmixup.prompts import (
     parse_completion,
 )
 from hf_lmmixup.records import TaskType, row_id
+from hf_lmmixup.reward_settings import loaded_datastore, loaded_encoder
 from hf_lmmixup.row_stream import RowError
 
 
@@ -439,30 +439,42 @@ def test_the_published_repository(per_task, tmp_path):
     assert any("/dokiik/MIXTURE/resolve/" in line for line in hub.requests), hub.requests
 
 
-def test_rewards_prefer_the_targets():
+def test_the_hash_follows_sources_and_data_and_survives_without_sources(monkeypatch):
+    before = mixture.builder_hash()
+    assert before == mixture.builder_hash()
+    rows = bundled.read_mini()
+    with monkeypatch.context() as patch:
+        patch.setattr(bundled, "read_mini", lambda: [{**rows[0], "score": 1}, *rows[1:]])
+        assert mixture.builder_hash() != before
+    with monkeypatch.context() as patch:
+        patch.setattr(mixture, "VERSION", "9.9.9")
+        assert mixture.builder_hash() != before
+    monkeypatch.setattr("inspect.getsource", Mock(side_effect=OSError))
+    assert mixture.builder_hash() != before
+
+
+def test_rewards_prefer_the_targets(monkeypatch):
     """Targets: 1.0 on format and alignment, and above their variants by the judge behind the quality reward.
 
     A judge of single texts cannot always see a stray sentence, so some corrupted variants of unseen topics pass.
     """
-    rows = bundled.mini_clusters()
-    completions = [format_completion(row["reasoning"], row["target"]) for row in rows]
-    columns = {"task_type": [row["task_type"] for row in rows], "reference": [row["target"] for row in rows]}
+    monkeypatch.setenv("HF_LMMIXUP_DATASTORE", "bundled")
+    datastore, encoder = loaded_datastore(), loaded_encoder()
+    unseen = bundled.mini_clusters(split="test")
+    completions = [format_completion(row["reasoning"], row["target"]) for row in unseen]
+    columns = {"task_type": [row["task_type"] for row in unseen], "reference": [row["target"] for row in unseen]}
     assert set(rewards.format_reward(completions, **columns)) == {1.0}
     assert set(rewards.alignment_reward(completions, **columns)) == {1.0}
+    assert all(answer_matches(row["target"], row["task_type"]) for row in bundled.mini_clusters())
 
-    encoder, rated = load_encoder(), bundled.rated_texts("train")
-    texts, scores, kinds = ([getattr(row, name) for row in rated] for name in ("text", "score", "task_type"))
-    datastore = build(texts, scores, kinds, encoder)
     passed = {(split, origin): [] for split in mixture.SPLITS for origin in ("hand", "corruption")}
-    for split, kind in product(mixture.SPLITS, KINDS):
-        part = bundled.mini_clusters(kind, split)
-        texts = [text for row in part for text in (row["target"], *(weak["text"] for weak in row["weak"]))]
-        values = iter(datastore.judge_embedded(texts, encoder.encode(texts), kind))
-        for row in part:
-            target = next(values)
-            for weak in row["weak"]:
+    for kind in KINDS:
+        for row in [*bundled.mini_clusters(kind, "train")[::3], *bundled.mini_clusters(kind, "test")]:
+            texts = [row["target"], *(weak["text"] for weak in row["weak"])]
+            target, *values = datastore.judge_embedded(texts, encoder.encode(texts), kind)
+            for weak, value in zip(row["weak"], values, strict=True):
                 origin = "corruption" if weak["flaw"] in corruption.names() else "hand"
-                passed[split, origin].append(next(values) >= target)
+                passed[row["split"], origin].append(value >= target)
     shares = {key: sum(found) / len(found) for key, found in passed.items()}
     assert shares["train", "hand"] == shares["test", "hand"] == 0.0
     assert shares["train", "corruption"] < 0.06 and shares["test", "corruption"] < 0.15, shares
