@@ -47,12 +47,12 @@ Messages = Sequence[dict[str, str]]
 
 @dataclass
 class Row:
-    """One text being written: its place among those asked, its prompt, the most tokens it may get, its noise."""
+    """One text being written: its place among those asked, its prompt, the most tokens it may get, its seed."""
 
     place: int
     prompt: list[int]
     limit: int
-    noise: np.random.Generator | None
+    seed: int | None
     written: list[int] = field(default_factory=list)
 
     @property
@@ -99,8 +99,9 @@ class LocalGenerator:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
             raise ImportError('Writing with a local model needs torch: pip install "hf-lmmixup[train]".') from error
-        if batch_size < 1 or max_new_tokens < 1:
-            raise ValueError(f"batch_size={batch_size} and max_new_tokens={max_new_tokens} must be at least 1.")
+        if batch_size < 1 or max_new_tokens < 1 or not temperature > 0:
+            given = f"batch_size={batch_size}, max_new_tokens={max_new_tokens}, temperature={temperature}"
+            raise ValueError(f"{given}: the first two must be at least 1 and the last one above 0.")
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or ("float32" if self.device == "cpu" else "bfloat16")
         if dtype not in TIE_MARGIN:
@@ -150,10 +151,9 @@ class LocalGenerator:
         """
         if seeds is not None and len(seeds) != len(conversations):
             raise ValueError(f"{len(seeds)} seeds for {len(conversations)} conversations; give one each.")
-        noises = [None] * len(conversations) if seeds is None else list(map(np.random.default_rng, seeds))
         rows = [
-            Row(place, self._prompt_tokens(messages), self.max_new_tokens, noise)
-            for place, (messages, noise) in enumerate(zip(conversations, noises, strict=True))
+            Row(place, self._prompt_tokens(messages), self.max_new_tokens, None if seeds is None else seeds[place])
+            for place, messages in enumerate(conversations)
         ]
         fitting = [row for row in rows if len(row.prompt) <= self.max_prompt_tokens]
         replies: list[str | None] = [None] * len(rows)
@@ -225,7 +225,7 @@ class LocalGenerator:
 
     def _choose(self, rows: Sequence[Row], logits: Any) -> list[int]:
         """The next token of each row; `logits` is (rows, vocabulary)."""
-        noise = _noise(rows, logits) if rows[0].noise else None
+        noise = None if rows[0].seed is None else _noise(rows, logits)
         scores = self._scores(logits, noise)
         best, tokens = scores.topk(2, dim=-1)
         close = best[:, 0] - best[:, 1] < self.margin * scores.abs().amax(dim=-1)
@@ -257,11 +257,15 @@ class LocalGenerator:
 
 
 def _noise(rows: Sequence[Row], logits: Any) -> Any:
-    """Gumbel noise, each row's from its own generator: the largest of `logits + noise` is a sample of the softmax."""
+    """Gumbel noise (rows, vocabulary): the largest of `logits + noise` is a sample of their softmax.
+
+    It follows from the row's seed and position alone, so a row that is begun again continues the same way.
+    """
     import torch
 
-    drawn = [row.noise.gumbel(size=logits.shape[1]) for row in rows if row.noise is not None]
-    return torch.tensor(np.array(drawn, np.float32), device=logits.device)
+    sources = [np.random.default_rng([row.seed or 0, len(row.written)]) for row in rows]
+    drawn = np.array([source.gumbel(size=logits.shape[1]) for source in sources], np.float32)
+    return torch.tensor(drawn, device=logits.device)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -95,11 +95,12 @@ class RowForm:
         if self.name == "Alpaca":
             contexts = batch.get("input") or [None] * len(batch["output"])
             joined = zip(batch["instruction"], contexts, strict=True)
-            prompts: Sequence[Any] = [f"{task}\n\n{context}" if context else task for task, context in joined]
-            return [_read_pair(*pair) for pair in zip(prompts, batch["output"], strict=True)]
+            return _read_pairs([f"{task}\n\n{more}" if more else task for task, more in joined], batch["output"])
+        if self.name == "prompt/completion" and not self.chat:
+            return _read_pairs(batch["prompt"], batch["completion"])
         if self.name == "prompt/completion":
-            read = (lambda p, c: _read_conversation(p, c, self)) if self.chat else _read_pair
-            return [read(*pair) for pair in zip(batch["prompt"], batch["completion"], strict=True)]
+            talks = zip(batch["prompt"], batch["completion"], strict=True)
+            return [_read_conversation(prompt, completion, self) for prompt, completion in talks]
         conversations = batch[self.needed[0]]
         if self.name == "ShareGPT":
             conversations = [[_renamed(turn) for turn in turns or ()] for turns in conversations]
@@ -117,10 +118,14 @@ class RowForm:
         return {"prompt": messages[:-1], "completion": messages[-1:]}
 
 
-def _read_pair(prompt: Any, completion: Any) -> Item:
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return Item(None, (prompt,), (completion,))
-    return Item(None, (), (), {"prompt": prompt, "completion": completion})
+def _read_pairs(prompts: Sequence[Any], completions: Sequence[Any]) -> list[Item]:
+    pairs = zip(prompts, completions, strict=True)
+    return [
+        Item(None, (prompt,), (completion,))
+        if type(prompt) is type(completion) is str
+        else Item(None, (), (), {"prompt": prompt, "completion": completion})
+        for prompt, completion in pairs
+    ]
 
 
 def _read_conversation(messages: list[Any], completion: list[Any], form: RowForm) -> Item:
@@ -201,6 +206,5 @@ class RowReader:
 
     def _read(self, batch: Mapping[str, Sequence[Any]]) -> tuple[list[Item], list[str]]:
         items = self.form.read(batch)
-        ids = batch.get("id") or [None] * len(items)
-        given = zip(ids, items, strict=True)
-        return items, [name if isinstance(name, str) and name else item.identifier for name, item in given]
+        given = zip(batch.get("id") or [None] * len(items), items, strict=True)
+        return items, [name if name and type(name) is str else item.identifier for name, item in given]

@@ -22,8 +22,9 @@ them occur in the answers, a row of equals signs longer than any in the answers 
 import random
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from hf_lmmixup.mosaic_costs import SEPARATORS, TemplateCosts
 from hf_lmmixup.mosaic_plan import MosaicPlan
@@ -31,8 +32,7 @@ from hf_lmmixup.mosaic_rows import Item
 from hf_lmmixup.mosaic_templates import Templates
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """How answers are told apart.
 
     Attributes:
@@ -49,24 +49,11 @@ class Layout:
 
     def join(self, answers: Sequence[str], order: Sequence[int]) -> str:
         """Write answers; `order` holds their numbers."""
-        return self._join(answers, self._heads(order))
+        return (self.close + self.separator).join(map(str.__add__, self._heads(order), answers)) + self.close
 
     def split(self, text: str, order: Sequence[int]) -> list[str] | None:
         """Read answers back; `None` if the text is not what `join` writes for these numbers."""
-        return self._split(text, self._heads(order))
-
-    def write(self, answers: Sequence[str], order: Sequence[int]) -> str | None:
-        """`join`, if a reader finds exactly these answers in it, and every mark once around each; else `None`."""
         heads = self._heads(order)
-        text = self._join(answers, heads)
-        if self.open and not text.count(self.open) == text.count(self.close) == len(answers):
-            return None
-        return text if self._split(text, heads) == answers else None
-
-    def _join(self, answers: Sequence[str], heads: list[str]) -> str:
-        return (self.close + self.separator).join(map(str.__add__, heads, answers)) + self.close
-
-    def _split(self, text: str, heads: list[str]) -> list[str] | None:
         if not text.startswith(heads[0]) or not text.endswith(self.close):
             return None
         start, answers, between = len(heads[0]), [], self.close + self.separator
@@ -79,16 +66,37 @@ class Layout:
         answers.append(text[start : len(text) - len(self.close)])
         return answers if start + len(self.close) <= len(text) else None
 
+    def write(self, answers: Sequence[str], order: Sequence[int]) -> str | None:
+        """`join`, if `split` finds exactly these answers in it and every mark stands once around each; else `None`."""
+        heads, between = self._heads(order), self.close + self.separator
+        text = between.join(map(str.__add__, heads, answers)) + self.close
+        if self.open and not text.count(self.open) == text.count(self.close) == len(answers):
+            return None
+        start = len(heads[0])
+        for answer, head in zip(answers, heads[1:], strict=False):
+            end = start + len(answer)
+            if text.find(between + head, start) != end:  # `split` would cut elsewhere
+                return None
+            start = end + len(between) + len(head)
+        return text
+
+    def tags(self, numbers: Sequence[int]) -> list[str]:
+        """What stands before each task."""
+        known = _tags(self.number, max(numbers))
+        return [known[number] for number in numbers]
+
     def _heads(self, order: Sequence[int]) -> list[str]:
         """All that stands before each answer."""
-        if not self.number:
-            return [self.open] * len(order)
-        before, after = self.number.split("{n}")
-        return [f"{before}{number}{after}{self.open}" for number in order]
+        return [tag + self.open for tag in self.tags(order)] if self.open else self.tags(order)
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+@lru_cache(maxsize=4096)
+def _tags(number: str, most: int) -> list[str]:
+    """Tags by number, 0 to `most`."""
+    return [number.replace("{n}", str(n)) for n in range(most + 1)]
+
+
+class Written(NamedTuple):
     """The text of a mosaic and how to read it.
 
     Attributes:
@@ -219,10 +227,8 @@ class MosaicWriter:
     def _prompt(self, plan: MosaicPlan, items: Sequence[Item], order: list[int], layout: Layout, turn: int) -> str:
         """What is asked in one turn; skipped rows take no part in later turns."""
         numbers = sorted(order) if turn else range(1, len(items) + 1)
-        before, after = layout.number.split("{n}") if layout.number else ("", "")
-        marks = [f"{before}{number}{after}" for number in numbers] if layout.number else [""] * len(items)
-        tasks = [mark + items[number - 1].users[turn] for mark, number in zip(marks, numbers, strict=False)]
-        joined = ("\n" if plan.draws.task_gap < 0.5 else "\n\n").join(tasks)
+        tasks = [items[number - 1].users[turn] for number in numbers]
+        joined = ("\n" if plan.draws.task_gap < 0.5 else "\n\n").join(map(str.__add__, layout.tags(numbers), tasks))
         if plan.strategy == "primary":
             return joined
         sentences = self._sentences(plan, len(items), order, layout, turn)

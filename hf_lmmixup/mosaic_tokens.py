@@ -24,6 +24,9 @@ SAMPLED_TEXTS = 256
 MIXED_BLANKS = ("  ", "\n ", "\t ", "\r ")
 """Where these occur, a byte-level BPE may take several blanks together, the space among them."""
 
+LAST_MARKS = ".,!?;:)\"'"
+"""Marks at the end of a word; tokenizers part them from a letter or digit, so fewer distinct words are counted."""
+
 MOST_WORDS = 2_000_000
 """Distinct words whose tokens are remembered, some 200 MB."""
 
@@ -77,25 +80,43 @@ class TokenCounter:
         return [len(ids) for ids in self.tokenizer(list(texts), verbose=False, **plain)["input_ids"]]
 
     def _by_words(self, texts: Sequence[str]) -> list[int]:
-        """Sums over words; a text in which spaces follow other blanks, such as code, is counted whole."""
+        """Sums over words; a text in which spaces follow other blanks, such as code, is counted whole.
+
+        Texts are cut twice instead of kept cut: a million lists keep the garbage collector busy.
+        """
         first, later = self._words
-        mixed = [any(blanks in text for blanks in MIXED_BLANKS) for text in texts]
         if len(first) + len(later) > MOST_WORDS:
             first.clear()
             later.clear()
-        words = [text.split(" ") for text, whole in zip(texts, mixed, strict=True) if not whole]
-        self._learn(first, {parts[0] for parts in words}, "")
-        seen: set[str] = set()
-        for parts in words:
-            seen.update(parts[1:])
-        self._learn(later, seen, " ")
-        sums = (first[parts[0]] + sum(map(later.__getitem__, parts[1:])) for parts in words)
+        mixed = [any(blanks in text for blanks in MIXED_BLANKS) for text in texts]
+        words: set[str] = set()
+        openers: set[str] = set()
+        for text, whole in zip(texts, mixed, strict=True):
+            if not whole:
+                parts = text.split(" ")
+                openers.add(parts[0])
+                words.update(parts)
+        self._learn(first, openers, "")
+        self._learn(later, words, " ")
         counts = iter(self._encode([text for text, whole in zip(texts, mixed, strict=True) if whole]))
-        return [next(counts) if whole else next(sums) for whole in mixed]
+        return [next(counts) if whole else self._sum(text) for text, whole in zip(texts, mixed, strict=True)]
+
+    def _sum(self, text: str) -> int:
+        first, later = self._words
+        parts = text.split(" ")
+        return first[parts[0]] - later[parts[0]] + sum(map(later.__getitem__, parts))
 
     def _learn(self, known: dict[str, int], words: set[str], before: str) -> None:
-        unknown = sorted(words - known.keys())
-        known.update(zip(unknown, self._encode([before + word for word in unknown]), strict=True))
+        """Count words that are not known yet, the marks at their ends apart."""
+        unknown = list(words.difference(known))
+        stems = [_stem(word) for word in unknown]
+        tails = [word[len(stem) :] for word, stem in zip(unknown, stems, strict=True)]
+        heads = [before + stem for stem in stems]
+        pieces = list({*heads, *tails})
+        counts = dict(zip(pieces, self._encode(pieces), strict=True))
+        known.update(
+            (word, counts[head] + counts[tail]) for word, head, tail in zip(unknown, heads, tails, strict=True)
+        )
 
     def overhead(self, turns: int, *, chat: bool, system: bool) -> int:
         """Tokens that the chat template, or the special tokens of a text row, add to the texts of one example.
@@ -113,6 +134,12 @@ class TokenCounter:
         messages = ([{"role": "system", "content": "a"}] if system else []) + spoken
         rendered = self.tokenizer.apply_chat_template(messages, tokenize=False)
         return self([rendered])[0] - len(messages) * self(["a"])[0]
+
+
+def _stem(word: str) -> str:
+    """A word without the marks at its end; the whole word where they do not follow a letter or digit."""
+    stem = word.rstrip(LAST_MARKS)
+    return stem if stem[-1:].isalnum() else word
 
 
 def describe(items: Sequence[Item], counter: TokenCounter | None) -> dict[str, list[Any]]:

@@ -31,7 +31,7 @@ class PagedGenerator(LocalGenerator):
     """
 
     def _write(self, waiting: list[Row], take: Callable[[int, str | None], None]) -> None:
-        if not waiting or waiting[0].noise is not None:
+        if not waiting or waiting[0].seed is not None:
             super()._write(waiting, take)
             return
         from transformers import ContinuousBatchingConfig, GenerationConfig

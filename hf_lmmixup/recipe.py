@@ -19,9 +19,6 @@ from hf_lmmixup.records import HIGH_SCORE
 
 MAX_RECIPE_BYTES = 1_000_000
 
-MODES = ("train", "extractive")
-"""How clusters are rewritten: by a distiller that the run trains or names, or without any model."""
-
 
 @dataclass(frozen=True)
 class RateRecipe:

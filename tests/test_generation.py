@@ -141,20 +141,25 @@ def test_a_prompt_that_does_not_fit_is_reported_and_never_cut(model, conversatio
 def test_running_out_of_memory_halves_the_batch_and_loses_nothing(model, conversations, monkeypatch, caplog):
     import torch
 
+    seeds = list(range(len(conversations)))
     whole = LocalGenerator(model, batch_size=8, max_new_tokens=12)
-    expected = whole.generate(conversations)
+    expected = [whole.generate(conversations), whole.generate(conversations, seeds=seeds)]
     small = LocalGenerator(model, batch_size=8, max_new_tokens=12)
-    forward = small.model.forward
+    forward, calls = small.model.forward, []
 
-    def limited(*, input_ids, past_key_values, **arguments):
-        if input_ids.shape[0] > 3 and (past_key_values.get_seq_length() > 120 or input_ids.shape[0] > 6):
+    def limited(*, input_ids, **arguments):
+        calls.append(len(input_ids))
+        if len(input_ids) > 3 and len(calls) % 5 == 0:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(input_ids=input_ids, past_key_values=past_key_values, **arguments)
+        return forward(input_ids=input_ids, **arguments)
 
     monkeypatch.setattr(small.model, "forward", limited)
-    assert small.generate(conversations) == expected
+    assert small.generate(conversations) == expected[0]
     assert small.batch_size == 2
     assert "batches of 2" in caplog.text
+    small.batch_size = 8
+    assert small.generate(conversations, seeds=seeds) == expected[1]
+    assert small.batch_size == 2
 
 
 def test_other_errors_are_not_taken_for_memory(model, conversations, monkeypatch):
@@ -169,7 +174,8 @@ def test_other_errors_are_not_taken_for_memory(model, conversations, monkeypatch
 
 
 REFUSED = [
-    ({"batch_size": 0}, "at least 1"),
+    ({"batch_size": 0}, "batch_size=0, .* at least 1"),
+    ({"temperature": 0.0}, "temperature=0.0: .* above 0"),
     ({"dtype": "int4"}, "Unknown dtype 'int4'"),
     ({"max_new_tokens": 5000}, "no room for a prompt in 4096 positions"),
 ]

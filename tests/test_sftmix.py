@@ -687,6 +687,38 @@ def test_trainer_refuses_virtual_tokens_and_plain_configs(tmp_path, tokenizer):
         )
 
 
+def test_sharded_heads(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("hf_lmmixup.sftmix.sftmix_trainer.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="ZeRO-3"):
+        mix_trainer(tmp_path, tokenizer, tiny_model(), random_rows(0))
+
+
+def test_a_head_that_fsdp2_shards_by_itself(tmp_path, tokenizer):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    trainer = mix_trainer(tmp_path, tokenizer, tiny_model(tie=False), random_rows(0), mixup_weight=0.5)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    losses, gradients_of_head = [], []
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for sharded in (False, True):
+            head = trainer.model.lm_head
+            if sharded:
+                mesh = init_device_mesh("cpu", (1,))
+                head.weight = torch.nn.Parameter(distribute_tensor(head.weight.detach(), mesh, [Replicate()]))
+            loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(10.0))
+            loss.backward()
+            gradient = head.weight.grad
+            losses.append(loss.item())
+            gradients_of_head.append(gradient.full_tensor() if sharded else gradient.clone())
+    finally:
+        torch.distributed.destroy_process_group()
+    assert losses[0] == pytest.approx(losses[1])
+    torch.testing.assert_close(*gradients_of_head)
+
+
 def test_model_card_names_the_method(tmp_path, tokenizer):
     trainer = mix_trainer(tmp_path, tokenizer, tiny_model(), random_rows(0))
     trainer.create_model_card(model_name="tiny")

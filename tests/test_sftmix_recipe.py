@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 
 import pytest
@@ -92,3 +93,13 @@ def test_data_must_be_named(script, tmp_path):
     )
     with pytest.raises(ValueError, match="Name the data"):
         script.read_rows(arguments, mixture)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("CI", "1")  # TRL reports no usage from there
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "sftmix.md").read_text(), re.DOTALL)
+    exec(compile(code, "docs/sftmix.md", "exec"), {})
+    assert len(load_confidence(tmp_path / "reference" / "confidence.parquet")) == 16
+    assert (tmp_path / "mixed").is_dir()

@@ -22,6 +22,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
 from hf_lmmixup.sftmix.confidence import CONFIDENCE, ConfidenceRecord, load_confidence, save_confidence
@@ -188,5 +189,5 @@ def _refuse_what_cannot_be_measured(trainer: SFTTrainer, online: bool, id_column
             f"The training set has no column {id_column!r} to key confidences by; it has {dataset.column_names}. Add "
             "one, for example with `hf_lmmixup.records.row_id`."
         )
-    if trainer.is_fsdp_enabled and not online:
-        raise ValueError("Evaluation passes are not supported with sharded weights (FSDP). Use online=True.")
+    if (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()) and not online:
+        raise ValueError("Evaluation passes cannot run on sharded weights (FSDP, ZeRO-3). Use online=True.")

@@ -24,6 +24,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import SFTTrainer
 
 from hf_lmmixup.sftmix.confidence import CONFIDENT, UNCONFIDENT, split_by_confidence
@@ -102,6 +103,8 @@ class SFTMixTrainer(SFTTrainer):
     def _refuse_what_cannot_be_mixed(self) -> None:
         if self._is_vision_dataset:
             raise ValueError("SFTMix mixes text rows; this dataset has images. Use trl.SFTTrainer for it.")
+        if is_deepspeed_zero3_enabled():
+            raise ValueError("SFTMix reads the whole head, which DeepSpeed ZeRO-3 has sharded. Use ZeRO-2 or FSDP2.")
         adapters = getattr(self.model, "peft_config", {})
         for name, config in adapters.items():
             if getattr(config, "is_prompt_learning", False):
@@ -195,8 +198,8 @@ class SFTMixTrainer(SFTTrainer):
         hidden = output.last_hidden_state.to(head.weight.device)
         self._mixed_sum = mixed_cross_entropy(
             mix_hidden_states(hidden, positions),
-            head.weight,
-            getattr(head, "bias", None),
+            _whole(head.weight),
+            _whole(getattr(head, "bias", None)),
             positions.targets.to(hidden.device),
             positions.shares.to(hidden.device),
             scale=self._logit_scale,
@@ -227,3 +230,8 @@ class SFTMixTrainer(SFTTrainer):
 
 def _causal_lm(model: Any) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _whole(tensor: Any) -> Any:
+    """FSDP2 leaves a head that it wraps by itself as a sharded DTensor."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
