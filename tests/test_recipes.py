@@ -1,5 +1,6 @@
 """Every recipe parses strictly, every reward path imports, and every run recipe finds the files it names."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -24,15 +25,10 @@ def method(file: Path) -> str:
 
 
 def parse(file: Path) -> tuple:
-    from trl import TrlParser
     from trl.scripts import grpo, sft
 
     if method(file) == "sftmix":
-        from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
-
-        from hf_lmmixup.sftmix import SFTMixConfig
-
-        parser = TrlParser((ScriptArguments, SFTMixConfig, ModelConfig, DatasetMixtureConfig))
+        parser = runpy.run_path(str(RECIPES / "sftmix.py"))["make_parser"]()
     else:
         parser = {"sft": sft, "grpo": grpo}[method(file)].make_parser()
     # --use_cpu lets recipes for a GPU parse on a machine without one.
