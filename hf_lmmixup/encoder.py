@@ -121,10 +121,16 @@ class SentenceTransformerEncoder:
     def _forward(self, tokens: Any, batch: list[int], width: int) -> np.ndarray:
         import torch
 
-        chosen = {name: [values[number] for number in batch] for name, values in tokens.items()}
-        inputs = self._model.tokenizer.pad(chosen, padding="max_length", max_length=width, return_tensors="pt")
+        tokenizer, inputs = self._model.tokenizer, {}
+        filling = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        for name, values in tokens.items():
+            padded = np.full((len(batch), width), filling.get(name, 0), np.int64)
+            for row, number in zip(padded, batch, strict=True):
+                ids = values[number]
+                row[slice(width - len(ids), None) if tokenizer.padding_side == "left" else slice(len(ids))] = ids
+            inputs[name] = torch.from_numpy(padded).to(self._model.device)
         with torch.inference_mode():
-            output = self._model({name: tensor.to(self._model.device) for name, tensor in inputs.items()})
+            output = self._model(inputs)
         return output["sentence_embedding"].float().cpu().numpy()
 
 

@@ -5,7 +5,7 @@ row. A row is never its own neighbour, and it is left out by its number, not by 
 place may be an exact duplicate.
 
 Up to `EXACT_BELOW` rows the graph is exact. Above, it is an inverted file: k-means cells, and each row is compared
-with the rows of the cells next to its own. How many cells is not guessed: on a sample of rows the exact neighbours are
+with the rows of the cells nearest to it. How many cells is not guessed: on a sample of rows the exact neighbours are
 found, the fewest cells that hold 95 % of them are taken, and the share they hold is logged and kept as `recall`.
 
 One row of a graph::
@@ -44,8 +44,8 @@ TRAINING_ROWS_PER_CELL = 32
 TRAINING_ROUNDS = 8
 """k-means on a sample: cells need only be compact, and recall is measured."""
 
-MAX_PROBES = 64
-"""Most cells a row is compared with: 16,384 rows."""
+MAX_PROBES = 32
+"""Most cells a row is compared with: 8,192 rows."""
 
 BLOCK = 65_536
 """Rows converted to single precision at a time."""
@@ -183,41 +183,57 @@ def build_graph(embeddings: np.ndarray, k: int, *, exact_below: int = EXACT_BELO
 
 
 def _cell_graph(embeddings: np.ndarray, width: int, seed: int) -> NeighborGraph:
-    """The graph by an inverted file: rows in k-means cells, each cell compared with the cells next to it."""
+    """The graph by an inverted file: each row is compared with the rows of the cells nearest to it."""
     n = len(embeddings)
-    centers, cells = _cells(embeddings, seed)
-    near_cells = top_k(centers, centers, MAX_PROBES)[1]
-    probes, recall = _measure(embeddings, cells, near_cells, width, seed)
+    centers = _centers(embeddings, seed)
+    blocks = (embeddings[start : start + BLOCK] for start in range(0, n, BLOCK))
+    near_cells = np.concatenate([top_k(centers, block, MAX_PROBES)[1].astype(np.int32) for block in blocks])
+    probes, recall = _measure(embeddings, near_cells, width, seed)
     logger.info("Neighbor graph of %d rows: %d of %d cells a row, recall %.3f", n, probes, len(centers), recall)
-    by_cell = np.argsort(cells, kind="stable")
-    bounds = np.searchsorted(cells[by_cell], np.arange(len(centers) + 1))
-    # Rows in order of their cells, so that a cell is read in one piece; half precision stays half precision.
-    stored = np.take(embeddings, by_cell, axis=0)
-    indices, similarities = np.full((n, width), -1, np.int32), np.full((n, width), -1, np.float32)
-    for cell in np.flatnonzero(np.diff(bounds)):
-        near = np.concatenate([np.arange(bounds[c], bounds[c + 1]) for c in near_cells[cell, :probes]])
-        cosines, found = top_k(stored[near], stored[bounds[cell] : bounds[cell + 1]], width + 1)
-        rows = by_cell[bounds[cell] : bounds[cell + 1]]
-        filled = min(width, len(near) - 1)
-        indices[rows, :filled], similarities[rows, :filled] = _others(by_cell[near[found]], cosines, rows, filled)
+    members, own_bounds = _by_cell(near_cells[:, 0], len(centers))
+    visits, bounds = _by_cell(near_cells[:, :probes].ravel(), len(centers))
+    indices, similarities = np.full((n, width), -1, np.int32), np.full((n, width), NO_HORIZON, np.float32)
+    # Cell by cell, not row by row: all rows that ask for a cell are one matrix product with it.
+    for cell in np.flatnonzero(np.diff(own_bounds)):
+        own = members[own_bounds[cell] : own_bounds[cell + 1]]
+        rows = visits[bounds[cell] : bounds[cell + 1]] // probes
+        cosines, found = top_k(embeddings[own], embeddings[rows], width + 1)
+        _improve(indices, similarities, rows, own[found], rounded(cosines))
+    indices, similarities = _ordered(indices, np.where(indices < 0, np.float32(-1), similarities))
     return NeighborGraph(indices, similarities, _horizon(similarities, n), recall)
 
 
-def _cells(embeddings: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cell centers (c, d) by spherical k-means on a sample, and the cell of each row (n,)."""
+def _improve(
+    indices: np.ndarray, similarities: np.ndarray, rows: np.ndarray, found: np.ndarray, cosines: np.ndarray
+) -> None:
+    """Let what was found for some rows (m, j) take the place of worse neighbours, in place."""
+    cosines = np.where(found == rows[:, None], np.float32(-np.inf), cosines)
+    better = cosines.max(1) > similarities[rows, -1]
+    rows = rows[better]
+    both = np.concatenate([similarities[rows], cosines[better]], axis=1)
+    order = np.argsort(-both, axis=1, kind="stable")[:, : similarities.shape[1]]
+    similarities[rows] = np.take_along_axis(both, order, axis=1)
+    names = np.concatenate([indices[rows], found[better]], axis=1)
+    indices[rows] = np.take_along_axis(names, order, axis=1)
+
+
+def _centers(embeddings: np.ndarray, seed: int) -> np.ndarray:
+    """Cell centers (c, d) by spherical k-means on a sample."""
     n, d = embeddings.shape
     count = max(1, n // ROWS_PER_CELL)
     sample = np.random.default_rng(seed).choice(n, min(n, count * TRAINING_ROWS_PER_CELL), replace=False)
     kmeans = faiss.Kmeans(d, count, niter=TRAINING_ROUNDS, seed=seed, spherical=True, min_points_per_centroid=1)
     kmeans.train(_matrix(embeddings[np.sort(sample)]))
-    centers = _matrix(kmeans.centroids)
-    blocks = [top_k(centers, embeddings[start : start + BLOCK], 1)[1] for start in range(0, n, BLOCK)]
-    return centers, np.concatenate(blocks)[:, 0]
+    return _matrix(kmeans.centroids)
 
 
-def _measure(
-    embeddings: np.ndarray, cells: np.ndarray, near_cells: np.ndarray, width: int, seed: int
-) -> tuple[int, float]:
+def _by_cell(cells: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places in order of their cell, and where each of the `count` cells begins and ends (count + 1,)."""
+    order = np.argsort(cells, kind="stable")
+    return order, np.searchsorted(cells[order], np.arange(count + 1))
+
+
+def _measure(embeddings: np.ndarray, near_cells: np.ndarray, width: int, seed: int) -> tuple[int, float]:
     """The fewest cells that hold `MIN_RECALL` of the exact neighbours of a sample, and the share they hold.
 
     Where even the most cells allowed hold less (rows without any structure), the most are taken.
@@ -225,7 +241,7 @@ def _measure(
     sample = np.random.default_rng(seed + 1).choice(len(embeddings), min(len(embeddings), SAMPLE_ROWS), replace=False)
     cosines, found = top_k(embeddings, embeddings[sample], width + 1)
     exact, _ = _others(found, cosines, sample, width)
-    ranks = near_cells[cells[sample]][:, None, :] == cells[exact][:, :, None]
+    ranks = near_cells[sample][:, None, :] == near_cells[exact, 0][:, :, None]
     reached = ranks.mean(axis=(0, 1)).cumsum()
     enough = np.flatnonzero(reached >= MIN_RECALL)
     probes = int(enough[0]) + 1 if len(enough) else near_cells.shape[1]

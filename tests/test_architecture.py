@@ -46,7 +46,7 @@ LAYERS = [
     ),
     (
         "the command",
-        "cli",
+        "console commands cli",
     ),
 ]
 

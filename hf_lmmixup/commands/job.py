@@ -1,0 +1,85 @@
+"""The main job: `lmmixup run`, and `lmmixup tiny` for the model that it trains offline."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from hf_lmmixup.console import console, errors, progress_bar
+
+
+def run(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one of ours: `quickstart`.")
+    ],
+    input: Annotated[  # noqa: A002 -- the option's name
+        str | None,
+        typer.Option("--input", "-i", help="A .jsonl, .json or .parquet file, a dataset folder, or a Hub id."),
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="The run directory.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that draws.")] = None,
+) -> None:
+    """Do the whole job: rate, cluster, train the distiller, distil, select, merge, report.
+
+    A run that was stopped goes on behind its last finished stage when the same command is given again.
+
+    For example:
+
+        lmmixup run quickstart
+
+        lmmixup run recipes/quickstart.yaml --input pile.jsonl --output runs/pile --limit 2000
+    """
+    from hf_lmmixup.pipeline import run as run_recipe
+    from hf_lmmixup.recipe import find_recipe, load_recipe
+
+    if input is not None and output is None:
+        output = f"runs/{Path(input).stem}"
+    with errors():
+        loaded = load_recipe(find_recipe(recipe), input=input, output=output, limit=limit, seed=seed)
+        started = time.perf_counter()
+        with progress_bar() as update:
+            finished = run_recipe(loaded, progress=update)
+    if not finished.worked:
+        console.print(
+            f"[green]Nothing to do:[/] {finished.directory} holds this run, finished. Delete it to start anew."
+        )
+        return
+    console.print(_summary(finished.ledger))
+    for note in finished.ledger["notes"]:
+        console.print(f"[yellow]Note:[/] {note}")
+    console.print(
+        f"Done in {time.perf_counter() - started:.0f} s. Look at [bold]{finished.directory / 'report.html'}[/];\n"
+        f'load the data with load_dataset("{finished.directory / "dataset"}").'
+    )
+
+
+def tiny(
+    path: Annotated[Path, typer.Argument(help="The model folder to write.")] = Path("models/tiny-distiller"),
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+) -> None:
+    """Build the tiny distiller, untrained: a Qwen2 model with its own tokenizer, from the mini MIXTURE.
+
+    For example:
+
+        lmmixup tiny models/tiny-distiller && trl sft --config recipes/quickstart/sft.yaml
+    """
+    from hf_lmmixup.distiller import build_mini_distiller
+
+    with errors():
+        build_mini_distiller(path, seed=seed)
+    console.print(f"Wrote {path}.")
+
+
+def _summary(ledger: dict[str, Any]) -> Table:
+    table = Table(title="What became of the rows", show_header=False)
+    table.add_column("state")
+    table.add_column("rows", justify="right")
+    table.add_row("read", str(ledger["rows_in"]), style="bold")
+    table.add_row("kept", str(ledger["kept"]))
+    table.add_row(f"merged into {ledger['distilled_rows']} distilled rows", str(ledger["merged"]))
+    for reason, count in ledger["dropped"].items():
+        table.add_row(f"dropped: {reason}", str(count))
+    return table
