@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hf_lmmixup.commands import job
+from hf_lmmixup.commands import job, push
 
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ def options(
 
 app.command()(job.run)
 app.command()(job.tiny)
+app.add_typer(push.app, name="push")
 
 
 def main() -> None:

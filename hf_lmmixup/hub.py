@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from hf_lmmixup.artifacts import PREPARATIONS, SOURCES, Source
@@ -191,6 +191,8 @@ def publish(
     api = api or HfApi()
     try:
         return _publish(HubRepository(api, publication), public=public, tag=tag or f"content-{publication.digest}")
+    except OfflineModeIsEnabled:
+        raise PushError("HF_HUB_OFFLINE is set, so nothing can be sent. Unset it, then push again.") from None
     except HTTPError as error:
         raise PushError(_explained(error, publication)) from None
 
@@ -226,7 +228,7 @@ def _license_on_hub(api: HfApi, source: Source) -> str | None:
     """A license that the card of a repository names; None if it names none or cannot be read."""
     try:
         info = insist(lambda: api.repo_info(source.name, repo_type=source.repo_type))
-    except HTTPError as error:
+    except (HTTPError, OfflineModeIsEnabled) as error:
         logger.warning("The license of %s is not known: %s", source.name, first_line(error))
         return None
     card = getattr(info, "card_data", None)

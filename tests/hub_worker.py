@@ -27,6 +27,21 @@ def prepare(kind, path, repo_id, **options):
     return {"files": [file.name for file in publication.files], "licenses": publication.licenses}
 
 
+def command(*arguments):
+    """Run `lmmixup`: its exit code and what it says."""
+    import contextlib
+    import io
+
+    from hf_lmmixup.cli import app
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            app(list(arguments), standalone_mode=True)
+        except SystemExit as end:
+            return {"code": end.code or 0, "said": " ".join(said.getvalue().split())}
+
+
 def load(repo_id, *, streaming=False, revision=None):
     """Read a dataset as somebody does who never heard of this package."""
     sys.meta_path.insert(0, Absent())
