@@ -87,7 +87,7 @@ def render_model_card(facts: Facts) -> str:
 
     Args:
         facts: The facts of a run. Optional: `licenses`, `language`, `base_model` (Hub id), `library` (`transformers`
-            or `peft`), `datasets` (Hub ids it was trained on), `repo_id`, `plots`, `evaluations`.
+            or `peft`), `datasets` (Hub ids it was trained on), `repo_id`, `plots`, `evaluations`, `mixture_test`.
 
     Returns:
         The text of README.md, with the held-out rewards and `evaluations` as `model-index`.
@@ -108,6 +108,7 @@ def render_model_card(facts: Facts) -> str:
         "model-index": model_index(facts),
     }
     values = {"library": library, "base": base, "evaluations": facts.get("evaluations") or []}
+    values["test"] = _systems(facts)
     return render_card("model_card.md.jinja", head, _common(facts) | values)
 
 
@@ -259,6 +260,19 @@ def _judges(report: Mapping[str, Any]) -> list[list[str]]:
         for name in ("head", "neighbors")
         if isinstance(report.get(name), Mapping)
     ]
+
+
+def _systems(facts: Facts) -> dict[str, Any]:
+    """The systems of `lmmixup evaluate` as a table: heads, and a row for each."""
+    found = facts.get("mixture_test") or {}
+    entries = found.get("systems") or []
+    names = list(dict.fromkeys(name for entry in entries for name in entry["means"]))
+    heads = ["system", "prompts", *(name.replace("_", " ") for name in names)]
+    rows = [
+        [entry["system"], f"{entry['rows']:,}", *(decimal(entry["means"].get(name)) for name in names)]
+        for entry in entries
+    ]
+    return {"data": found.get("data") or "", "heads": heads, "rows": rows}
 
 
 def _score_rows(facts: Facts) -> list[list[str]]:

@@ -9,15 +9,15 @@ from typing import Annotated
 
 import typer
 
-from hf_lmmixup.commands import job, push
-
-
-app = typer.Typer(
-    name="lmmixup",
-    help="Instruction distillation: many weak instruction pairs in, few excellent ones out.",
-    no_args_is_help=True,
+from hf_lmmixup.commands import (
     add_completion=False,
+    evaluate,
+    few excellent ones out.",
+    help="Instruction distillation: many weak instruction pairs in,
+    job,
+    no_args_is_help=True,
     pretty_exceptions_enable=False,
+    push   app = typer.Typer(     name="lmmixup",
     rich_markup_mode="markdown",
 )
 
@@ -44,6 +44,7 @@ def options(
 app.command()(job.run)
 app.command()(job.tiny)
 app.add_typer(push.app, name="push")
+app.command()(evaluate.evaluate)
 
 
 def main() -> None:

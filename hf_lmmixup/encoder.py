@@ -101,6 +101,11 @@ class SentenceTransformerEncoder:
         )
         self._prompt = str(self._model.prompts.get(self._model.default_prompt_name or "") or "")
 
+    @property
+    def model(self) -> Any:
+        """The `SentenceTransformer` itself, for what needs more than one vector a text."""
+        return self._model
+
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit rows (n, d), float32; equal texts are encoded once."""
         cleaned = [self._prompt + encodable(text) for text in texts]

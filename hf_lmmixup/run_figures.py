@@ -3,7 +3,7 @@
 from hf_lmmixup.comparison_figures import arms, costs
 from hf_lmmixup.figures import Facts, Figure, by_model
 from hf_lmmixup.row_figures import cluster_map, cluster_sizes, ledger_flow, score_histogram, score_transitions
-from hf_lmmixup.training_figures import held_out_rewards, loss_curve, reward_curves
+from hf_lmmixup.training_figures import held_out_rewards, loss_curve, reward_curves, systems
 
 
 def figure_sections(facts: Facts) -> list[tuple[str, list[Figure]]]:
@@ -22,7 +22,7 @@ def figure_sections(facts: Facts) -> list[tuple[str, list[Figure]]]:
     ]
     sections: list[tuple[str, list[Figure | None]]] = [
         ("Rows", [ledger_flow(facts), score_histogram(facts), cluster_sizes(facts), cluster_map(facts)]),
-        ("Distiller", [held_out_rewards(facts), *training]),
+        ("Distiller", [held_out_rewards(facts), systems(facts), *training]),
         ("Judge", [*score_transitions(facts)]),
         ("Proof", [*arms(facts)]),
         ("Cost", [costs(facts)]),

@@ -72,6 +72,53 @@ def held_out_rewards(facts: Facts) -> Figure | None:
     )
 
 
+def systems(facts: Facts) -> Figure | None:
+    """Mean scores of several systems on the test split: what `lmmixup evaluate` found.
+
+    `facts["mixture_test"]`: `data`, `rows` and `systems`, a list of `system`, `rows`, `means` and `judged`.
+    """
+    found = facts.get("mixture_test") or {}
+    entries = found.get("systems") or []
+    names = list(dict.fromkeys(name for entry in entries for name in entry["means"]))
+    if not names:
+        return None
+    shares = [name for name in names if name not in ("length", "rating")]
+    colors = [ORIGINAL, DISTILLED, AFTER, *SERIES[2:]]
+    data = [
+        {
+            "type": "bar",
+            "name": str(entry["system"]),
+            "x": [_spaced(name) for name in shares],
+            "y": [finite(entry["means"].get(name)) for name in shares],
+            "marker": {"color": colors[place % len(colors)]},
+            "hovertemplate": "%{x}: %{y:.3f}<extra>" + plain(str(entry["system"])) + "</extra>",
+        }
+        for place, entry in enumerate(entries)
+    ]
+    partial = [str(entry["system"]) for entry in entries if entry["rows"] < found["rows"]]
+    remark = f" {', '.join(partial)}: only the task types that it can write." if partial else ""
+    return Figure(
+        "systems",
+        "Systems side by side",
+        f"Means over {found['rows']:,} prompts ({found['data']}); a malformed completion earns 0, a dash means that "
+        f"nothing could be judged.{remark}",
+        data,
+        {"barmode": "group", "xaxis": category(""), "yaxis": {"title": "mean", "rangemode": "tozero"}},
+        ["system", "prompts", *map(_spaced, names)],
+        [
+            [str(entry["system"]), f"{entry['rows']:,}", *(decimal(entry["means"].get(name)) for name in names)]
+            for entry in entries
+        ],
+        wide=True,
+        open=True,
+        narrowest=620,
+    )
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
 def reward_curves(title: str, history: History) -> Figure | None:
     """The total reward of a GRPO training and its components, by step."""
     keys = [key for key in _keys(history) if key.startswith("rewards/") and key.endswith("/mean")]

@@ -28,7 +28,7 @@ LAYERS = [
     ),
     (
         "borrowed models and stores",
-        "chat_model datastore_files encoder generation publication training transport vllm_generation "
+        "chat_model datastore_files encoder overlap generation publication training transport vllm_generation "
         "construction datastore digit_model dispatch endpoint hub_repository local_model paged_generation "
         "tiny_distiller chat_writer reward_settings served_generation",
     ),
@@ -38,11 +38,11 @@ LAYERS = [
     ),
     (
         "plugs",
-        "cards mixture mixture_repository monitors report rewards sftmix model_folder artifacts hub",
+        "cards mixture mixture_repository monitors report run_facts rewards sftmix model_folder artifacts hub",
     ),
     (
         "the job",
-        "distiller held_out results pipeline",
+        "distiller held_out evaluation systems results pipeline",
     ),
     (
         "the command",

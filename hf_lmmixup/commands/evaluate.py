@@ -1,0 +1,104 @@
+"""`lmmixup evaluate`: distillers side by side on the MIXTURE test split."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from hf_lmmixup.console import console, errors, progress_bar
+
+
+def evaluate(
+    systems: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SYSTEM...",
+            help="A run directory (all of its models, extractive mode, references), a model or adapter (folder, Hub "
+            "id, or MODEL@URL behind an endpoint), NAME=MODEL, `extractive` or `reference`.",
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the results; by default in the run directory.")
+    ] = None,
+    data: Annotated[str, typer.Option(help="MIXTURE: `bundled`, `hub`, or a folder with a copy of it.")] = "bundled",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts, spread over the types.")] = None,
+    datastore: Annotated[
+        str | None, typer.Option(help="Judge of the quality: folder, Hub id or `bundled`; by default the run's.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest completion; by default the run's.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Completions written at the same time.")] = 32,
+    rater: Annotated[
+        str | None, typer.Option(metavar="MODEL@URL", help="A chat model behind an endpoint that rates the answers.")
+    ] = None,
+) -> None:
+    """Let distillers answer the test split and compare format, rewards, coverage, overlap, length and ratings.
+
+    For example:
+
+        lmmixup evaluate runs/quickstart
+
+        lmmixup evaluate runs/pile free=Qwen/Qwen2.5-7B-Instruct --rater gpt-4o-mini@https://api.openai.com/v1
+    """
+    from hf_lmmixup.evaluation import markdown
+    from hf_lmmixup.run_facts import add_facts
+    from hf_lmmixup.systems import MAX_NEW_TOKENS, evaluate_systems, find_systems, is_run, mixture_test
+
+    with errors():
+        run = next((Path(target) for target in systems if is_run(Path(target))), None)
+        folder = output or (run / "evaluation" if run else Path("evaluation"))
+        judge = datastore or (str((run / "datastore").resolve()) if run else "bundled")
+        recipe = json.loads((run / "facts.json").read_text(encoding="utf-8"))["recipe"] if run else {}
+        tokens = max_new_tokens or (recipe.get("distiller") or {}).get("max_new_tokens") or MAX_NEW_TOKENS
+        environment = {"HF_LMMIXUP_DATASTORE": judge, "HF_LMMIXUP_ENCODER": recipe.get("encoder") or ""}
+        named = find_systems(systems)
+        with progress_bar() as update:
+            results = evaluate_systems(
+                named,
+                mixture_test(data, limit),
+                data="mini MIXTURE, test split" if data == "bundled" else "MIXTURE, test split",
+                folder=folder,
+                environment=environment,
+                max_new_tokens=tokens,
+                batch_size=batch_size,
+                chat_model=_rater(rater),
+                progress=update,
+            )
+        (folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (folder / "evaluation.md").write_text(markdown(results), encoding="utf-8")
+        report = add_facts(run, mixture_test=results) if run and output is None else None
+    console.print(_table(results))
+    console.print(f"Wrote {folder / 'evaluation.md'}, evaluation.json and completions.jsonl.", highlight=False)
+    if report:
+        console.print(f"They are in [bold]{report}[/] too, and in the distiller's card when it is pushed.")
+
+
+def _rater(given: str | None) -> Any:
+    if given is None:
+        return None
+    model, _, url = given.rpartition("@")
+    if not model or not url.startswith("http"):
+        raise ValueError(f"--rater {given!r} must be MODEL@URL, such as rater-8b@http://127.0.0.1:8000/v1.")
+    from hf_lmmixup.endpoint import EndpointModel
+
+    return EndpointModel(model, url)
+
+
+def _table(results: dict[str, Any]) -> Table:
+    """Scores down, systems across, so that it fits a narrow terminal."""
+    from hf_lmmixup.evaluation import SCORES
+
+    systems = results["systems"]
+    table = Table(title=f"{results['data']}: {results['rows']} prompts")
+    table.add_column("score")
+    for system in systems:
+        table.add_column(system["system"], justify="right")
+    table.add_row("prompts", *(str(system["rows"]) for system in systems))
+    for name in [name for name in SCORES if any(name in system["means"] for system in systems)]:
+        values = [system["means"].get(name) for system in systems]
+        shown = ["–" if value is None else f"{value:.0f}" if name == "length" else f"{value:.3f}" for value in values]
+        table.add_row(name.replace("_", " "), *shown)
+    return table

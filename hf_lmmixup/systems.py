@@ -1,0 +1,232 @@
+"""What is evaluated: the models of a run, any other model or adapter, and the extractive mode; and on which prompts.
+
+    find_systems(["runs/quickstart"])   ->  {"untrained": "runs/quickstart/training/untrained", "cold start": ..., ...}
+    find_systems(["free=Qwen/Qwen2.5-7B-Instruct", "extractive"])
+    find_systems(["free=qwen2.5-7b@http://127.0.0.1:8000/v1"])      # behind an endpoint
+
+In the words of arXiv 2510.20449 the model after the cold start is *SFT*, the one after GRPO is *GRPO*, and an instruct
+model that is only prompted is *training-free*.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+
+from hf_lmmixup.chat_model import ChatModel
+from hf_lmmixup.distiller import COLD_START, GRPO, TINY, TRAINING, UNTRAINED
+from hf_lmmixup.encoder import Encoder, load_encoder
+from hf_lmmixup.evaluation import rate_completions, score_completions, summarize
+from hf_lmmixup.extractive import NAME as EXTRACTIVE
+from hf_lmmixup.extractive import distill_extractively
+from hf_lmmixup.mixture import register
+from hf_lmmixup.overlap import TokenEncoder
+from hf_lmmixup.prompts import format_completion, split_pair
+from hf_lmmixup.records import TaskType, pair_text
+from hf_lmmixup.secrecy import public_name
+
+
+REFERENCE = "reference"
+"""The excellent texts themselves: what a perfect distiller would be given."""
+
+COMPLETIONS = "completions.jsonl"
+
+MAX_NEW_TOKENS = 1024
+"""Longest completion unless a run says otherwise: several times the longest reference of the mini MIXTURE."""
+
+FOLDERS = {UNTRAINED: "untrained", COLD_START: "cold_start", GRPO: "grpo"}
+"""State of a run's distiller -> its folder in `training/`."""
+
+WRITABLE = (TaskType.QA, TaskType.PARA)
+"""Task types that the extractive mode can write."""
+
+
+def evaluate_systems(
+    systems: Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    data: str,
+    folder: str | Path,
+    environment: Mapping[str, str],
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = 32,
+    chat_model: ChatModel | None = None,
+    progress: Callable[[str, int, int], None] = lambda title, done, total: None,
+) -> dict[str, Any]:
+    """Let systems answer test prompts greedily, and score what they wrote.
+
+    Args:
+        systems: What `find_systems` returned.
+        rows: What `mixture_test` returned.
+        data: What the rows are called.
+        folder: Where ratings and all completions (`completions.jsonl`) are written.
+        environment: The `HF_LMMIXUP_*` variables that the rewards shall see.
+        max_new_tokens: Longest completion.
+        batch_size: Completions written at the same time.
+        chat_model: Rates the answers; `None` leaves the rating out.
+        progress: Told what is going on.
+
+    Returns:
+        `data`, `rows` and `systems`: plain data, see `evaluation`.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    token_encoder, encoder = TokenEncoder(), load_encoder(environment.get("HF_LMMIXUP_ENCODER"))
+    judged: list[dict[str, Any]] = []
+    with (Path(folder) / COMPLETIONS).open("w", encoding="utf-8") as stream:
+        for name, model in systems.items():
+            own = [row for row in rows if model != EXTRACTIVE or row["task_type"] in WRITABLE]
+            completions = _complete(name, model, own, encoder, max_new_tokens, batch_size, progress)
+            kinds = [row["task_type"] for row in own]
+            columns = score_completions(
+                completions,
+                task_types=kinds,
+                references=[row["reference"] for row in own],
+                sources=[row["sources"] for row in own],
+                environment=environment,
+                token_encoder=token_encoder,
+            )
+            if chat_model is not None:
+                progress(f"rating {name}", 0, 0)
+                columns["rating"] = rate_completions(completions, kinds, chat_model, folder)
+            for place, (row, text) in enumerate(zip(own, completions, strict=True)):
+                scores = {title: values[place] for title, values in columns.items()}
+                line = {"system": name, "id": row.get("id"), "task_type": row["task_type"], "completion": text}
+                stream.write(json.dumps(line | scores, ensure_ascii=True) + "\n")
+            summary = summarize(columns, kinds, answered=[text is not None for text in completions])
+            judged.append({"system": name, "model": public_name(model), **summary})
+    return {"data": data, "rows": len(rows), "systems": judged}
+
+
+def _complete(
+    name: str,
+    model: str,
+    rows: Sequence[Mapping[str, Any]],
+    encoder: Encoder,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[str, int, int], None],
+) -> list[str | None]:
+    """What a system writes."""
+    progress(name, 0, len(rows))
+    if model == EXTRACTIVE:
+        return write_extractively(rows, encoder)
+    if model == REFERENCE:
+        return reference_completions(rows)
+    place, _, url = model.partition("@http")
+    done = iter(range(1, len(rows) + 1))
+    if url:
+        from hf_lmmixup.endpoint import EndpointModel
+        from hf_lmmixup.served_generation import ServedGenerator
+
+        generator: Any = ServedGenerator(EndpointModel(place, f"http{url}", max_tokens=max_new_tokens))
+    else:
+        from hf_lmmixup.generation import LocalGenerator
+
+        generator = LocalGenerator(model, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    prompts = [row["prompt"] for row in rows]
+    return list(generator.generate(prompts, on_reply=lambda *_: progress(name, next(done, len(rows)), len(rows))))
+
+
+def mixture_test(data: str = "bundled", limit: int | None = None) -> list[dict[str, Any]]:
+    """The prompts to answer: the test split of MIXTURE in its `grpo` form.
+
+    Args:
+        data: `bundled`, `hub`, or a folder in the form of the published repository.
+        limit: At most so many rows, spread over the task types.
+
+    Returns:
+        Rows with `prompt`, `task_type`, `reference` and `sources`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
+    register()
+    if data in ("bundled", "hub"):
+        rows: Dataset = load_dataset("mixture", "grpo", split="test", source=data)
+    elif Path(data).is_dir():
+        rows = load_dataset("mixture", "grpo", split="test", data_dir=data)
+    else:
+        raise FileNotFoundError(f"No folder at {data}. Expected 'bundled', 'hub', or a folder with MIXTURE files.")
+    listed = rows.to_list()
+    if limit is None or limit >= len(listed):
+        return listed
+    by_kind = [[row for row in listed if row["task_type"] == kind.value] for kind in TaskType]
+    turns = max(map(len, by_kind), default=0)
+    spread = [rows[turn] for turn in range(turns) for rows in by_kind if turn < len(rows)][:limit]
+    return sorted(spread, key=listed.index)
+
+
+def find_systems(targets: Sequence[str]) -> dict[str, str]:
+    """Name -> model for everything that was named.
+
+    Args:
+        targets: Each a run directory (all of its models, the extractive mode and the references), `NAME=MODEL`, a
+            model or adapter (folder, Hub id, or `MODEL@URL` behind an endpoint), `extractive` or `reference`.
+
+    Returns:
+        The systems in the order given; the models of the last two are their own names.
+
+    Raises:
+        ValueError: If two systems have one name.
+    """
+    found: list[tuple[str, str]] = []
+    for target in targets:
+        name, given, model = target.partition("=")
+        if is_run(Path(target)):
+            found += [*models_of(Path(target)).items(), (EXTRACTIVE, EXTRACTIVE), (REFERENCE, REFERENCE)]
+        elif given:
+            found.append((name, model))
+        else:
+            found.append((Path(target.partition("@http")[0]).name, target))
+    names = [name for name, _ in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"Two systems are called {name!r}. Give them names: NAME=MODEL.")
+    return dict(found)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a finished run."""
+    return (path / "facts.json").is_file() and (path / "ledger.json").is_file()
+
+
+def models_of(run: Path) -> dict[str, str]:
+    """The states of a run's distiller -> where each lies; states that were deleted or never existed are left out."""
+    facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))
+    start = ((facts.get("recipe") or {}).get("distiller") or {}).get("model")
+    models: dict[str, str] = {}
+    for state in facts.get("models") or []:
+        folder = run / TRAINING / FOLDERS.get(state, state)
+        if folder.is_dir():
+            models[state] = str(folder)
+        elif state == UNTRAINED and start and start != TINY:
+            models[state] = str(start)
+    if not any(state in models for state in (COLD_START, GRPO)) and (run / "distiller").is_dir():
+        models["distiller"] = str(run / "distiller")
+    return models
+
+
+def write_extractively(rows: Sequence[Mapping[str, Any]], encoder: Encoder) -> list[str | None]:
+    """What the extractive mode makes of test rows; `None` for task types whose form it cannot write."""
+    completions: list[str | None] = [None] * len(rows)
+    for kind in WRITABLE:
+        members: dict[str, list[Any]] = {name: [] for name in ("id", "prompt", "completion", "cluster_id")}
+        for place, row in enumerate(rows):
+            for number, text in enumerate(row["sources"] if row["task_type"] == kind.value else []):
+                prompt, completion = (split_pair(text) if kind is TaskType.QA else None) or ("", text)
+                values = (f"{place}-{number}", prompt, completion, place)
+                for column, value in zip(members.values(), values, strict=True):
+                    column.append(value)
+        if not members["id"]:
+            continue
+        for row in distill_extractively(Dataset.from_dict(members), encoder, task_type=kind).dataset:
+            answer = pair_text(row["prompt"], row["completion"]) if kind is TaskType.QA else row["completion"]
+            completions[row["cluster_id"]] = format_completion(row["reasoning"], answer)
+    return completions
+
+
+def reference_completions(rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
+    """The excellent texts in the form of completions."""
+    return [format_completion("The reference.", row["reference"]) for row in rows]

@@ -1,0 +1,141 @@
+"""Scores of distillations: what is missing stays missing, malformed earns nothing, and tables say how many count."""
+
+import json
+
+import pytest
+from stub_client import running_stub
+
+from hf_lmmixup.endpoint import EndpointModel
+from hf_lmmixup.evaluation import markdown, rate_completions, score_completions, summarize
+from hf_lmmixup.overlap import TokenEncoder
+from hf_lmmixup.prompts import format_completion
+from hf_lmmixup.systems import evaluate_systems, find_systems, mixture_test, models_of
+
+
+REFERENCE = "Q: What causes tides?\nA: The Moon pulls the sea; two tides come each day, 12 hours apart."
+SOURCES = ["Q: tides?\nA: The moon pulls the sea.", "Q: how often\nA: 2 tides a day, each 12 hours apart."]
+GOOD = format_completion("Both ask about tides.", REFERENCE)
+
+
+def score(completions, **changes):
+    rows = len(completions)
+    columns = {"task_types": ["qa"] * rows, "references": [REFERENCE] * rows, "sources": [SOURCES] * rows}
+    return score_completions(completions, **(columns | changes))
+
+
+def test_the_reference_earns_everything_and_garbage_nothing():
+    columns = score([GOOD, "tides", None], token_encoder=TokenEncoder())
+    assert columns["format"] == [1.0, 0.0, 0.0]
+    assert columns["alignment"] == [1.0, 0.0, 0.0]
+    assert columns["rouge_l"] == [1.0, 0.0, 0.0]
+    assert columns["token_similarity"] == pytest.approx([1.0, 0.0, 0.0], abs=1e-5)
+    assert columns["coverage"][0] > 0.8 and columns["coverage"][1:] == [0.0, 0.0]
+    assert columns["length"] == [len(REFERENCE), None, None]  # what is not there has no length
+    assert columns["quality"] == [None] * 3  # no datastore is named
+
+
+def test_what_cannot_be_judged_is_none_and_counts_in_no_mean():
+    columns = score([GOOD, GOOD], references=[None, REFERENCE], sources=[None, SOURCES])
+    assert columns["alignment"] == [None, 1.0] and columns["rouge_l"] == [None, 1.0]
+    assert columns["coverage"][0] is None
+    summary = summarize(columns, ["qa", "qa"], answered=[True, True])
+    assert summary["means"]["rouge_l"] == 1.0 and summary["judged"]["rouge_l"] == 1
+    assert summary["means"]["quality"] is None and summary["judged"]["quality"] == 0
+
+
+MEANS = [  # values, mean, judged
+    ([1.0, 0.0, None], 0.5, 2),
+    ([None, None, None], None, 0),
+    ([0.0, 0.0, 0.0], 0.0, 3),
+]
+
+
+@pytest.mark.parametrize(("values", "mean", "judged"), MEANS)
+def test_means_by_hand(values, mean, judged):
+    summary = summarize({"x": values}, ["qa", "para", "qa"], answered=[True, False, True])
+    assert (summary["means"]["x"], summary["judged"]["x"]) == (mean, judged)
+    assert (summary["rows"], summary["answered"]) == (3, 2)
+    assert list(summary["task_types"]) == ["qa", "para"]
+    assert summary["task_types"]["para"]["means"]["x"] == values[1]
+
+
+def test_lengths_must_agree():
+    with pytest.raises(ValueError, match="references has 1 entries for 2 completions"):
+        score([GOOD, GOOD], references=[REFERENCE])
+
+
+def test_the_table_says_how_many_were_judged():
+    entry = summarize({"format": [1.0, 1.0], "rouge_l": [0.5, None]}, ["qa", "qa"], answered=[True, True])
+    text = markdown({"data": "test", "rows": 3, "systems": [{"system": "a|b", **entry}]})
+    assert "| a/b | 2/2 | 1.000 | 0.500 (1) |" in text.splitlines()
+    assert "a/b writes qa only" in text
+
+
+def test_a_chat_model_rates_each_answer_once(tmp_path):
+    with running_stub() as stub:
+        model = EndpointModel("rater", stub.url)
+        kinds = ["qa", "qa", "qa"]
+        first = rate_completions([GOOD, "malformed", GOOD], kinds, model, tmp_path)
+        assert first[1] is None and first[0] == first[2] and 0 <= first[0] <= 5
+        asked = stub.stats()["requests"]
+        assert asked == 1
+        assert rate_completions([GOOD, None, GOOD], kinds, model, tmp_path) == first
+        assert stub.stats()["requests"] == asked
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory of which only the models after the trainings are left."""
+    for name in ("cold_start", "grpo"):
+        (tmp_path / "run" / "training" / name).mkdir(parents=True)
+    facts = {"models": ["untrained", "cold start", "GRPO"], "recipe": {"distiller": {"model": "ada/base"}}}
+    (tmp_path / "run" / "facts.json").write_text(json.dumps(facts))
+    (tmp_path / "run" / "ledger.json").write_text("{}")
+    return tmp_path / "run"
+
+
+def test_a_run_stands_for_all_of_its_models(run):
+    found = find_systems([str(run), "free=ada/instruct", "ada/other", "served@http://127.0.0.1:1/v1"])
+    assert found == {
+        "untrained": "ada/base",
+        "cold start": str(run / "training" / "cold_start"),
+        "GRPO": str(run / "training" / "grpo"),
+        "extractive": "extractive",
+        "reference": "reference",
+        "free": "ada/instruct",
+        "other": "ada/other",
+        "served": "served@http://127.0.0.1:1/v1",
+    }
+
+
+def test_a_run_whose_trainings_were_deleted_still_has_its_distiller(run):
+    for name in ("cold_start", "grpo"):
+        (run / "training" / name).rmdir()
+    (run / "distiller").mkdir()
+    assert models_of(run) == {"untrained": "ada/base", "distiller": str(run / "distiller")}
+
+
+def test_two_systems_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="Two systems are called 'base'"):
+        find_systems(["ada/base", "bob/base"])
+
+
+def test_few_rows_are_spread_over_the_task_types():
+    kinds = [row["task_type"] for row in mixture_test(limit=7)]
+    assert sorted(kinds) == ["cs", "mcq", "mcq", "para", "qa", "qa", "tfq"]
+    assert mixture_test(limit=10_000) == mixture_test()
+    with pytest.raises(FileNotFoundError, match="Expected 'bundled', 'hub'"):
+        mixture_test("nowhere")
+
+
+def test_extractive_mode_and_references_without_any_model(tmp_path):
+    systems = {"extractive": "extractive", "reference": "reference"}
+    environment = {"HF_LMMIXUP_DATASTORE": ""}
+    results = evaluate_systems(systems, mixture_test(limit=10), data="t", folder=tmp_path, environment=environment)
+    extractive, reference = results["systems"]
+    assert set(extractive["task_types"]) == {"qa", "para"} and extractive["rows"] == 4
+    assert reference["rows"] == 10
+    assert reference["means"]["format"] == reference["means"]["alignment"] == reference["means"]["rouge_l"] == 1.0
+    assert extractive["means"]["format"] == 1.0 and 0.1 < extractive["means"]["rouge_l"] < 1.0
+    lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
+    assert len(lines) == 14 and {line["system"] for line in lines} == set(systems)
