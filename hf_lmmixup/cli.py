@@ -17,8 +17,10 @@ from hf_lmmixup.commands import (
     job,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    push   app = typer.Typer(     name="lmmixup",
+    push,
+    ratings,
     rich_markup_mode="markdown",
+    stores   app = typer.Typer(     name="lmmixup",
 )
 
 
@@ -43,8 +45,10 @@ def options(
 
 app.command()(job.run)
 app.command()(job.tiny)
-app.add_typer(push.app, name="push")
+app.command()(ratings.rate)
+app.add_typer(stores.app, name="datastore")
 app.command()(evaluate.evaluate)
+app.add_typer(push.app, name="push")
 
 
 def main() -> None:

@@ -92,22 +92,21 @@ def rate(
         requests = _requests(dataset, rubric, task_type)
         answers = ask_all(chat_model, requests, rubric.read, journal, note=REPEAT_NOTE, progress=progress)
         rated = _with_judgements(dataset, _judgements(dataset, answers))
-    outcome = Outcome(rated)
-    health = health_of(rated)
-    for warning in health.warnings:
-        logger.warning(warning)
-    if health.unrated:
-        logger.warning("%d rows have no score: %s", health.unrated, dict(Counter(filter(None, rated["rating_error"]))))
-    if health.unrated > max_reject_rate * len(rated):
+    outcome, unrated = Outcome(rated), _warn(rated)
+    if unrated > max_reject_rate * len(rated):
         raise TooManyRejects(
-            f"{health.unrated} of {len(rated)} rows got no score, {max_reject_rate:.0%} may; see rating_error.",
-            outcome,
+            f"{unrated} of {len(rated)} rows got no score, {max_reject_rate:.0%} may; see rating_error.", outcome
         )
     return outcome
 
 
 def rate_with_datastore(
-    dataset: Dataset, datastore: "ScoredDatastore", encoder: "Encoder", *, task_type: TaskType | str = TaskType.QA
+    dataset: Dataset,
+    datastore: "ScoredDatastore",
+    encoder: "Encoder",
+    *,
+    task_type: TaskType | str = TaskType.QA,
+    progress: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Score rows by the judge of a datastore: the expected score, rounded to the nearest class.
 
@@ -116,6 +115,7 @@ def rate_with_datastore(
         datastore: Rows scored before, embedded by the same encoder.
         encoder: Embeds `records.pair_text` of each row.
         task_type: Which rows of the datastore to ask.
+        progress: Called with the number of rows settled since the last call.
 
     Returns:
         The same rows with `rating` (None: a datastore gives no four judgements), `score` and `rating_error` added.
@@ -135,8 +135,12 @@ def rate_with_datastore(
             for expected in datastore.judge(texts, encoder, task_type):
                 known = np.isfinite(expected)
                 yield (None, _nearest(expected), None) if known else (None, None, "the datastore abstains")
+            if progress is not None:
+                progress(len(texts))
 
-    return Outcome(_with_judgements(dataset, judgements()))
+    rated = _with_judgements(dataset, judgements())
+    _warn(rated)
+    return Outcome(rated)
 
 
 def combine_ratings(rated: Sequence[Dataset], *, min_raters: int = 1, max_spread: int | None = None) -> Outcome:
@@ -170,7 +174,9 @@ def combine_ratings(rated: Sequence[Dataset], *, min_raters: int = 1, max_spread
                 else:
                     yield _median_rating(ratings), _nearest(median(scores)), None
 
-    return Outcome(_with_judgements(rated[0], judgements()))
+    combined = _with_judgements(rated[0], judgements())
+    _warn(combined)
+    return Outcome(combined)
 
 
 def split_by_score(dataset: Dataset, threshold: int = HIGH_SCORE) -> tuple[Dataset, Dataset, Dataset]:
@@ -195,6 +201,16 @@ def health_of(rated: Dataset) -> ScoreHealth:
     """Whether the scores of rated rows can be trusted; see `score_health`."""
     lengths = [len(text) for _, texts in _texts(rated) for text in texts]
     return score_health(rated["score"][:], lengths)
+
+
+def _warn(rated: Dataset) -> int:
+    """Log what is wrong with the scores; returns how many rows have none."""
+    health = health_of(rated)
+    for warning in health.warnings:
+        logger.warning(warning)
+    if health.unrated:
+        logger.warning("%d rows have no score: %s", health.unrated, dict(Counter(filter(None, rated["rating_error"]))))
+    return health.unrated
 
 
 def _ids(dataset: Dataset) -> Iterator[str]:

@@ -24,13 +24,15 @@ LAYERS = [
         "distilled_rows drawings guards loading mixture_rows mosaic_templates neighbors patience "
         "published row_figures score_head target_checks training_figures bundled construction_plan "
         "diversity faithfulness mosaic_costs mosaic_rows quality_report readings run_figures mosaic_plan "
-        "offline_writer mosaic_length mosaic_text mosaic_tokens mosaic_passes mosaic_stream mosaic",
+        "offline_writer mosaic_length mosaic_text mosaic_tokens mosaic_passes mosaic_stream mosaic "
+        "stage_files",
     ),
     (
         "borrowed models and stores",
         "chat_model datastore_files encoder overlap generation publication training transport vllm_generation "
         "construction datastore digit_model dispatch endpoint hub_repository local_model paged_generation "
-        "tiny_distiller chat_writer reward_settings served_generation",
+        "tiny_distiller chat_writer reward_settings served_generation "
+        "raters",
     ),
     (
         "stages",

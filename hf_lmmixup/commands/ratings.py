@@ -1,0 +1,189 @@
+"""`lmmixup rate`: rows in, the same rows with `rating`, `score` and `rating_error` out."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar
+
+
+JOURNALS = ".journal"
+"""Added to the output's name: the folder that holds what was paid for."""
+
+Told = Callable[[int], None]
+
+
+def rate(
+    input: Annotated[  # noqa: A002 -- the argument's name
+        str, typer.Argument(metavar="INPUT", help="Rows: Parquet, JSON Lines, JSON, a dataset folder or a Hub id.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .parquet or .jsonl file to write.")],
+    datastore: Annotated[
+        str | None, typer.Option(metavar="PATH|HUB_ID|bundled", help="Score by rows that were rated before.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="An OpenAI-compatible server, up to and with /v1.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --endpoint a name the server knows, else a folder or Hub id. Repeat to combine raters."
+        ),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="What runs a model here: transformers or vllm.")] = "transformers",
+    rubric: Annotated[
+        str | None, typer.Option(help="axes: four judgements as JSON. digit: one forward pass of a local model.")
+    ] = None,
+    task_type: Annotated[str, typer.Option(help="What the texts are: qa, mcq, tfq, cs or para.")] = "qa",
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 16,
+    timeout: Annotated[float, typer.Option(help="Seconds for one attempt, in all.")] = 60.0,
+    temperature: Annotated[float, typer.Option(min=0, help="Of a served model's sampling.")] = 0.0,
+    structured: Annotated[
+        bool, typer.Option("--schema/--no-schema", help="Hold replies to a JSON schema, where the server can.")
+    ] = True,
+    key_variable: Annotated[
+        str, typer.Option(help="Environment variable that holds the server's key.")
+    ] = "OPENAI_API_KEY",
+    allow_http: Annotated[
+        bool, typer.Option("--allow-http", help="Let rows go unencrypted to another machine.")
+    ] = False,
+    max_rejects: Annotated[float, typer.Option(min=0, max=1, help="Share of rows that may stay unrated.")] = 0.05,
+    limit: Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")] = None,
+) -> None:
+    """Rate rows and write them with `rating`, `score` and `rating_error`.
+
+    What a model was asked stays in OUTPUT.journal: a run that was stopped goes on when the same command is given again,
+    and asks nothing twice. Exit code 3 means that the server stopped answering, 4 that too many rows got no score;
+    the output is written all the same, with the reasons.
+
+    For example:
+
+        lmmixup rate pile.jsonl -o rated.parquet --datastore bundled
+
+        lmmixup rate pile.jsonl -o rated.parquet --endpoint http://127.0.0.1:8000/v1 --model qwen2.5-7b-instruct
+
+        lmmixup rate pile.jsonl -o rated.parquet --model Qwen/Qwen2.5-1.5B-Instruct
+    """
+    from hf_lmmixup.stage_files import check_output, read_rows, write_rows
+
+    served = {
+        "concurrency": concurrency,
+        "timeout": timeout,
+        "temperature": temperature,
+        "structured": structured,
+        "key_variable": key_variable,
+        "allow_http": allow_http,
+    }
+    with errors():
+        check_output(output)
+        _check_raters(datastore, endpoint, model)
+        read = read_rows(input, limit=limit)
+        with progress_bar() as update:
+            if datastore is not None:
+                rated = [_by_datastore(read.dataset, datastore, task_type, update)]
+            else:
+                rated = _by_models(
+                    read.dataset, model or [], endpoint, engine, rubric, task_type, served, output, update
+                )
+        final = rated[0] if len(rated) == 1 else _combined(rated)
+        write_rows(final, output)
+    unrated = _tell(final, read.dropped, output)
+    if unrated > max_rejects * len(final):
+        console.print(f"[red]Too many rejects:[/] {unrated} of {len(final)} rows got no score; {max_rejects:.0%} may.")
+        raise typer.Exit(TOO_MANY_REJECTS)
+
+
+def _check_raters(datastore: str | None, endpoint: str | None, models: list[str] | None) -> None:
+    if (datastore is None) == (not models):
+        raise ValueError("Name who rates: either --datastore, or --model, with --endpoint if a server runs it.")
+    if datastore is not None and endpoint is not None:
+        raise ValueError("--datastore asks no server, so it does not go with --endpoint.")
+
+
+def _by_datastore(rows: Any, name: str, task_type: str, update: Callable[[str, int, int], None]) -> Any:
+    from hf_lmmixup.raters import named_datastore
+    from hf_lmmixup.rating import rate_with_datastore
+
+    update("loading the datastore", 0, 0)
+    datastore, encoder = named_datastore(name)
+    told = _counter(update, "rating", len(rows))
+    return rate_with_datastore(rows, datastore, encoder, task_type=task_type, progress=told).dataset
+
+
+def _by_models(
+    rows: Any,
+    models: list[str],
+    endpoint: str | None,
+    engine: str,
+    rubric: str | None,
+    task_type: str,
+    served: dict[str, Any],
+    output: Path,
+    update: Callable[[str, int, int], None],
+) -> list[Any]:
+    """The rows as each model rates them; a model that rejects many rows may be made up for by another one."""
+    from hf_lmmixup.raters import named
+    from hf_lmmixup.rating import rate as rate_rows
+
+    journals = output.with_name(output.name + JOURNALS)
+    rated = []
+    for number, name in enumerate(models):
+        update(f"loading {name}", 0, 0)
+        ((rater, form),) = named(
+            [name], endpoint=endpoint, engine=engine, rubric=rubric, **(served if endpoint else {})
+        )
+        told = _counter(update, f"rating by {name}", len(rows))
+        where = journals / str(number) if len(models) > 1 else journals
+        outcome = rate_rows(rows, rater, where, task_type=task_type, rubric=form, max_reject_rate=1.0, progress=told)
+        rated.append(outcome.dataset)
+    return rated
+
+
+def _combined(rated: list[Any]) -> Any:
+    """The median of the raters; says how far they agree."""
+    from hf_lmmixup.rating import combine_ratings
+    from hf_lmmixup.score_health import agreement
+
+    for number, other in enumerate(rated[1:], start=2):
+        found = agreement(rated[0]["score"][:], other["score"][:])
+        kappa = "not defined" if found.kappa is None else f"{found.kappa:.2f}"
+        console.print(
+            f"Raters 1 and {number}: {found.exact:.0%} equal scores, {found.within_one:.0%} within one, kappa {kappa}."
+        )
+    return combine_ratings(rated).dataset
+
+
+def _counter(update: Callable[[str, int, int], None], title: str, total: int) -> Told:
+    done = 0
+
+    def told(settled: int) -> None:
+        nonlocal done
+        done += settled
+        update(title, done, total)
+
+    told(0)
+    return told
+
+
+def _tell(rated: Any, unread: dict[str, str], output: Path) -> int:
+    """Say how the scores are spread; returns how many rows have none."""
+    from hf_lmmixup.rating import health_of
+
+    health = health_of(rated)
+    table = Table(title="Scores", show_header=False)
+    table.add_column("score")
+    table.add_column("rows", justify="right")
+    for score, share in health.shares.items():
+        table.add_row(str(score), f"{share:.1%}")
+    for reason, count in Counter(filter(None, rated["rating_error"])).most_common():
+        table.add_row(f"none: {escape(reason)}", str(count))
+    for reason, count in Counter(unread.values()).most_common():
+        table.add_row(f"not read: {escape(reason)}", str(count))
+    console.print(table)
+    console.print(f"Wrote {len(rated)} rows to {escape(str(output))}.", highlight=False, soft_wrap=True)
+    return health.unrated

@@ -1,0 +1,163 @@
+r"""Files between single stages: rows in, rows out, and the scored rows that a datastore is built from.
+
+A stage's output is a Parquet or JSON Lines file that holds every column the input had. One row that was rated before,
+as `read_scored` takes it::
+
+    {"prompt": "why sky blue", "completion": "scattering", "score": 1}      or
+    {"text": "Q: why sky blue\nA: scattering", "score": 1, "task_type": "qa"}
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from hf_lmmixup.jsonl import Reject, read_json
+from hf_lmmixup.loading import load_rows
+from hf_lmmixup.records import SCORES, Outcome, TaskType, pair_text
+
+
+WRITTEN = (".parquet", ".jsonl")
+RECORD = ("id", "prompt", "completion")
+
+
+def read_rows(source: str | Path, *, limit: int | None = None) -> Outcome:
+    """Read the rows that a stage works on.
+
+    Args:
+        source: A Parquet file of this package, of which every column is kept, or raw rows of any form that
+            `loading.load_rows` reads.
+        limit: Read at most this many rows.
+
+    Returns:
+        The rows, and place -> reason of what could not be read.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no usable row.
+    """
+    path = Path(source)
+    if path.suffix == ".parquet" and path.is_file():
+        try:
+            schema = pq.read_schema(path)
+            if all(name in schema.names and pa.types.is_string(schema.field(name).type) for name in RECORD):
+                table = pq.read_table(path)
+                if not any(table.column(name).null_count for name in RECORD):
+                    return Outcome(Dataset(table.slice(0, limit)))
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path} is not a Parquet file: {error}") from error
+    return load_rows(source, limit=limit)
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output that `write_rows` cannot write, before anything is computed.
+
+    Raises:
+        ValueError: If the suffix is unknown.
+    """
+    if path.suffix not in WRITTEN:
+        raise ValueError(f"{path} ends in {path.suffix!r}. Accepted outputs: {', '.join(WRITTEN)}.")
+
+
+def write_rows(dataset: Dataset, path: Path) -> None:
+    """Write rows to a `.parquet` or `.jsonl` file; whoever reads meanwhile sees the old file or the whole new one."""
+    check_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if path.suffix == ".parquet":
+            dataset.to_parquet(str(partial))
+        else:
+            dataset.to_json(str(partial), force_ascii=False)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass
+class ScoredRows:
+    """Texts with their scores, as `datastore.build` takes them.
+
+    Attributes:
+        texts: The texts with their labels.
+        scores: Score of each, 0 to 5.
+        task_types: Task type of each.
+        dropped: Reason -> rows left out for it.
+    """
+
+    texts: list[str] = field(default_factory=list)
+    scores: list[int] = field(default_factory=list)
+    task_types: list[str] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def read_scored(source: str | Path, task_type: TaskType | str = TaskType.QA) -> ScoredRows:
+    """Read rows that carry a score.
+
+    Args:
+        source: A `.parquet`, `.jsonl` or `.json` file whose rows have `score` and either `text` or `prompt` and
+            `completion`; `task_type` is optional.
+        task_type: Task type of rows that do not name one.
+
+    Returns:
+        The usable rows in their order; a row without a score, as an abstaining rater leaves it, is counted and left
+        out.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file has another form, a row names an unknown task type, or no row can be used.
+    """
+    path, found = Path(source), ScoredRows()
+    for row in _rows(path):
+        reason = _unusable(row)
+        if reason is not None:
+            found.dropped[reason] += 1
+            continue
+        pair = isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str)
+        found.texts.append(pair_text(row["prompt"], row["completion"]) if pair else row["text"])
+        found.scores.append(int(row["score"]))
+        found.task_types.append(TaskType(row.get("task_type") or task_type).value)
+    if not found.texts:
+        raise ValueError(f"{path} holds no scored row: {dict(found.dropped) or 'it is empty'}. Rate it first.")
+    return found
+
+
+def _unusable(row: Any) -> str | None:
+    """Why a row cannot join a datastore, in words that do not depend on the row."""
+    if isinstance(row, Reject):
+        return row.reason
+    pair = isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str)
+    if not pair and not isinstance(row.get("text"), str):
+        return "neither `text` nor `prompt` and `completion`"
+    score = row.get("score")
+    if score is None:
+        return "no score"
+    whole = isinstance(score, (int, float)) and not isinstance(score, bool) and score in SCORES
+    return None if whole else "the score is no whole number from 0 to 5"
+
+
+def _rows(path: Path) -> Iterable[Any]:
+    if path.suffix in (".jsonl", ".json", ".ndjson"):
+        return (row for _, row in read_json(path))
+    if path.suffix != ".parquet":
+        raise ValueError(f"{path} ends in {path.suffix!r}. Accepted files: .parquet, .jsonl, .json.")
+    if not path.is_file():
+        raise FileNotFoundError(f"No file at {path}.")
+    return _parquet_rows(path)
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a Parquet file: {error}") from error
+    wanted = ("text", "prompt", "completion", "score", "task_type")
+    columns = [name for name in wanted if name in file.schema_arrow.names]
+    for batch in file.iter_batches(batch_size=10_000, columns=columns):
+        yield from batch.to_pylist()
