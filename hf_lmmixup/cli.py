@@ -17,10 +17,8 @@ from hf_lmmixup.commands import (
     job,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    push,
-    ratings,
+    push   app = typer.Typer(     name="lmmixup",
     rich_markup_mode="markdown",
-    stores   app = typer.Typer(     name="lmmixup",
 )
 
 
@@ -45,10 +43,8 @@ def options(
 
 app.command()(job.run)
 app.command()(job.tiny)
-app.command()(ratings.rate)
-app.add_typer(stores.app, name="datastore")
-app.command()(evaluate.evaluate)
 app.add_typer(push.app, name="push")
+app.command()(evaluate.evaluate)
 
 
 def main() -> None:
