@@ -9,15 +9,15 @@ from typing import Annotated
 
 import typer
 
-from hf_lmmixup.commands import (
-    add_completion=False,
-    evaluate,
-    few excellent ones out.",
-    help="Instruction distillation: many weak instruction pairs in,
-    job,
+from hf_lmmixup.commands import evaluate, job, push
+
+
+app = typer.Typer(
+    name="lmmixup",
+    help="Instruction distillation: many weak instruction pairs in, few excellent ones out.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
-    push   app = typer.Typer(     name="lmmixup",
     rich_markup_mode="markdown",
 )
 
@@ -43,8 +43,8 @@ def options(
 
 app.command()(job.run)
 app.command()(job.tiny)
-app.add_typer(push.app, name="push")
 app.command()(evaluate.evaluate)
+app.add_typer(push.app, name="push")
 
 
 def main() -> None:
