@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hf_lmmixup.commands import evaluate, job, push
+from hf_lmmixup.commands import evaluate, job, push, ratings, stores
 
 
 app = typer.Typer(
@@ -43,6 +43,8 @@ def options(
 
 app.command()(job.run)
 app.command()(job.tiny)
+app.command()(ratings.rate)
+app.add_typer(stores.app, name="datastore")
 app.command()(evaluate.evaluate)
 app.add_typer(push.app, name="push")
 
