@@ -159,8 +159,9 @@ def test_a_local_model_is_asked_for_one_digit(said, tmp_path, monkeypatch):
             self.name, self.settings = name, {"model": name}
 
         def replies(self, requests, stop=None):
-            for place, request in enumerate(requests):
-                yield ChatReply(request.key, json.dumps({"expected": 1.0 + place, "mass": 0.9 if place else 0.1}))
+            for request in requests:
+                number = int(request.messages[-1]["content"].split("row ")[1][0])
+                yield ChatReply(request.key, json.dumps({"expected": 1.0 + number, "mass": 0.9 if number else 0.1}))
 
     monkeypatch.setattr(raters, "DigitModel", Digits)
     output = tmp_path / "rated.parquet"
