@@ -40,7 +40,7 @@ LAYERS = [
     ),
     (
         "plugs",
-        "cards mixture mixture_repository monitors report run_facts rewards sftmix model_folder artifacts hub",
+        "cards mixture mixture_repository monitors watching report run_facts rewards sftmix model_folder artifacts hub",
     ),
     (
         "the job",

@@ -1,13 +1,17 @@
-"""Every recipe parses strictly, every reward path imports, and every run recipe finds the files it names."""
+"""Every recipe parses strictly, finds what it names, and trains two steps with a tiny model in place of its own."""
 
+import json
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import REPOSITORY
+from trl_forks import failures, job, options, run_jobs
 
 from hf_lmmixup.recipe import load_recipe
+from hf_lmmixup.tiny_distiller import build_tiny_distiller
 
 
 # TRL 1.16 sets the old name of the argument by default; gone when TRL passes `activation_checkpointing`.
@@ -15,13 +19,35 @@ pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is depr
 
 RECIPES = REPOSITORY / "recipes"
 RUNS = sorted(RECIPES.glob("*.yaml"))
-TRAININGS = [
-    file for file in sorted(RECIPES.rglob("*.yaml")) if file.parent != RECIPES and "accelerate" not in file.parts
-]
+LAUNCHES = sorted((RECIPES / "accelerate").glob("*.yaml"))
+TRAININGS = [file for file in sorted(RECIPES.rglob("*.yaml")) if file not in RUNS + LAUNCHES]
+
+# What a tiny model on a CPU needs otherwise; every other key stands as the recipe has it.
+SMALL = {
+    "use_cpu": "true",
+    "bf16": "false",
+    "dtype": "float32",
+    "max_steps": 2,
+    "gradient_accumulation_steps": 1,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "disable_tqdm": "true",
+}
+SMALL_SFT = SMALL | {"per_device_train_batch_size": 2, "max_length": 400}
+SMALL_GRPO = SMALL | {
+    "per_device_train_batch_size": 4,
+    "steps_per_generation": 1,
+    "max_completion_length": 8,
+    "use_transformers_continuous_batching": "false",  # 15 seconds a step on a CPU
+}
 
 
 def method(file: Path) -> str:
-    return file.stem.partition("_")[0]
+    return "sft" if file.parent.name == "downstream" else file.stem.partition("_")[0]
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(RECIPES))
 
 
 def parse(file: Path) -> tuple:
@@ -35,39 +61,152 @@ def parse(file: Path) -> tuple:
     return parser.parse_args_and_config(["--config", str(file), "--use_cpu", "true"], fail_with_unknown_args=True)
 
 
+@pytest.fixture(autouse=True)
+def environment_of_recipes(monkeypatch):
+    """TRL's parser sets the variables of `env:`; they go when the test ends."""
+    for variable in ("HF_LMMIXUP_DATASTORE", "HF_LMMIXUP_MAX_PROMPT_TOKENS"):
+        monkeypatch.setenv(variable, "")
+
+
 def test_there_are_recipes():
-    assert len(RUNS) >= 1
-    assert len(TRAININGS) >= 2
+    assert [name(file) for file in RUNS] == ["quickstart.yaml"]
+    assert {name(file) for file in TRAININGS} >= {
+        *(f"qwen2.5-1.5b/{stem}.yaml" for stem in ("sft", "sft_qlora", "grpo", "grpo_qlora", "grpo_normalized")),
+        *(f"{folder}/{stem}.yaml" for folder in ("quickstart", "smollm2-360m") for stem in ("sft", "grpo")),
+        *(f"downstream/{stem}.yaml" for stem in ("llama-3.1-8b_lora", "qwen2.5-1.5b_qlora", "tiny")),
+    }
+    assert {file.stem for file in LAUNCHES} >= {"fsdp2", "deepspeed_zero3", "multi_gpu"}
 
 
-@pytest.mark.parametrize("file", RUNS, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", RUNS, ids=name)
 def test_run_recipe(file):
     recipe = load_recipe(file)
-    for name in (recipe.distiller.cold_start, recipe.distiller.grpo):
-        assert name is None or recipe.training_file(name).is_file()
+    for training in (recipe.distiller.cold_start, recipe.distiller.grpo):
+        assert training is None or recipe.training_file(training).is_file()
 
 
-@pytest.mark.parametrize("file", TRAININGS, ids=lambda file: str(file.relative_to(RECIPES)))
+@pytest.mark.parametrize("file", TRAININGS, ids=name)
 def test_training_recipe_parses_strictly(file):
     script, training, model, _ = parse(file)
     assert model.model_name_or_path
     assert script.dataset_name
     assert training.output_dir
     assert getattr(training, "hub_token", None) is None
-    for path in getattr(script, "reward_funcs", None) or []:
-        module, _, name = path.rpartition(".")
-        assert callable(getattr(__import__(module, fromlist=[name]), name))
+    paths = getattr(script, "reward_funcs", None) or []
+    for path in paths:
+        module, _, function = path.rpartition(".")
+        assert callable(getattr(__import__(module, fromlist=[function]), function))
+    if paths:
+        assert len(training.reward_weights) == len(paths)
+        assert training.reward_weights[:3] == [0.5, 0.4, 0.1]
 
 
-def test_misspelt_key_fails(tmp_path):
+def test_the_numbers_of_the_papers_stand_in_the_recipes():
+    published = {
+        # LM-Mixup, arXiv 2510.20449, code: cold start, GRPO, fine-tuning of the comparison
+        "qwen2.5-1.5b/sft.yaml": {
+            "learning_rate": 2e-5,
+            "max_length": 2400,
+            "warmup_steps": 0.05,
+            "weight_decay": 0.01,
+        },
+        "qwen2.5-1.5b/grpo.yaml": {
+            "num_generations": 4,
+            "learning_rate": 1e-6,
+            "beta": 0.01,
+            "epsilon": 0.2,
+            "epsilon_high": 0.3,
+            "delta": 3.0,
+            "temperature": 1.0,
+            "max_completion_length": 2400,
+            "weight_decay": 0.01,
+            "generation_batch_size": 128 * 4,
+        },
+        "downstream/llama-3.1-8b_lora.yaml": {
+            "learning_rate": 1e-4,
+            "num_train_epochs": 5,
+            "max_length": 2048,
+            "warmup_steps": 0.03,
+            "weight_decay": 0.0,
+            "seed": 42,
+        },
+    }
+    for file, wanted in published.items():
+        _, training, model, _ = parse(RECIPES / file)
+        assert {key: getattr(training, key) for key in wanted} == wanted, file
+        if file.startswith("downstream"):
+            assert (model.lora_r, model.lora_alpha, model.lora_dropout) == (64, 16, 0.1)
+            assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 128
+        if "grpo" in file:
+            assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 64
+
+
+@pytest.mark.parametrize("key", ["learning_rat", "max_prompt_length", "lora_rank"])
+def test_misspelt_key_fails(tmp_path, key):
     file = tmp_path / "sft.yaml"
-    file.write_text(yaml.safe_dump({"model_name_or_path": "x", "dataset_name": "y", "learning_rat": 1.0}))
-    with pytest.raises(ValueError, match="learning_rat"):
+    file.write_text(yaml.safe_dump({"model_name_or_path": "x", "dataset_name": "y", key: 1.0}))
+    with pytest.raises(ValueError, match=key):
         parse(file)
 
 
-@pytest.mark.parametrize("file", [*RUNS, *TRAININGS], ids=lambda file: str(file.relative_to(RECIPES)))
+@pytest.mark.parametrize("file", LAUNCHES, ids=name)
+def test_launch_parses_strictly(file, tmp_path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(file)).num_processes >= 2
+    (tmp_path / "misspelt.yaml").write_text(file.read_text() + "num_proceses: 2\n")
+    with pytest.raises(ValueError, match="num_proceses"):
+        load_config_from_file(str(tmp_path / "misspelt.yaml"))
+
+
+@pytest.mark.parametrize("file", [*RUNS, *TRAININGS, *LAUNCHES], ids=name)
 def test_header_says_how_to_run_it_and_what_to_expect(file):
     header = "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
-    for word in ("Command:", "Hardware:", "Good run:"):
+    words = ["Command:", "Hardware:", "Good run:"]
+    if "quickstart" not in name(file) and method(file) != "sftmix":
+        words.append("Last run:")
+    for word in words:
         assert word in header
+    for mentioned in re.findall(r"recipes/[\w./-]+\.(?:yaml|py)", header):
+        assert (REPOSITORY / mentioned).is_file(), mentioned
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return build_tiny_distiller(tmp_path_factory.mktemp("tiny") / "model", ["Which tides are there? Ebb and flow."])
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory) -> Path:
+    """A folder of the kind that a run leaves: plain prompts and completions."""
+    folder = tmp_path_factory.mktemp("run") / "dataset"
+    folder.mkdir()
+    rows = [{"prompt": f"What is {n} plus one?", "completion": f" It is {n + 1}.", "score": 4} for n in range(8)]
+    (folder / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+def test_every_recipe_trains_two_steps_with_a_tiny_model(tiny, distilled, tmp_path):
+    jobs = []
+    files = [file for file in TRAININGS if method(file) != "sftmix" and file.parent.name != "quickstart"]
+    for file in files:
+        values = {**(SMALL_GRPO if method(file) == "grpo" else SMALL_SFT), "model_name_or_path": tiny}
+        values["output_dir"] = tmp_path / name(file).replace("/", "-")
+        if "8bit" in yaml.safe_load(file.read_text()).get("optim", ""):
+            values["optim"] = "adamw_torch"
+        if file.parent.name == "downstream":
+            values["dataset_name"] = distilled
+        arguments = ["--config", file, *options(**values)]
+        jobs.append(job(method(file), arguments, tmp_path / f"{values['output_dir']}.log"))
+    codes = run_jobs(*jobs)
+    assert not any(codes), failures(codes, *jobs)
+    for file, one in zip(files, jobs, strict=True):
+        log = Path(one["log"]).read_text()
+        assert log.count("{'loss': '") == 2, file
+        saved = Path(one["log"]).with_suffix("")
+        adapted = yaml.safe_load(file.read_text()).get("use_peft", False)
+        assert (saved / ("adapter_model.safetensors" if adapted else "model.safetensors")).is_file()
+        if method(file) == "grpo":
+            for metric in ("rewards/quality_reward/mean", "rewards/alignment_reward/mean", "monitor/length"):
+                assert f"'{metric}': '" in log, (file, metric)
+            assert "alignment_reward" in log.partition("─ Step 1 ─")[2]  # the table of samples

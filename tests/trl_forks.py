@@ -1,0 +1,182 @@
+"""TRL's own training scripts, each in a process of its own, with the imports paid once.
+
+A server process imports TRL and forks for each training; the fork runs the `main` of `trl.scripts.sft` or
+`trl.scripts.grpo`, or of another script, with the arguments that `trl` would give it. It may be killed by SIGKILL at
+a step, and may be one of several processes of a distributed training, with the variables that launchers set.
+
+The file is also the server: `python tests/trl_forks.py` reads one job a line and answers with exit codes.
+"""
+
+import atexit
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from functools import cache
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SLOW_IMPORTS = (
+    "trl.trainer.sft_trainer",
+    "trl.trainer.grpo_trainer",
+    "trl.scripts.sft",
+    "trl.scripts.grpo",
+    "peft",
+    "bitsandbytes",
+    "torch._dynamo",
+    "transformers.models.qwen2.modeling_qwen2",
+    "hf_lmmixup.rewards",
+)
+
+
+@cache
+def server():
+    """The one server of this test session."""
+    quiet = {"CI": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    process = subprocess.Popen(
+        [sys.executable, __file__],
+        env=os.environ | quiet | {"PYTHONPATH": str(ROOT), "TRL_EXPERIMENTAL_SILENCE": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    atexit.register(stop, process)
+    return process
+
+
+def stop(process):
+    process.stdin.close()
+    process.wait(timeout=60)
+    process.stdout.close()
+
+
+def run_jobs(*jobs):
+    """Run jobs, one after the other, and return their exit codes; a job is what `job` made."""
+    process = server()
+    process.stdin.write(json.dumps(jobs) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def job(script, arguments, log, environment=None, kill_at=None, processes=1):
+    """One training: `sft`, `grpo` or the path of a script with `make_parser` and `main`."""
+    return {
+        "script": str(script),
+        "arguments": [str(argument) for argument in arguments],
+        "log": str(log),
+        "environment": environment or {},
+        "kill_at": kill_at,
+        "processes": processes,
+    }
+
+
+def options(**values):
+    """Command line options from keywords."""
+    return [
+        text
+        for name, value in values.items()
+        for text in (f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)]))
+    ]
+
+
+def failures(codes, *jobs):
+    """The ends of the logs of those jobs that failed."""
+    return [Path(one["log"]).read_text()[-3000:] for code, one in zip(codes, jobs, strict=True) if code]
+
+
+def train(one):
+    """The body of a forked process."""
+    if one["kill_at"] is not None:
+        import transformers
+
+        class Kill(transformers.TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                if state.global_step == one["kill_at"]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        transformers.trainer.DEFAULT_CALLBACKS.append(Kill)
+    if one["script"] in ("sft", "grpo"):
+        from trl.scripts import grpo, sft
+
+        script = {"sft": sft, "grpo": grpo}[one["script"]]
+    else:
+        spec = importlib.util.spec_from_file_location("script", one["script"])
+        script = importlib.util.module_from_spec(spec)
+        sys.modules["script"] = script
+        spec.loader.exec_module(script)
+    script.main(*script.make_parser().parse_args_and_config(one["arguments"]))
+
+
+def fork(one, rank, port):
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        log = os.open(one["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        os.environ.update(one["environment"])
+        if one["processes"] > 1:
+            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": one["processes"], "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="127.0.0.1")
+        train(one)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def start(one):
+    """Start all processes of a job and return their ids."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [fork(one, rank, port) for rank in range(one["processes"])]
+
+
+def code_of(pids):
+    """The worst exit code of a job's processes; killed ones count -9."""
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return max(codes, key=abs)
+
+
+@cache
+def load_judges():
+    """Load encoder and bundled datastore once; the forks inherit them."""
+    from hf_lmmixup.reward_settings import loaded_datastore
+
+    os.environ["HF_LMMIXUP_DATASTORE"] = "bundled"
+    loaded_datastore()
+    del os.environ["HF_LMMIXUP_DATASTORE"]
+
+
+def serve():
+    import torch
+
+    for name in SLOW_IMPORTS:
+        importlib.import_module(name)
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        jobs, codes = json.loads(line), []
+        if any(one["script"] == "grpo" for one in jobs):
+            load_judges()
+        for one in jobs:
+            codes.append(code_of(start(one)))
+        sys.stdout.write(json.dumps(codes) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve()
