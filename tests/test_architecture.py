@@ -25,7 +25,7 @@ LAYERS = [
         "published row_figures score_head target_checks training_figures bundled construction_plan "
         "diversity faithfulness mosaic_costs mosaic_rows quality_report readings run_figures mosaic_plan "
         "offline_writer mosaic_length mosaic_text mosaic_tokens mosaic_passes mosaic_stream mosaic "
-        "stage_files",
+        "stage_files correction",
     ),
     (
         "borrowed models and stores",

@@ -190,6 +190,17 @@ def test_a_datastore_rates(said, tmp_path, hashing):
     assert not (tmp_path / "rated.parquet.journal").exists()  # nothing was paid for
 
 
+def test_scores_are_corrected_by_their_neighbors(stub, said, tmp_path, hashing):
+    output = tmp_path / "rated.parquet"
+    command = ["rate", pile(tmp_path, 60)[0], "-o", output, "--endpoint", stub.url, "--model", "m", "--correct"]
+    code, told = said(*command)
+    rows = rows_of(output)
+    changed = [row for row in rows if row["score"] != row["raw_score"]]
+    assert code == 0 and f"{len(changed)} scores corrected" in told and "score_confidence" in rows[0]
+    for row in rows:
+        assert row["raw_score"] == min(9, max(4, row["rating"]["overall"])) - 4 and 0 <= row["score_confidence"] <= 1
+
+
 REFUSED = [
     # arguments after INPUT and -o OUTPUT, exit code, what is said
     (["--datastore", "bundled", "--model", "m"], 1, "Name who rates"),

@@ -52,13 +52,20 @@ def rate(
     allow_http: Annotated[
         bool, typer.Option("--allow-http", help="Let rows go unencrypted to another machine.")
     ] = False,
+    correct: Annotated[
+        bool,
+        typer.Option("--correct", help="Correct scores by the neighbors' (DS2); adds raw_score, score_confidence."),
+    ] = False,
+    encoder: Annotated[
+        str | None, typer.Option(help="Sentence encoder for --correct; by default the offline MiniLM.")
+    ] = None,
     max_rejects: Annotated[float, typer.Option(min=0, max=1, help="Share of rows that may stay unrated.")] = 0.05,
     limit: Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")] = None,
 ) -> None:
     """Rate rows and write them with `rating`, `score` and `rating_error`.
 
-    What a model was asked stays in OUTPUT.journal: a run that was stopped goes on when the same command is given again,
-    and asks nothing twice. Exit code 3 means that the server stopped answering, 4 that too many rows got no score;
+    What a model was asked stays in OUTPUT.journal: a run that was stopped goes on when the same command is given
+    again, and asks nothing twice. Exit code 3 means that the server stopped answering, 4 that too many rows got no score;
     the output is written all the same, with the reasons.
 
     For example:
@@ -67,7 +74,7 @@ def rate(
 
         lmmixup rate pile.jsonl -o rated.parquet --endpoint http://127.0.0.1:8000/v1 --model qwen2.5-7b-instruct
 
-        lmmixup rate pile.jsonl -o rated.parquet --model Qwen/Qwen2.5-1.5B-Instruct
+        lmmixup rate pile.jsonl -o rated.parquet --model Qwen/Qwen2.5-1.5B-Instruct --correct
     """
     from hf_lmmixup.stage_files import check_output, read_rows, write_rows
 
@@ -90,7 +97,8 @@ def rate(
                 rated = _by_models(
                     read.dataset, model or [], endpoint, engine, rubric, task_type, served, output, update
                 )
-        final = rated[0] if len(rated) == 1 else _combined(rated)
+            final = rated[0] if len(rated) == 1 else _combined(rated)
+            final = _corrected(final, encoder, update) if correct else final
         write_rows(final, output)
     unrated = _tell(final, read.dropped, output)
     if unrated > max_rejects * len(final):
@@ -156,6 +164,23 @@ def _combined(rated: list[Any]) -> Any:
             f"Raters 1 and {number}: {found.exact:.0%} equal scores, {found.within_one:.0%} within one, kappa {kappa}."
         )
     return combine_ratings(rated).dataset
+
+
+def _corrected(rated: Any, encoder: str | None, update: Callable[[str, int, int], None]) -> Any:
+    """The rows with scores corrected by their neighbors, found in one graph."""
+    from hf_lmmixup.correction import K_CORRECTION, correct_scores
+    from hf_lmmixup.encoder import load_encoder
+    from hf_lmmixup.neighbors import build_graph
+    from hf_lmmixup.records import pair_text
+
+    update("embedding the rows", 0, 0)
+    texts = [pair_text(*pair) for pair in zip(rated["prompt"], rated["completion"], strict=True)]
+    graph = build_graph(load_encoder(encoder).encode(texts), K_CORRECTION)
+    update("correcting scores", 0, 0)
+    corrected = correct_scores(rated, graph).dataset
+    changed = sum(new != old for new, old in zip(corrected["score"], corrected["raw_score"], strict=True))
+    console.print(f"{changed} scores corrected by their neighbors.", highlight=False)
+    return corrected
 
 
 def _counter(update: Callable[[str, int, int], None], title: str, total: int) -> Told:
