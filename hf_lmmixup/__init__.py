@@ -29,6 +29,7 @@ _PUBLIC = {
     "load_recipe": "recipe",
     "load_rows": "loading",
     "mixup_reward": "rewards",
+    "push_datastore": "hub",
     "quality_reward": "rewards",
     "run": "pipeline",
     "select": "selection",

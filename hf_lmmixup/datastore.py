@@ -12,12 +12,15 @@ One row::
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
-from hf_lmmixup.datastore_files import FACTS_FILE, TENSORS_FILE, read_datastore, write_datastore
+from hf_lmmixup.datastore_files import local_folder, read_datastore, write_datastore
+from hf_lmmixup.encoder import Encoder
 from hf_lmmixup.features import text_features, word_buckets
 from hf_lmmixup.neighbors import build_graph, top_k
 from hf_lmmixup.quality_report import compare_judges, distance_floor, learnable_rows
@@ -30,13 +33,6 @@ K_TRANSITION = 3
 """Neighbours that are counted into the transition matrix (arXiv 2510.20449, code)."""
 K_POSTERIOR = 16
 """Neighbours that judge a new text (arXiv 2510.20449, code)."""
-
-
-class _Encoder(Protocol):
-    name: str
-    revision: str | None
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +75,7 @@ class ScoredDatastore:
         return {name: (self.embeddings[rows], self.scores[rows]) for name, rows in places.items()}
 
     def judge(
-        self, texts: Sequence[str], encoder: _Encoder, task_type: TaskType | str, *, judge: str | None = None
+        self, texts: Sequence[str], encoder: Encoder, task_type: TaskType | str, *, judge: str | None = None
     ) -> np.ndarray:
         """The expected score of new texts by the better judge of this datastore.
 
@@ -144,7 +140,7 @@ class ScoredDatastore:
         return similarities[:, 0]
 
     def add(
-        self, texts: Sequence[str], scores: Sequence[int], task_types: Sequence[str], encoder: _Encoder
+        self, texts: Sequence[str], scores: Sequence[int], task_types: Sequence[str], encoder: Encoder
     ) -> "ScoredDatastore":
         """A datastore with more rows: only the new texts are encoded, everything is learnt from all rows again."""
         self._check_encoder(encoder)
@@ -213,15 +209,20 @@ class ScoredDatastore:
             source: Folder or repository id.
             revision: Branch, tag or commit of the repository.
         """
-        if Path(source).is_dir():
-            return cls.load(source)
-        from huggingface_hub import hf_hub_download
+        return cls.load(local_folder(source, revision))
 
-        for name in (TENSORS_FILE, FACTS_FILE):
-            file = hf_hub_download(str(source), name, repo_type="dataset", revision=revision)
-        return cls.load(Path(file).parent)
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Publish as a dataset repository, private unless `public=True`; see `hub.push_datastore` for the rest.
 
-    def _check_encoder(self, encoder: _Encoder) -> None:
+        Returns:
+            What is on the Hub now (`hub.Pushed`).
+        """
+        # By its public name: what publishes stands above this module and imports it.
+        push = import_module("hf_lmmixup").push_datastore
+        with TemporaryDirectory() as folder:
+            return push(self.save(folder), repo_id, **options)
+
+    def _check_encoder(self, encoder: Encoder) -> None:
         if encoder.name != self.encoder:
             raise ValueError(
                 f"The datastore was built with the encoder {self.encoder!r}, not {encoder.name!r}. "
@@ -239,7 +240,7 @@ def build(
     texts: Sequence[str],
     scores: Sequence[int],
     task_types: Sequence[str],
-    encoder: _Encoder,
+    encoder: Encoder,
     k_transition: int = K_TRANSITION,
 ) -> ScoredDatastore:
     """Embed scored texts, estimate the transition of each task type and learn a head.
@@ -264,7 +265,7 @@ def build(
 
 
 def _design(
-    texts: Sequence[str], scores: Sequence[int], task_types: Sequence[str], encoder: _Encoder
+    texts: Sequence[str], scores: Sequence[int], task_types: Sequence[str], encoder: Encoder
 ) -> tuple[Design, np.ndarray]:
     if not len(texts) == len(scores) == len(task_types) > 0:
         raise ValueError(

@@ -44,6 +44,30 @@ def write_datastore(folder: Path, tensors: Mapping[str, np.ndarray], facts: Mapp
     write_files(tensors, {"format_version": FORMAT_VERSION, **facts}, folder / TENSORS_FILE, folder / FACTS_FILE)
 
 
+def local_folder(source: str | Path, revision: str | None = None) -> Path:
+    """The folder itself, or one with the two files of a dataset repository on the Hub; nothing else is fetched.
+
+    Raises:
+        FileNotFoundError: If there is neither such a folder nor such a repository, or the Hub cannot be reached.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        files = [
+            hf_hub_download(str(source), name, repo_type="dataset", revision=revision)
+            for name in (TENSORS_FILE, FACTS_FILE)
+        ]
+    except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"No datastore at {source}: there is no such folder, and on the Hub: {type(error).__name__}. Build one with "
+            "`lmmixup datastore build`, or name a folder or a dataset repository (OWNER/NAME)."
+        ) from error
+    return Path(files[0]).parent
+
+
 def read_datastore(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read and check the two files of a folder; nothing else in it is opened.
 

@@ -52,6 +52,13 @@ def load(repo_id, *, streaming=False, revision=None):
     return list(load_dataset(repo_id, split="train", streaming=streaming, revision=revision))
 
 
+def push_loaded_datastore(path, repo_id, **options):
+    """Publish a datastore by its own method."""
+    from hf_lmmixup.datastore import ScoredDatastore
+
+    return asdict(ScoredDatastore.load(path).push_to_hub(repo_id, **options))
+
+
 def load_datastore(repo_id):
     from hf_lmmixup.datastore import ScoredDatastore
 

@@ -202,6 +202,12 @@ def test_a_missing_file_is_named(folder, name):
         ScoredDatastore.load(folder)
 
 
+@pytest.mark.parametrize("source", ["nobody/nothing", "./no/such/folder", "nothing at all"])
+def test_what_is_neither_a_folder_nor_on_the_hub_is_named(source):
+    with pytest.raises(FileNotFoundError, match=f"No datastore at {source}: there is no such folder.*OWNER/NAME"):
+        ScoredDatastore.from_pretrained(source)
+
+
 def test_nothing_else_in_the_folder_is_opened(folder, tmp_path):
     """A planted pickle would write a marker; the audit hook would see it opened, or a process or a socket."""
     marker = tmp_path / "marker"

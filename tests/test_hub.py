@@ -171,6 +171,14 @@ def test_a_datastore_round_trip(hub, client, run, name):
     assert "apache-2.0" in hub.store.files(f"datasets/{name}")["README.md"].decode()  # the license of the bundled rows
 
 
+def test_a_datastore_pushes_itself(hub, client, run, name):
+    pushed = client.call("push_loaded_datastore", run / "datastore", name)
+    assert pushed["private"] and sorted(pushed["uploaded"]) == ["README.md", "datastore.json", "datastore.safetensors"]
+    loaded, saved = client.call("load_datastore", name), ScoredDatastore.load(run / "datastore")
+    assert loaded["scores"] == saved.scores.tolist() and loaded["embeddings"] == saved.embeddings.tolist()
+    assert client.call("push_loaded_datastore", run / "datastore", name)["commits"] == 0  # the same bytes
+
+
 def test_a_report_becomes_a_static_space(hub, client, run, name):
     pushed = client.call("push", "report", run, name)
     files = hub.store.files(f"spaces/{name}")

@@ -65,8 +65,8 @@ def rate(
     """Rate rows and write them with `rating`, `score` and `rating_error`.
 
     What a model was asked stays in OUTPUT.journal: a run that was stopped goes on when the same command is given
-    again, and asks nothing twice. Exit code 3 means that the server stopped answering, 4 that too many rows got no score;
-    the output is written all the same, with the reasons.
+    again, and asks nothing twice. Exit code 3 means that the server stopped answering, 4 that too many rows got no
+    score; the output is written all the same, with the reasons.
 
     For example:
 
