@@ -62,8 +62,8 @@ def local_folder(source: str | Path, revision: str | None = None) -> Path:
         ]
     except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError) as error:
         raise FileNotFoundError(
-            f"No datastore at {source}: there is no such folder, and on the Hub: {type(error).__name__}. Build one with "
-            "`lmmixup datastore build`, or name a folder or a dataset repository (OWNER/NAME)."
+            f"No datastore at {source}: there is no such folder, and on the Hub: {type(error).__name__}. "
+            "Build one with `lmmixup datastore build`, or name a folder or a dataset repository (OWNER/NAME)."
         ) from error
     return Path(files[0]).parent
 
