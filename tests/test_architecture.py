@@ -19,7 +19,7 @@ LAYERS = [
         "pure functions",
         "batch_state card_markup differences exact_search facts features figures inspection journal jsonl "
         "ledger licenses mosaic_config near_duplicates observations pacing projection prompts "
-        "rating_prompt recipe row_stream run_directory score_health secrecy tensor_files transition "
+        "rating_prompt row_stream score_health secrecy strict_yaml tensor_files transition recipe run_directory "
         "verdict wording articles comparison_figures construction_prompts corruption coverage "
         "distilled_rows drawings guards loading mixture_rows mosaic_templates neighbors patience "
         "published row_figures score_head target_checks training_figures bundled construction_plan "
@@ -29,14 +29,14 @@ LAYERS = [
     ),
     (
         "borrowed models and stores",
-        "chat_model datastore_files encoder overlap generation publication training transport vllm_generation "
+        "chat_model datastore_files encoder four_bit overlap generation publication training transport vllm_generation "
         "construction datastore digit_model dispatch endpoint hub_repository local_model paged_generation "
         "tiny_distiller chat_writer reward_settings served_generation "
         "raters",
     ),
     (
         "stages",
-        "clustering decontamination deduplication distillation extractive rating selection",
+        "clustering attachment decontamination deduplication distillation extractive rating selection",
     ),
     (
         "plugs",
