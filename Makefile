@@ -20,7 +20,7 @@ test: .venv/dev  ## Install what tests need into .venv, then check the code and 
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest
 
-slow: .venv/dev  ## Run the tests that take minutes
+slow: .venv/eval  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
 check: .venv/dev  ## Lint, format check and types only
@@ -39,6 +39,11 @@ clean:  ## Remove the virtual environment and everything that runs left
 .venv/demo: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing hf_lmmixup with the extras offline, train and report (a few minutes the first time)"
 	@$(PIP) -e ".[offline,train,report]"
+	@touch $@
+
+.venv/eval: pyproject.toml constraints.txt | .venv/dev
+	@echo "Adding lm-eval, which the slow tests need"
+	@$(PIP) -e ".[dev,eval]"
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python

@@ -38,6 +38,8 @@ FACTS, LONGEST_FACTS = "facts.json", 50_000_000
 DATA_FILES = r"data/(?:train|validation|test)-\d{5}-of-\d{5}\.parquet"
 DATASTORE_FILES = (r"datastore\.safetensors", r"datastore\.json")
 EVALUATIONS = ".eval_results/lmmixup.yaml"
+KEPT_EVALUATIONS = "evaluations.json"
+"""Where a model folder that belongs to no run keeps the results of `lmmixup benchmark`."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ def distiller_publication(
     start = ((facts.get("recipe") or {}).get("distiller") or {}).get("model")
     facts["base_model"] = base or (start if start and is_repo_id(start) else None)
     facts["library"] = "peft" if is_adapter(weights) else "transformers"
-    extra, facts["plots"] = _plots(facts, ("held-out", "rewards-grpo", "loss-cold-start"))
-    if facts.get("evaluations"):
+    facts["evaluations"] = facts.get("evaluations") or _kept_evaluations(folder)
+    extra, facts["plots"] = _plots(facts, ("held-out", "systems", "rewards-grpo", "loss-cold-start"))
+    if any(entry.get("dataset_id") for entry in facts["evaluations"]):
         extra.append(published_file(EVALUATIONS, evaluation_results(facts["evaluations"])))
     card = published_file("README.md", render_model_card(facts))
     replaces = r"[^/]+\.safetensors(?:\.index\.json)?"
@@ -190,7 +193,7 @@ def evaluation_results(evaluations: Sequence[dict[str, Any]]) -> str:
 
     Args:
         evaluations: Each with `dataset_id`, `task_id` and `value`; optional `dataset_revision`, `date`, `notes`,
-            `source_url` and `source_name`.
+            `source_url` and `source_name`. Those on a dataset that the Hub has not are left out.
 
     Returns:
         The text of a file in `.eval_results/`.
@@ -198,7 +201,8 @@ def evaluation_results(evaluations: Sequence[dict[str, Any]]) -> str:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     fields = ("dataset_id", "task_id", "value", "dataset_revision", "date", "notes", "source_url", "source_name")
-    entries = [EvalResultEntry(**{key: entry[key] for key in fields if key in entry}) for entry in evaluations]
+    public = [entry for entry in evaluations if entry.get("dataset_id")]
+    entries = [EvalResultEntry(**{key: entry[key] for key in fields if key in entry}) for entry in public]
     return dump_yaml(eval_result_entries_to_yaml(entries))
 
 
@@ -211,6 +215,15 @@ def read_facts(path: Path) -> dict[str, Any]:
             if isinstance(facts, dict) and "ledger" in facts:
                 return facts
     return {}
+
+
+def _kept_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Results that lie beside a model."""
+    file = folder / KEPT_EVALUATIONS
+    if not file.is_file() or file.is_symlink() or file.stat().st_size > LONGEST_FACTS:
+        return []
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
 def _artefact(path: Path, name: str, signs: Sequence[str]) -> Path:

@@ -205,7 +205,8 @@ def model_index(facts: Facts) -> list[dict[str, Any]]:
         for judged in held_out
     ]
     for entry in facts.get("evaluations") or []:
-        data = {"type": entry["dataset_id"], "name": one_line(entry.get("name") or entry["dataset_id"])}
+        place = entry.get("dataset_id") or "custom"
+        data = {"type": place, "name": one_line(entry.get("name") or place)}
         metric = {"type": one_line(entry.get("metric") or "accuracy"), "value": entry["value"]}
         results.append({"task": {"type": "text-generation"}, "dataset": data, "metrics": [metric]})
     kept = [result for result in results if result["metrics"]]

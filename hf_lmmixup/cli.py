@@ -47,6 +47,8 @@ app.command()(ratings.rate)
 app.add_typer(stores.app, name="datastore")
 app.command()(evaluate.evaluate)
 app.add_typer(push.app, name="push")
+app.command()(evaluate.benchmark)
+app.command("benchmark-tasks")(evaluate.benchmark_tasks)
 
 
 def main() -> None:

@@ -16,6 +16,19 @@ from hf_lmmixup.run_directory import RunDirectory, write_json
 FACTS, REPORT = "facts.json", "report.html"
 
 
+def read_facts(run: str | Path) -> dict[str, Any]:
+    """The facts of a finished run.
+
+    Raises:
+        FileNotFoundError: If it has none.
+    """
+    path = Path(run) / FACTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} is no finished run: there is no {FACTS} in it.")
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return facts
+
+
 def add_facts(run: str | Path, **facts: Any) -> Path:
     """Add facts to those of a run, or replace them, and write its report anew.
 
@@ -30,13 +43,10 @@ def add_facts(run: str | Path, **facts: Any) -> Path:
         FileNotFoundError: If the run has no facts.
         RuntimeError: If another process works in the directory.
     """
-    path = Path(run) / FACTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{run} is no finished run: there is no {FACTS} in it.")
-    directory = RunDirectory(run)
-    with directory.locked():
-        known = json.loads(path.read_text(encoding="utf-8")) | facts
+    read_facts(run)
+    with RunDirectory(run).locked():
+        known = read_facts(run) | facts
         page = render_report(known)
-        write_json(path, known)
+        write_json(Path(run) / FACTS, known)
         (Path(run) / REPORT).write_text(page, encoding="utf-8")
     return Path(run) / REPORT

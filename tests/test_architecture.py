@@ -21,7 +21,7 @@ LAYERS = [
         "ledger licenses mosaic_config near_duplicates observations pacing projection prompts "
         "rating_prompt row_stream score_health secrecy strict_yaml tensor_files transition recipe run_directory "
         "verdict wording articles comparison_figures construction_prompts corruption coverage "
-        "distilled_rows drawings guards loading mixture_rows mosaic_templates neighbors patience "
+        "distilled_rows drawings guards loading lm_eval_tasks mixture_rows mosaic_templates neighbors patience "
         "published row_figures score_head target_checks training_figures bundled construction_plan "
         "diversity faithfulness mosaic_costs mosaic_rows quality_report readings run_figures mosaic_plan "
         "offline_writer mosaic_length mosaic_text mosaic_tokens mosaic_passes mosaic_stream mosaic "
@@ -40,7 +40,7 @@ LAYERS = [
     ),
     (
         "plugs",
-        "cards mixture mixture_repository monitors watching report run_facts rewards sftmix model_folder artifacts hub",
+        "cards mixture mixture_repository monitors watching report run_facts public_benchmarks rewards sftmix model_folder artifacts hub",
     ),
     (
         "the job",

@@ -1,4 +1,4 @@
-"""`lmmixup evaluate`: distillers side by side on the MIXTURE test split."""
+"""`lmmixup evaluate`: distillers side by side on the MIXTURE test split. `lmmixup benchmark`: public benchmarks."""
 
 import json
 from pathlib import Path
@@ -74,6 +74,67 @@ def evaluate(
     console.print(f"Wrote {folder / 'evaluation.md'}, evaluation.json and completions.jsonl.", highlight=False)
     if report:
         console.print(f"They are in [bold]{report}[/] too, and in the distiller's card when it is pushed.")
+
+
+def benchmark(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run directory (its distiller), a model or adapter, or a Hub id.")
+    ],
+    tasks: Annotated[
+        str, typer.Option(help="Some of mmlu, truthfulqa, gsm8k, bbh, tydiqa and questions, with commas between them.")
+    ] = "mmlu,truthfulqa,gsm8k,bbh,tydiqa",
+    data: Annotated[Path | None, typer.Option(help="Your questions and answers (.jsonl or .parquet).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each task; for trying it out.")] = None,
+    batch_size: Annotated[str, typer.Option(help="Rows at a time, or `auto`.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A JSON file for the results, too.")] = None,
+) -> None:
+    """Run the benchmarks of the paper through lm-eval and keep the results for the model's card.
+
+    For example:
+
+        lmmixup benchmark runs/pile
+
+        lmmixup benchmark runs/quickstart --tasks questions --data questions.jsonl
+    """
+    from hf_lmmixup.public_benchmarks import QUESTIONS, merge_evaluations, run_benchmarks, store_beside
+    from hf_lmmixup.run_facts import add_facts, read_facts
+    from hf_lmmixup.systems import is_run
+
+    with errors():
+        names = [*dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip())]
+        if data is not None and QUESTIONS not in names:
+            names.append(QUESTIONS)
+        run = Path(model) if is_run(Path(model)) else None
+        place = run / "distiller" if run else model
+        size: int | str = int(batch_size) if batch_size.isdigit() else batch_size
+        entries = run_benchmarks(
+            place, names, data=str(data) if data else None, limit=limit, batch_size=size, device=device
+        )
+        if output is not None:
+            output.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        if run:
+            add_facts(run, evaluations=merge_evaluations(read_facts(run).get("evaluations") or [], entries))
+        elif Path(model).is_dir():
+            store_beside(model, entries)
+    table = Table(title=f"{model}: benchmarks")
+    for title in ("benchmark", "metric", "percent", "how"):
+        table.add_column(title, justify="right" if title == "percent" else "left")
+    for entry in entries:
+        table.add_row(entry["name"], entry["metric"], f"{entry['value']:.2f}", entry["notes"])
+    console.print(table)
+
+
+def benchmark_tasks() -> None:
+    """Print the folder of our lm-eval tasks.
+
+    For example:
+
+        lm_eval run --include_path "$(lmmixup benchmark-tasks)" --tasks lmmixup_questions --model_args pretrained=MODEL
+    """
+    from hf_lmmixup.public_benchmarks import tasks_path
+
+    typer.echo(str(tasks_path()))
 
 
 def _rater(given: str | None) -> Any:
