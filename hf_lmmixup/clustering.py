@@ -122,7 +122,7 @@ def cluster(
         raise ValueError(f"Unknown singletons={singletons!r}. Expected one of {list(SINGLETONS)}.")
     sizes = Sizes(min_size, max_size, mean_size, std_size)
     ids = list(dataset["id"])
-    _check(ids, embeddings, graph)
+    check_rows(ids, embeddings, graph)
     canonical = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
     sorted_ids = [ids[row] for row in canonical]
     labels = group(
@@ -132,7 +132,7 @@ def cluster(
         min_similarity=min_similarity,
         graph=None if graph is None else graph.take(canonical),
     )
-    return _route(dataset, canonical, sorted_ids, labels, singletons)
+    return route_rows(dataset, canonical, sorted_ids, labels, singletons)
 
 
 def group(
@@ -168,12 +168,12 @@ def group(
         if stalled:
             break
         # A row without a related free row has no cluster to start or to wait for.
-        free = free[(found < 0) & _related(view, min_similarity).any(1)]
+        free = free[(found < 0) & related_rows(view, min_similarity).any(1)]
         view = build_graph(embeddings[free], NEIGHBORS)
     if sizes.min_size == 1:
         starters = np.where(starters < 0, np.arange(len(starters)), starters)
     _join(graph, embeddings, starters, sizes.max_size, min_similarity)
-    return _number(starters)
+    return number_clusters(starters)
 
 
 def _grow(graph: NeighborGraph, capacities: np.ndarray, fewest: np.ndarray, min_similarity: float) -> np.ndarray:
@@ -183,7 +183,7 @@ def _grow(graph: NeighborGraph, capacities: np.ndarray, fewest: np.ndarray, min_
     """
     # Rounded, because the last bits of a cosine depend on where in a matrix its row stood.
     density = np.round(graph.similarities[:, :DENSITY_NEIGHBORS].sum(1, dtype=np.float64), 4)
-    reach = _related(graph, min_similarity).sum(1)
+    reach = related_rows(graph, min_similarity).sum(1)
     order = np.argsort(-density, kind="stable")
     starters = [-1] * len(order)
     for begin in range(0, len(order), BLOCK):
@@ -205,17 +205,17 @@ def _join(
 ) -> None:
     """Let free rows join, in place, the nearest cluster that has room and whose starter is related."""
     members = np.bincount(starters[starters >= 0], minlength=len(starters))
-    related = _related(graph, min_similarity)
+    related = related_rows(graph, min_similarity)
     for row in np.flatnonzero(starters < 0).tolist():
         nearest = graph.indices[row][related[row]]
         for start in dict.fromkeys(starters[nearest].tolist()):
-            if start >= 0 and members[start] < max_size and embeddings[row] @ embeddings[start] >= min_similarity:
+            if start >= 0 and members[start] < max_size and similarity(embeddings, row, start) >= min_similarity:
                 starters[row] = start
                 members[start] += 1
                 break
 
 
-def _number(starters: np.ndarray) -> np.ndarray:
+def number_clusters(starters: np.ndarray) -> np.ndarray:
     """Clusters named by their starter -> clusters numbered by their smallest row, without gaps; -1 stays."""
     labels = np.full(len(starters), -1, np.int64)
     rows = np.flatnonzero(starters >= 0)
@@ -226,13 +226,23 @@ def _number(starters: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _related(graph: NeighborGraph, min_similarity: float) -> np.ndarray:
+def related_rows(graph: NeighborGraph, min_similarity: float) -> np.ndarray:
     """Which neighbours (n, k) are similar enough; holes are not."""
     related: np.ndarray = (graph.similarities >= min_similarity) & (graph.indices >= 0)
     return related
 
 
-def _check(ids: list[str], embeddings: np.ndarray, graph: NeighborGraph | None) -> None:
+def similarity(embeddings: np.ndarray, row: int, other: int) -> float:
+    """Cosine of two unit rows, summed in single precision whatever they are stored in."""
+    return float(np.dot(embeddings[row].astype(np.float32), embeddings[other].astype(np.float32)))
+
+
+def check_rows(ids: list[str], embeddings: np.ndarray, graph: NeighborGraph | None) -> None:
+    """Refuse rows, embeddings and a graph that do not belong together.
+
+    Raises:
+        ValueError: If they do not.
+    """
     if np.ndim(embeddings) != 2 or len(embeddings) != len(ids):
         raise ValueError(f"{len(ids)} rows need embeddings ({len(ids)}, d), not {np.shape(embeddings)}.")
     if not np.isfinite(embeddings).all():
@@ -243,14 +253,14 @@ def _check(ids: list[str], embeddings: np.ndarray, graph: NeighborGraph | None) 
         raise ValueError(f"{len(ids) - len(set(ids))} of {len(ids)} rows repeat an id. Deduplicate the rows first.")
 
 
-def _route(
+def route_rows(
     dataset: Dataset, canonical: np.ndarray, sorted_ids: list[str], labels: np.ndarray, singletons: str
 ) -> Outcome:
     """Attach the cluster numbers (n,), given in canonical order, and send rows without a cluster where they belong."""
     lone = labels < 0
     if singletons == "edit":
         # Numbers follow the smallest id, so the new clusters of one shift the others.
-        labels = _number(np.where(lone, np.arange(len(labels)), len(labels) + labels))
+        labels = number_clusters(np.where(lone, np.arange(len(labels)), len(labels) + labels))
         lone = np.zeros(len(labels), bool)
     column = np.empty(len(labels), object)
     column[canonical] = [None if label < 0 else label for label in labels.tolist()]

@@ -10,7 +10,7 @@ question inside a long row is found.
 
 One dropped row::
 
-    {"c02e41d09b6f3a77": "decontaminate: holds 83% of the 8-grams of gsm8k[17], 'Natalia sold clips to 48 of her ...'"}
+    {"c02e41d09b6f3a77": "decontaminate: holds a text of gsm8k (83% of the 8-grams of text 17, 'Natalia sold ...')"}
 """
 
 import logging
@@ -66,10 +66,11 @@ class Contact:
     @property
     def reason(self) -> str:
         """The contact in words."""
-        place = f"{self.evaluation}[{self.index}], {self.excerpt!r}"
+        place = f"text {self.index}, {self.excerpt!r}"
         if self.overlap is not None:
-            return f"decontaminate: holds {self.overlap:.0%} of the {NGRAM}-grams of {place}"
-        return f"decontaminate: cosine {self.similarity:.3f} to {place}"
+            share = f"{self.overlap:.0%} of the {NGRAM}-grams of {place}"
+            return f"decontaminate: holds a text of {self.evaluation} ({share})"
+        return f"decontaminate: rewords a text of {self.evaluation} (cosine {self.similarity:.3f} to {place})"
 
 
 def decontaminate(

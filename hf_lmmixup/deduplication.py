@@ -6,7 +6,7 @@ only, so no row is dropped for a row that is itself dropped.
 
 One dropped row::
 
-    {"c02e41d09b6f3a77": "deduplicate: similar to 5f1d0c8f1f0b7a52"}
+    {"c02e41d09b6f3a77": "deduplicate: similar to another row (5f1d0c8f1f0b7a52)"}
 """
 
 from typing import Any
@@ -24,8 +24,8 @@ MAX_SIMILARITY = 0.99
 only copies should go. Where a long passage stands before a short question (T0), MiniLM puts different questions above
 0.98, some above 0.995, so look at the pairs before lowering it."""
 
-SAME_TEXT = "deduplicate: same text as {}"
-SIMILAR = "deduplicate: similar to {}"
+SAME_TEXT = "deduplicate: same text as another row ({})"
+SIMILAR = "deduplicate: similar to another row ({})"
 
 
 def deduplicate(

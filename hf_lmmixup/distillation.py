@@ -12,8 +12,9 @@ Source: the downstream job of arXiv 2510.20449, without its silent truncation an
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 from datasets import Dataset
@@ -29,7 +30,9 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 2
 """How often a cluster is asked for: once greedily, then sampled with a new seed each time."""
 
-NO_CLUSTER = "distill: row has no cluster"
+PROMPTS_AT_A_TIME = 8192
+"""Prompts that a generator gets at a time: many times what a device writes together, few enough to hold."""
+
 TOO_LONG = "distill: longer than the model's window"
 NO_COMPLETION = "distill: no completion"
 MALFORMED = "distill: malformed completion"
@@ -107,11 +110,48 @@ def distill(
         raise ValueError(f"attempts={attempts} must be at least 1.")
     task_type = TaskType(task_type)
     dropped: dict[str, str] = {}
-    requests: list[_Request] = []
+    done: list[Distilled] = []
+    completions: list[dict[str, Any]] = []
+    prompts = 0
+    waiting = _requests(clustered, task_type, max_prompt_tokens, count_tokens, dropped)
+    # Some prompts at a time: the texts of a large pool, written out as prompts, would fill the memory.
+    while requests := list(islice(waiting, PROMPTS_AT_A_TIME)):
+        prompts += len(requests)
+        records = _written(requests, generate, attempts, seed, task_type, journal)
+        completions += records
+        last = {record["prompt_hash"]: record["reason"] for record in records}
+        for one in requests:
+            if one.distillation is None:
+                dropped |= dict.fromkeys(one.sources, last[one.hash])
+            else:
+                done.append(Distilled(one.rows, one.distillation, one.hash))
+    dataset = distilled_dataset(done, task_type, distiller_name)
+    logger.info("Distilled %d prompts into %d rows; %d rows dropped.", prompts, len(dataset), len(dropped))
+    return DistilledOutcome(dataset, dropped, completions)
+
+
+def _requests(
+    clustered: Dataset,
+    task_type: TaskType,
+    max_prompt_tokens: int | None,
+    count_tokens: Callable[[Messages], int] | None,
+    dropped: dict[str, str],
+) -> Iterator[_Request]:
     for rows in clusters_of(clustered, dropped):
         for part in _parts(rows, task_type, max_prompt_tokens, count_tokens, dropped):
             messages = distillation_messages([source_text(row, task_type) for row in part], task_type)
-            requests.append(_Request(part, messages, prompt_hash(messages)))
+            yield _Request(part, messages, prompt_hash(messages))
+
+
+def _written(
+    requests: Sequence[_Request],
+    generate: Generate,
+    attempts: int,
+    seed: int,
+    task_type: TaskType,
+    journal: Journal | None,
+) -> list[dict[str, Any]]:
+    """Have prompts answered, malformed answers again; returns the records of all tries."""
     completions: list[dict[str, Any]] = []
     waiting = requests
     for attempt in range(1, attempts + 1):
@@ -121,14 +161,7 @@ def distill(
         # Nothing came back where the prompt does not fit or the server is down: another seed would not help.
         answered = [reply is not None for reply in replies]
         waiting = [one for one, text in zip(waiting, answered, strict=True) if text and one.distillation is None]
-    last = {record["prompt_hash"]: record["reason"] for record in completions}
-    for request in requests:
-        if request.distillation is None:
-            dropped |= dict.fromkeys(request.sources, last[request.hash])
-    done = [Distilled(one.rows, one.distillation, one.hash) for one in requests if one.distillation is not None]
-    dataset = distilled_dataset(done, task_type, distiller_name)
-    logger.info("Distilled %d prompts into %d rows; %d rows dropped.", len(requests), len(dataset), len(dropped))
-    return DistilledOutcome(dataset, dropped, completions)
+    return completions
 
 
 def _parts(
@@ -196,6 +229,7 @@ def _judged(request: _Request, reply: str | None, attempt: int, task_type: TaskT
         "cluster_id": request.rows[0]["cluster_id"],
         "prompt_hash": request.hash,
         "sources": request.sources,
+        "prompt_characters": sum(len(message["content"]) for message in request.messages),
         "attempt": attempt,
         "completion": reply,
         "reason": reason,

@@ -26,8 +26,8 @@ class DistilledOutcome(Outcome):
     """An `Outcome` and what was written on the way to it.
 
     Attributes:
-        completions: One dictionary a try: `cluster_id`, `prompt_hash`, `sources`, `attempt` (from 1), `completion`
-            (`None` if there was none) and `reason` (`None` if it was taken).
+        completions: One dictionary a try: `cluster_id`, `prompt_hash`, `sources`, `prompt_characters`, `attempt` (from
+            1), `completion` (`None` if there was none) and `reason` (`None` if it was taken).
     """
 
     completions: list[dict[str, Any]] = field(default_factory=list)

@@ -30,6 +30,7 @@ from hf_lmmixup.distilled_rows import (
 )
 from hf_lmmixup.encoder import Encoder
 from hf_lmmixup.facts import Facts, extract_facts, merged_facts
+from hf_lmmixup.journal import Journal
 from hf_lmmixup.prompts import distillation_messages, prompt_hash
 from hf_lmmixup.records import Distillation, TaskType, pair_text
 from hf_lmmixup.wording import split_sentences
@@ -68,6 +69,7 @@ def distill_extractively(
     task_type: TaskType | str = TaskType.QA,
     relevance_weight: float = RELEVANCE_WEIGHT,
     min_relevance: float = MIN_RELEVANCE,
+    journal: Journal | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> DistilledOutcome:
     """Distil every cluster into one row without a model that writes.
@@ -78,6 +80,7 @@ def distill_extractively(
         task_type: `qa` or `para`; the other forms cannot take further sentences.
         relevance_weight: Weight of relevance against novelty, in [0, 1].
         min_relevance: Smallest cosine between a sentence and the pair that it completes.
+        journal: Where results are recorded as they come; clusters whose texts are there already cost nothing.
         progress: Called with the number of clusters done since the last call.
 
     Returns:
@@ -97,12 +100,23 @@ def distill_extractively(
     results: list[Distilled] = []
     waiting = clusters_of(clustered, dropped)
     while clusters := list(islice(waiting, CHUNK)):
-        embeddings = _embed(clusters, encoder)
-        for cluster in clusters:
-            results.append(_merge(cluster, embeddings, TaskType(task_type), relevance_weight, min_relevance))
+        hashes = [_hash(rows, TaskType(task_type)) for rows in clusters]
+        known = {key: Distillation(*journal[key]) for key in hashes if journal is not None and key in journal}
+        embeddings = _embed([rows for rows, key in zip(clusters, hashes, strict=True) if key not in known], encoder)
+        for rows, key in zip(clusters, hashes, strict=True):
+            if key not in known:
+                known[key] = _merge(rows, embeddings, TaskType(task_type), relevance_weight, min_relevance)
+                if journal is not None:
+                    journal.add(key, [known[key].reasoning, known[key].answer])
+            results.append(Distilled(rows, known[key], key))
         if progress is not None:
             progress(len(clusters))
     return DistilledOutcome(distilled_dataset(results, TaskType(task_type), NAME), dropped)
+
+
+def _hash(rows: list[dict[str, Any]], task_type: TaskType) -> str:
+    """What stands for a cluster's texts: the hash of the prompt that a model would get."""
+    return prompt_hash(distillation_messages([source_text(row, task_type) for row in rows], task_type))
 
 
 def _embed(clusters: Sequence[list[dict[str, Any]]], encoder: Encoder) -> dict[str, np.ndarray]:
@@ -113,7 +127,7 @@ def _embed(clusters: Sequence[list[dict[str, Any]]], encoder: Encoder) -> dict[s
             texts[pair_text(row["prompt"], row["completion"])] = None
             if len(cluster) > 1:
                 texts |= dict.fromkeys(_sentences(row["completion"]))
-    vectors = encoder.encode(list(texts))
+    vectors = encoder.encode(list(texts)) if texts else []
     return dict(zip(texts, vectors, strict=True))
 
 
@@ -123,7 +137,7 @@ def _merge(
     task_type: TaskType,
     relevance_weight: float,
     min_relevance: float,
-) -> Distilled:
+) -> Distillation:
     pairs = np.array([embeddings[pair_text(row["prompt"], row["completion"])] for row in rows])
     centrality = pairs @ pairs.mean(axis=0)
     # Rounded, so that sums of another order cannot turn the choice round.
@@ -144,8 +158,7 @@ def _merge(
         f"Kept the best of {len(rows)} texts and added {len(added)} of {len(offered)} sentences of the others: those "
         "that concern the same question and state something new."
     )
-    messages = distillation_messages([source_text(row, task_type) for row in rows], task_type)
-    return Distilled(rows, Distillation(reasoning, answer), prompt_hash(messages))
+    return Distillation(reasoning, answer)
 
 
 def _additions(

@@ -26,6 +26,15 @@ class UnbalancedLedger(RuntimeError):
     """A row is in no state, or in two."""
 
 
+def general(reason: str) -> str:
+    """A reason without its particulars, which stand in parentheses at its end.
+
+    >>> general("deduplicate: similar to another row (5f1d0c8f1f0b7a52)")
+    'deduplicate: similar to another row'
+    """
+    return reason.partition(" (")[0]
+
+
 @dataclass
 class Ledger:
     """States of the rows of one run.
@@ -64,7 +73,7 @@ class Ledger:
         states = Counter(state for state, _ in self.entries.values())
         if states.total() != self.rows_in:
             raise UnbalancedLedger(f"{self.rows_in} rows were read, but {states.total()} are accounted for: {states}.")
-        reasons = Counter(detail for state, detail in self.entries.values() if state == DROPPED)
+        reasons = Counter(general(detail) for state, detail in self.entries.values() if state == DROPPED)
         return {
             "rows_in": self.rows_in,
             KEPT: states[KEPT],

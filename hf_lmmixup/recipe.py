@@ -5,6 +5,9 @@ the run before anything is loaded, and the message names it and the keys that do
 words of TRL; a recipe only points to them, relative to itself::
 
     distiller: {model: tiny, cold_start: quickstart/sft.yaml, grpo: quickstart/grpo.yaml}
+
+Without training: `distiller: {mode: training-free, model: ..., endpoint: ...}`; without any model that writes:
+`distiller: {mode: extractive}`.
 """
 
 import dataclasses
@@ -12,12 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_lmmixup.records import HIGH_SCORE
+from hf_lmmixup.strict_yaml import fill, read_yaml
 
 
-MAX_RECIPE_BYTES = 1_000_000
+TRAINED, TRAINING_FREE, EXTRACTIVE = "trained", "training-free", "extractive"
+MODES = (TRAINED, TRAINING_FREE, EXTRACTIVE)
+"""Who distils: a model that the run trains or finds trained, an instruct model as it is, or no model at all."""
+
+ENGINES = ("transformers", "paged", "vllm")
+"""What runs a model on this machine: batches of its own, the paged scheduler of transformers, vLLM."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,46 @@ class RateRecipe:
     """Rows with at least `threshold` are kept as they are; the others are clustered."""
 
     threshold: int = HIGH_SCORE
+
+
+@dataclass(frozen=True)
+class DecontaminateRecipe:
+    """Evaluation texts that no row may hold; rows are searched before rating, distilled rows after writing.
+
+    Attributes:
+        evaluations: Files (`.jsonl`, `.parquet`), folders or Hub ids of evaluation sets; `[]` searches for nothing.
+        min_overlap: Share of an evaluation text's 8-grams from which a row holds it.
+        min_similarity: Cosine from which a row rewords an evaluation text; `null` compares n-grams only.
+    """
+
+    evaluations: list[str] = field(default_factory=list)
+    min_overlap: float = 0.5
+    min_similarity: float | None = None
+
+
+@dataclass(frozen=True)
+class DeduplicateRecipe:
+    """Of rows that say the same, the one with the best score stays.
+
+    Attributes:
+        max_similarity: Highest cosine between two rows that stay; `null` drops only rows with the same text, up to
+            case and white space.
+    """
+
+    max_similarity: float | None = 0.99
+
+
+@dataclass(frozen=True)
+class FaithfulnessRecipe:
+    """What a distilled row may make up and lose. Both rates are always columns; these bounds drop rows.
+
+    Attributes:
+        max_novelty: Largest share of its numbers, names and code that no source has; `null` drops none.
+        min_coverage: Smallest share of its sources' facts that it keeps; `null` drops none.
+    """
+
+    max_novelty: float | None = None
+    min_coverage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +91,19 @@ class DistillerRecipe:
     """The model that rewrites clusters.
 
     Attributes:
-        model: `tiny` (built locally), a folder or a Hub id.
+        mode: `trained` (by the run, or before), `training-free` (an instruct model and our prompt) or `extractive`
+            (no model: the best pair of a cluster and what only the others say).
+        model: `tiny` (built locally), a folder or a Hub id; behind an endpoint the name that the server knows.
+        engine: What runs the model here: `transformers`, `paged` or `vllm`.
+        endpoint: Address of an OpenAI-compatible server, up to and with `/v1`; `null` runs the model here.
+        allow_http: Whether an unencrypted address of another machine will do.
+        key_variable: Environment variable that holds the server's key.
+        concurrency: Requests in flight.
+        temperature: Of the tries after the first one, which is greedy.
+        max_prompt_tokens: Longest prompt; a longer cluster is split. `null` is what the model's window leaves; behind
+            an endpoint, where no tokenizer is at hand, no limit.
+        prompt_price: US dollars for a million tokens read, for the plan and the books; `null` if nobody charges.
+        completion_price: US dollars for a million tokens written.
         reading_steps: Optimizer steps in which the tiny model reads plain text before it learns to distil.
         cold_start: TRL recipe for supervised fine-tuning on MIXTURE; `null` skips it.
         grpo: TRL recipe for GRPO; `null` skips it.
@@ -54,7 +113,17 @@ class DistillerRecipe:
         held_out: Prompts of the held-out split that are answered before and after each training step; 0 skips it.
     """
 
+    mode: str = TRAINED
     model: str = "tiny"
+    engine: str = "transformers"
+    endpoint: str | None = None
+    allow_http: bool = False
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 16
+    temperature: float = 0.7
+    max_prompt_tokens: int | None = None
+    prompt_price: float | None = None
+    completion_price: float | None = None
     reading_steps: int = 250
     cold_start: str | None = None
     grpo: str | None = None
@@ -62,6 +131,15 @@ class DistillerRecipe:
     batch_size: int = 32
     attempts: int = 2
     held_out: int = 45
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("mode", MODES), ("engine", ENGINES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"distiller: {name} is {getattr(self, name)!r}, but must be one of {list(allowed)}.")
+        if self.mode != TRAINED and (self.cold_start or self.grpo):
+            raise ValueError(f"distiller: mode {self.mode!r} trains nothing. Remove cold_start and grpo.")
+        if self.mode == TRAINING_FREE and self.model == "tiny":
+            raise ValueError("distiller: mode 'training-free' needs an instruct model. Name one as `model`.")
 
 
 @dataclass(frozen=True)
@@ -103,9 +181,12 @@ class Recipe:
     limit: int | None = None
     encoder: str | None = None
     datastore: str = "bundled"
+    decontaminate: DecontaminateRecipe = field(default_factory=DecontaminateRecipe)
     rate: RateRecipe = field(default_factory=RateRecipe)
+    deduplicate: DeduplicateRecipe = field(default_factory=DeduplicateRecipe)
     cluster: ClusterRecipe = field(default_factory=ClusterRecipe)
     distiller: DistillerRecipe = field(default_factory=DistillerRecipe)
+    faithfulness: FaithfulnessRecipe = field(default_factory=FaithfulnessRecipe)
     select: SelectRecipe = field(default_factory=SelectRecipe)
     folder: Path = field(default=Path(), compare=False)
 
@@ -165,56 +246,4 @@ def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
     """
     path = Path(path)
     values = read_yaml(path) | {key: value for key, value in overrides.items() if value is not None}
-    return _fill(Recipe, {"folder": path.parent, **values}, where=path.name)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file of bounded size, without aliases and without code.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is too large, not YAML, holds aliases or is not a mapping.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"No recipe at {path}.")
-    if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_RECIPE_BYTES} bytes; that is no recipe.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError(f"{path} holds a YAML alias (*name). Write the value out.")
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ValueError(f"{path} must hold a mapping of names to values.")
-    return values
-
-
-def _fill(kind: Any, values: dict[str, Any], where: str) -> Any:
-    fields = {one.name: one for one in dataclasses.fields(kind)}
-    if unknown := sorted(set(values) - set(fields)):
-        allowed = sorted(set(fields) - {"folder"})
-        raise ValueError(f"{where} has the unknown key {unknown[0]!r}. Expected some of {allowed}.")
-    missing = [name for name, one in fields.items() if _is_required(one) and name not in values]
-    if missing:
-        raise ValueError(f"{where} has no {missing[0]!r}.")
-    return kind(**{name: _value(fields[name].type, value, f"{where}: {name}") for name, value in values.items()})
-
-
-def _is_required(one: dataclasses.Field) -> bool:
-    return one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} must be a mapping, not {value!r}.")
-        return _fill(kind, value, where)
-    allowed = getattr(kind, "__args__", (kind,))
-    if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
-        value = float(value)
-    if isinstance(value, bool) or not isinstance(value, allowed):
-        names = " or ".join("null" if one is type(None) else one.__name__ for one in allowed)
-        raise ValueError(f"{where} is {value!r}, but must be {names}.")
-    return value
+    return fill(Recipe, {"folder": path.parent, **values}, where=path.name)

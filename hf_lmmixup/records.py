@@ -133,6 +133,8 @@ MERGED = Features(
         "source": Value("string"),
         "score": Value("int32"),
         "long_tail_score": Value("float32"),
+        "novelty": Value("float32"),
+        "coverage": Value("float32"),
         "origin": Value("string"),
     }
 )

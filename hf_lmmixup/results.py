@@ -1,5 +1,7 @@
 """The end of a run: which rows make the dataset, what became of all the others, and the files that say so."""
 
+import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,11 @@ from hf_lmmixup.recipe import Recipe, SelectRecipe
 from hf_lmmixup.records import Outcome
 from hf_lmmixup.report import render_report
 from hf_lmmixup.run_directory import RunDirectory, write_json
-from hf_lmmixup.selection import long_tail_scores, merge, min_max, select
+from hf_lmmixup.selection import merge, min_max, select
+from hf_lmmixup.stages import costs_of
 
+
+logger = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 500_000
 EXAMPLES = 10
@@ -56,11 +61,13 @@ class Results:
     histories: dict[str, list[dict[str, Any]]]
     models: list[tuple[str, str]]
     versions: dict[str, str]
+    points: dict[str, list[Any]]
+    transitions: dict[str, dict[str, Any]]
 
 
 def choose(
     originals: Dataset,
-    original_embeddings: np.ndarray,
+    rarity: np.ndarray,
     distilled: Dataset,
     distilled_embeddings: np.ndarray,
     options: SelectRecipe,
@@ -69,7 +76,7 @@ def choose(
 
     Args:
         originals: Rows to keep as they are.
-        original_embeddings: Their unit vectors (n, d).
+        rarity: Their long-tail scores among all rows read (n,).
         distilled: Distilled rows with `score`.
         distilled_embeddings: Their unit vectors (m, d).
         options: Thresholds and sizes.
@@ -86,32 +93,37 @@ def choose(
             f"No distilled row scored {options.min_score} or more; the best {len(ranked.dataset)} of {len(distilled)} "
             "were kept by score instead."
         )
-    rarity = min_max(long_tail_scores(original_embeddings))
-    candidates = originals.add_column("long_tail_score", rarity.tolist(), feature=Value("float32"))
+    candidates = originals.add_column("long_tail_score", min_max(rarity).tolist(), feature=Value("float32"))
     merged = merge(candidates, ranked.dataset, size=options.size, distilled_share=options.distilled_share)
     return Chosen(list(originals["id"]), ranked, merged, notes)
 
 
 def account(
-    loaded: Outcome, unrated: dict[str, str], clustered: Outcome, distilled: Outcome, chosen: Chosen
+    loaded: Outcome,
+    left: dict[str, str],
+    clustered: Outcome,
+    distilled: Outcome,
+    unfaithful: dict[str, str],
+    chosen: Chosen,
 ) -> Ledger:
     """Enter every raw row of a run into its books.
 
     Args:
         loaded: The rows read, and those that could not be used.
-        unrated: Row id -> why it has no score.
+        left: Row id -> why it left before clustering: contaminated, without a score, a duplicate.
         clustered: The low-scored rows, and those dropped for want of relatives.
         distilled: The distilled rows, and the source rows of clusters without one.
+        unfaithful: Distilled row id -> why it was dropped before it was rated.
         chosen: The final choice.
 
     Returns:
         The books; `summary()` checks that they balance.
     """
     ledger = Ledger(len(loaded.dataset) + len(loaded.dropped), notes=list(chosen.notes))
-    final, lost = set(chosen.merged.dataset["id"]), chosen.ranked.dropped | chosen.merged.dropped
+    final, lost = set(chosen.merged.dataset["id"]), unfaithful | chosen.ranked.dropped | chosen.merged.dropped
     originals = set(chosen.originals)
     ledger.drop(loaded.dropped)
-    ledger.drop(unrated)
+    ledger.drop(left)
     ledger.drop(clustered.dropped)
     ledger.keep(row for row in chosen.originals if row in final)
     ledger.drop({row: lost[row] for row in chosen.originals if row not in final})
@@ -139,7 +151,7 @@ def write_results(directory: RunDirectory, recipe: Recipe, results: Results) -> 
         UnbalancedLedger: If a row is in no state, or in two.
     """
     summary = results.ledger.summary()
-    facts = collect_facts(recipe, results, summary)
+    facts = collect_facts(recipe, results, summary) | {"costs": list(costs_of(directory.path).values())}
     pq.write_table(pa.table(results.ledger.table()), directory.path / "rows.parquet")
     write_json(directory.path / "facts.json", facts)
     recipe_text = yaml.safe_dump(recipe.settings(), sort_keys=False, allow_unicode=True)
@@ -147,7 +159,12 @@ def write_results(directory: RunDirectory, recipe: Recipe, results: Results) -> 
     with directory.writing("dataset") as folder:
         _write_shards(results.merged, folder / "data")
         (folder / "README.md").write_text(render_dataset_card(facts), encoding="utf-8")
-    (directory.path / "report.html").write_text(render_report(facts), encoding="utf-8")
+    try:
+        report = render_report(facts)
+    except ImportError as error:  # the dataset is there; the page can be written later
+        logger.warning("No report.html: %s", error)
+    else:
+        (directory.path / "report.html").write_text(report, encoding="utf-8")
     return summary
 
 
@@ -166,15 +183,17 @@ def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> 
             "distilled": results.merged["origin"][:].count("distilled"),
         },
         "scores": {
-            "before": _counts(results.rated["score"]),
-            "distilled": _counts(results.rescored["score"]),
-            "after": _counts(results.merged["score"]),
+            "before": _counts(results.rated["score"][:]),
+            "distilled": _counts(results.rescored["score"][:]),
+            "after": _counts(results.merged["score"][:]),
         },
         "cluster_sizes": _counts(sizes[sizes > 0].tolist()),
         "held_out": results.held_out,
         "histories": results.histories,
         "models": [name for name, _ in results.models],
         "examples": _examples(results),
+        "map": results.points,
+        "transitions": results.transitions,
     }
 
 
@@ -199,10 +218,9 @@ def _examples(results: Results) -> list[dict[str, Any]]:
 
 def _counts(values: Any) -> dict[str, int]:
     """How often each value occurs, by value; None is counted as `none`."""
-    known = [value for value in values if value is not None]
-    counts = {str(value): known.count(value) for value in sorted(set(known))}
-    missing = len(list(values)) - len(known)
-    return counts | ({"none": missing} if missing else {})
+    found = Counter(values)
+    missing = found.pop(None, 0)
+    return {str(value): found[value] for value in sorted(found)} | ({"none": missing} if missing else {})
 
 
 def _write_shards(rows: Dataset, folder: Path) -> None:

@@ -16,18 +16,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
 from hf_lmmixup.records import Outcome
 
 
 MANIFEST, LOCK, STAGES = "manifest.json", ".lock", "stages"
-ROWS, DROPPED = "rows.parquet", "dropped.json"
+ROWS, DROPPED, ATTEMPTS = "rows.parquet", "dropped.json", "attempts.parquet"
 
 
 class RunDirectory:
@@ -74,7 +76,7 @@ class RunDirectory:
         if not path.exists():
             write_json(path, fingerprint)
             return
-        found = flatten(json.loads(path.read_text(encoding="utf-8")))
+        found = flatten(read_json(path))
         for key in sorted(wanted | found):
             if wanted.get(key) != found.get(key):
                 raise ValueError(
@@ -107,24 +109,40 @@ class RunDirectory:
         os.rename(partial, final)
         _sync(final.parent)
 
-    def save_outcome(self, name: str, outcome: Outcome) -> None:
-        """Write a stage's rows and the reasons for those it dropped."""
+    def adopt(self, folder: Path, name: str) -> None:
+        """Make a folder below the run directory, written bit by bit, the finished stage `name`."""
+        _sync_tree(folder)
+        os.rename(folder, self.stage(name))
+        _sync(self.path / STAGES)
+
+    def save_outcome(self, name: str, outcome: Outcome, *, attempts: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Write a stage's rows and the reasons for those it dropped.
+
+        Args:
+            name: The stage.
+            outcome: What it returned.
+            attempts: What it tried on the way, for `lmmixup explain`.
+        """
         with self.writing(f"{STAGES}/{name}") as folder:
             outcome.dataset.to_parquet(folder / ROWS)
             write_json(folder / DROPPED, outcome.dropped)
+            if attempts:
+                pq.write_table(pa.Table.from_pylist(list(attempts)), folder / ATTEMPTS)
 
     def load_outcome(self, name: str, features: Features) -> Outcome:
         """Read what `save_outcome` wrote."""
         folder = self.stage(name)
-        rows = read_parquet(folder / ROWS, features)
-        return Outcome(rows, json.loads((folder / DROPPED).read_text(encoding="utf-8")))
+        return Outcome(read_parquet(folder / ROWS, features), read_json(folder / DROPPED))
 
 
 def read_parquet(path: Path, features: Features) -> Dataset:
     """A Parquet file as a dataset in memory; unlike `load_dataset` it leaves no copy in a cache."""
-    import pyarrow.parquet as pq
-
     return Dataset(pq.read_table(path, memory_map=True).cast(features.arrow_schema))
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

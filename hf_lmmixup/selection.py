@@ -36,7 +36,7 @@ UNSCORED = "select: no score"
 LOW_SCORE = "select: score below the minimum"
 BEYOND_SIZE = "select: beyond the size"
 BEYOND_BUDGET = "select: beyond the token budget"
-TOO_SIMILAR = "select: too similar to {}"
+TOO_SIMILAR = "select: too similar to another row ({})"
 BEYOND_SHARE = "merge: beyond the size or share"
 SAME_AS_ORIGINAL = "merge: same text as an original"
 

@@ -25,7 +25,7 @@ LAYERS = [
         "published row_figures score_head target_checks training_figures bundled construction_plan "
         "diversity faithfulness mosaic_costs mosaic_rows quality_report readings run_figures mosaic_plan "
         "offline_writer mosaic_length mosaic_text mosaic_tokens mosaic_passes mosaic_stream mosaic "
-        "stage_files correction",
+        "evaluation_sets stage_files correction",
     ),
     (
         "borrowed models and stores",
@@ -44,7 +44,8 @@ LAYERS = [
     ),
     (
         "the job",
-        "distiller held_out evaluation systems results pipeline",
+        "distiller held_out evaluation systems "
+        "vectors stages writers earlier_run preparation distilling results pipeline",
     ),
     (
         "the command",

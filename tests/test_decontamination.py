@@ -104,9 +104,9 @@ def test_reports_name_the_text_row_by_row():
     )
     assert outcome.dataset["id"][:] == ["a"]
     assert outcome.dropped == {
-        "b": "decontaminate: holds 100% of the 8-grams of gsm8k[1], "
-        "'Natalia sold clips to 48 of her friends in April, and then ...'",
-        "c": "decontaminate: holds 100% of the 8-grams of t[0], 'What is the capital of France?'",
+        "b": "decontaminate: holds a text of gsm8k (100% of the 8-grams of text 1, "
+        "'Natalia sold clips to 48 of her friends in April, and then ...')",
+        "c": "decontaminate: holds a text of t (100% of the 8-grams of text 0, 'What is the capital of France?')",
     }
 
 
@@ -125,7 +125,7 @@ def test_embeddings_find_rewordings():
     assert found["c"] == Contact("c", "one", 1, "q", similarity=pytest.approx(1.0))
     outcome = decontaminate(data, evaluations, embeddings=vectors, evaluation_embeddings=known, min_similarity=0.9)
     assert outcome.dataset["id"][:] == ["a"]
-    assert outcome.dropped["b"] == "decontaminate: cosine 0.960 to two[0], 'r'"
+    assert outcome.dropped["b"] == "decontaminate: rewords a text of two (cosine 0.960 to text 0, 'r')"
 
 
 @pytest.mark.parametrize(

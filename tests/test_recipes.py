@@ -69,7 +69,7 @@ def environment_of_recipes(monkeypatch):
 
 
 def test_there_are_recipes():
-    assert [name(file) for file in RUNS] == ["quickstart.yaml"]
+    assert [name(file) for file in RUNS] == ["extractive.yaml", "quickstart.yaml", "training_free.yaml"]
     assert {name(file) for file in TRAININGS} >= {
         *(f"qwen2.5-1.5b/{stem}.yaml" for stem in ("sft", "sft_qlora", "grpo", "grpo_qlora", "grpo_normalized")),
         *(f"{folder}/{stem}.yaml" for folder in ("quickstart", "smollm2-360m") for stem in ("sft", "grpo")),

@@ -196,6 +196,8 @@ def test_merged_rows_tell_where_they_come_from():
         "source": None,
         "score": 5,
         "long_tail_score": None,
+        "novelty": None,
+        "coverage": None,
         "origin": "original",
     }
     assert (last["id"], last["origin"], last["sources"], last["cluster_id"]) == ("x", "distilled", ["s", "t"], 0)

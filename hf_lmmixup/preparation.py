@@ -1,0 +1,239 @@
+"""The first half of a run: raw rows to clusters of weak ones.
+
+    load -> embed -> decontaminate -> rate -> deduplicate -> split by score -> cluster the low half
+
+Rows are put in order of their id, so nothing after loading depends on the order of the input. They are embedded once;
+rating, duplicates, clusters and rarity read the same vectors, and the last three the same neighbor graph.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from hf_lmmixup import bundled, clustering, rating
+from hf_lmmixup.attachment import attach
+from hf_lmmixup.datastore import ScoredDatastore, build
+from hf_lmmixup.decontamination import decontaminate
+from hf_lmmixup.deduplication import deduplicate
+from hf_lmmixup.earlier_run import EarlierRun
+from hf_lmmixup.encoder import CachedEncoder, Encoder, load_encoder
+from hf_lmmixup.evaluation_sets import read_evaluations
+from hf_lmmixup.loading import load_rows
+from hf_lmmixup.recipe import Recipe
+from hf_lmmixup.records import CLUSTERED, LOADED, RATED, Outcome
+from hf_lmmixup.stages import Stages
+from hf_lmmixup.vectors import KnownTexts, Vectors, embed
+from hf_lmmixup.writers import Writer
+
+
+DATASTORE = "datastore"
+LOAD, EMBED, CLEAN, RATE, UNIQUE, CLUSTER = (
+    "1_load",
+    "2_embed",
+    "2_decontaminate",
+    "3_rate",
+    "3_deduplicate",
+    "4_cluster",
+)
+
+CACHED_TEXTS = 20_000
+"""Texts of distilled rows and the datastore whose vectors stay in memory; at 384 dimensions they take 30 MB."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a run borrows; what is `None` is opened as the recipe says.
+
+    Attributes:
+        encoder: Embeds texts.
+        judge: Adds `rating`, `score` and `rating_error` to rows.
+        writer: Writes the distillations.
+    """
+
+    encoder: Encoder | None = None
+    judge: Callable[[Dataset], Outcome] | None = None
+    writer: Writer | None = None
+
+
+class Preparation:
+    """Raw rows on their way to clusters; each step is done when it is first asked for.
+
+    Args:
+        recipe: What to do.
+        stages: The run directory's stages.
+        tools: What the run borrows.
+        earlier: The run that this one goes on from.
+    """
+
+    def __init__(self, recipe: Recipe, stages: Stages, tools: Tools, earlier: EarlierRun | None = None) -> None:
+        self.recipe, self.stages, self.tools, self.earlier = recipe, stages, tools, earlier
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The recipe's encoder; it remembers its latest texts."""
+        return CachedEncoder(self.tools.encoder or load_encoder(self.recipe.encoder), capacity=CACHED_TEXTS)
+
+    @cached_property
+    def datastore(self) -> ScoredDatastore:
+        """The rated texts that judge all others, kept in the run directory."""
+        directory = self.stages.directory
+        folder = directory.path / DATASTORE
+        if not folder.is_dir():
+            self.stages.progress("building the datastore", 0, 0)
+            with directory.writing(DATASTORE) as partial:
+                self._datastore().save(partial)
+        return ScoredDatastore.load(folder)
+
+    def _datastore(self) -> ScoredDatastore:
+        if self.earlier is not None and (self.earlier.path / DATASTORE).is_dir():
+            return ScoredDatastore.load(self.earlier.path / DATASTORE)
+        if self.recipe.datastore != "bundled":
+            return ScoredDatastore.from_pretrained(self.recipe.datastore)
+        texts, scores, kinds, *_ = zip(*bundled.rated_texts("train"), strict=True)
+        return build(texts, scores, kinds, self.encoder)
+
+    @cached_property
+    def loaded(self) -> Outcome:
+        """The usable raw rows, by id."""
+
+        def load() -> Outcome:
+            source = self.recipe.input
+            if source == "bundled":
+                source = str(resources.files("hf_lmmixup").joinpath("data/pool.jsonl"))
+            outcome = load_rows(source, limit=self.recipe.limit)
+            order = np.argsort(np.array(outcome.dataset["id"][:]), kind="stable")
+            return Outcome(outcome.dataset.select(order), outcome.dropped)
+
+        return self.stages.outcome(LOAD, "loading", LOADED, load)
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        """The embeddings of the loaded rows, and their neighbor graph."""
+        rows, directory = self.loaded.dataset, self.stages.directory
+        ids = rows["id"][:]
+        if not directory.has(EMBED):
+            title, folder = f"embedding {len(rows)} rows", directory.path / f".{EMBED}"
+            earlier = self.earlier.vectors(self.encoder) if self.earlier else None
+
+            def told(done: int) -> None:
+                self.stages.progress(title, done, len(rows))
+
+            with self.stages.timed(EMBED) as facts:
+                embed(rows, self.encoder, folder, earlier=earlier, progress=told)
+                self.stages.progress("building the neighbor graph", 0, 0)
+                assert len(Vectors(folder, ids).graph) == len(rows)
+                directory.adopt(folder, EMBED)
+                facts["rows"] = len(rows)
+        return Vectors(directory.stage(EMBED), ids)
+
+    @cached_property
+    def known_texts(self) -> Encoder:
+        """The encoder, for stages that embed the loaded rows again."""
+        return KnownTexts(self.encoder, self.loaded.dataset, self.vectors)
+
+    @cached_property
+    def evaluations(self) -> dict[str, list[str]]:
+        """The evaluation texts that no row may hold."""
+        return read_evaluations(self.recipe.decontaminate.evaluations)
+
+    def decontaminated(self, rows: Dataset, vectors: Callable[[], np.ndarray]) -> Outcome:
+        """The rows that hold no evaluation text; `vectors` is called only if embeddings are compared."""
+        options = self.recipe.decontaminate
+        if options.min_similarity is None:
+            return decontaminate(rows, self.evaluations, min_overlap=options.min_overlap)
+        known = {name: self.encoder.encode(texts) for name, texts in self.evaluations.items()}
+        return decontaminate(
+            rows,
+            self.evaluations,
+            min_overlap=options.min_overlap,
+            embeddings=vectors().astype(np.float32),
+            evaluation_embeddings=known,
+            min_similarity=options.min_similarity,
+        )
+
+    @cached_property
+    def clean(self) -> Outcome:
+        """The loaded rows without those that hold an evaluation text."""
+        rows = self.loaded.dataset
+        if not self.recipe.decontaminate.evaluations:
+            return Outcome(rows)
+        title = f"searching {len(rows)} rows for evaluation texts"
+        return self.stages.outcome(
+            CLEAN, title, LOADED, lambda: self.decontaminated(rows, lambda: self.vectors.of(rows["id"][:]))
+        )
+
+    @cached_property
+    def rated(self) -> Outcome:
+        """The clean rows with scores."""
+        rows = self.clean.dataset
+        if self.tools.judge is None:
+            assert self.known_texts is not None  # now, so that its time is not counted here
+        return self.stages.outcome(RATE, f"rating {len(rows)} rows", RATED, lambda: self._rate(rows))
+
+    def _rate(self, rows: Dataset) -> Outcome:
+        if self.earlier is None:
+            return self.judge(rows)
+        known, new = self.earlier.rated(rows)
+        both = concatenate_datasets([known, self.judge(new).dataset.cast(RATED)]) if len(new) else known
+        return Outcome(both.select(np.argsort(np.array(both["id"][:]), kind="stable")))
+
+    def judge(self, rows: Dataset) -> Outcome:
+        """Rate rows; texts of the loaded rows are not embedded again."""
+        if self.tools.judge is not None:
+            return self.tools.judge(rows)
+        return rating.rate_with_datastore(rows, self.datastore, self.known_texts)
+
+    @cached_property
+    def unique(self) -> Outcome:
+        """The rated rows without duplicates; rows without a score are left to `halves`."""
+        limit, rated, vectors = self.recipe.deduplicate.max_similarity, self.rated.dataset, self.vectors
+
+        def work() -> Outcome:
+            scored = rated.select(np.flatnonzero(_has_score(rated)))
+            if limit is None:
+                return deduplicate(scored)
+            places = vectors.places(scored["id"][:])
+            return deduplicate(scored, vectors.matrix[places], max_similarity=limit, graph=vectors.graph.take(places))
+
+        return self.stages.outcome(UNIQUE, "dropping duplicates", RATED, work)
+
+    @cached_property
+    def halves(self) -> tuple[Dataset, Dataset]:
+        """The rows to keep as they are, and those to distil."""
+        high, low, _ = rating.split_by_score(self.unique.dataset, self.recipe.rate.threshold)
+        return high, low
+
+    @cached_property
+    def unrated(self) -> list[str]:
+        """Ids of the rows that nobody could judge."""
+        places = np.flatnonzero(~_has_score(self.rated.dataset))
+        return list(self.rated.dataset.select(places)["id"][:])
+
+    @cached_property
+    def clustered(self) -> Outcome:
+        """The low-scored rows in clusters."""
+        low = self.halves[1]
+        title = f"clustering {len(low)} low-scored rows"
+        return self.stages.outcome(CLUSTER, title, CLUSTERED, lambda: self._cluster(low))
+
+    def _cluster(self, low: Dataset) -> Outcome:
+        places = self.vectors.places(low["id"][:])
+        options: dict[str, Any] = {
+            **vars(self.recipe.cluster),
+            "seed": self.recipe.seed,
+            "graph": self.vectors.graph.take(places),
+        }
+        vectors = self.vectors.matrix[places]
+        if self.earlier is None:
+            return clustering.cluster(low, vectors, **options)
+        return attach(low, vectors, self.earlier.clusters(), **options)
+
+
+def _has_score(rows: Dataset) -> np.ndarray:
+    """Which rows have a score (n,)."""
+    return np.array([score is not None for score in rows["score"][:]], bool)

@@ -1,0 +1,85 @@
+"""The stages of one run directory: what is finished is read, what is missing is done, timed and kept.
+
+What a stage took is written beside the stages as soon as it is finished, one entry each::
+
+    costs.json: {"4_cluster": {"stage": "cluster", "seconds": 2.1, "rows": 301, "disk": 80412}, ...}
+
+Tokens and money (US dollars) are there where a model was asked.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datasets import Features
+
+from hf_lmmixup.distilled_rows import DistilledOutcome
+from hf_lmmixup.records import Outcome
+from hf_lmmixup.run_directory import RunDirectory, read_json, write_json
+
+
+logger = logging.getLogger(__name__)
+
+COSTS = "costs.json"
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's title, the units done and the units in all (0: unknown)."""
+
+
+class Stages:
+    """The stages of a run.
+
+    Args:
+        directory: The run directory.
+        progress: Told what is going on.
+    """
+
+    def __init__(self, directory: RunDirectory, progress: Progress) -> None:
+        self.directory, self.progress = directory, progress
+
+    def outcome(self, name: str, title: str, features: Features, work: Callable[[], Outcome]) -> Outcome:
+        """The outcome of a stage; `work` is called if there is none yet."""
+        if not self.directory.has(name):
+            self.progress(title, 0, 0)
+            with self.timed(name) as facts:
+                done = work()
+                attempts = done.completions if isinstance(done, DistilledOutcome) else ()
+                self.directory.save_outcome(name, done, attempts=attempts)
+                facts["rows"] = len(done.dataset) + len(done.dropped)
+            logger.info("%s took %.1f s.", title, facts["seconds"])
+        return self.directory.load_outcome(name, features)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[dict[str, Any]]:
+        """Measure a block and write its cost down when it ends without an error; it may add `rows` and the like."""
+        facts: dict[str, Any] = {"stage": readable(name)}
+        started = time.perf_counter()
+        yield facts
+        facts |= {"seconds": round(time.perf_counter() - started, 3), "disk": disk_use(self.directory.stage(name))}
+        self.spent(name, **facts)
+
+    def spent(self, name: str, **facts: Any) -> None:
+        """Write down what a stage took, beside what is known of it."""
+        entries = costs_of(self.directory.path)
+        entries[name] = entries.get(name, {}) | facts
+        write_json(self.directory.path / COSTS, entries)
+
+
+def costs_of(run: Path) -> dict[str, dict[str, Any]]:
+    """What the stages of a run directory took, by stage, in their order; empty where nothing is written down."""
+    path = run / COSTS
+    entries: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
+    return dict(sorted(entries.items()))
+
+
+def disk_use(folder: Path) -> int:
+    """Bytes of the files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def readable(name: str) -> str:
+    """The name of a stage in words: `8_rate_again` is `rate again`."""
+    return name.partition("_")[2].replace("_", " ")

@@ -1,0 +1,160 @@
+"""The embeddings of a run's rows: computed once, kept on disk in half precision, read by every stage.
+
+They are written block by block, and a file beside them says how many rows are done, so an embedding that was killed
+goes on behind its last block. Stages see the rows as they need them; nothing holds all of them in single precision.
+
+One folder::
+
+    embeddings.npy      (n, d) float16, rows in order of id
+    graph.safetensors   their neighbor graph
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from hf_lmmixup.encoder import Encoder, unit_rows
+from hf_lmmixup.journal import digest
+from hf_lmmixup.neighbors import NeighborGraph, build_graph
+from hf_lmmixup.records import pair_text
+from hf_lmmixup.run_directory import read_json, write_json
+
+
+EMBEDDINGS, GRAPH, DONE = "embeddings.npy", "graph.safetensors", "done.json"
+
+BLOCK = 4096
+"""Rows between two marks on the disk: all that a crash costs."""
+
+NEIGHBORS = 24
+"""Width of the shared graph. Where two fifths of the rows are clustered, as many of them are left among the neighbors
+as a graph of their own would have: on T0 both give clusters of the same cohesion."""
+
+
+class Vectors:
+    """The unit vectors of a set of rows, and their neighbor graph.
+
+    Args:
+        folder: What `embed` wrote.
+        ids: The rows' ids, in the order of the vectors.
+    """
+
+    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
+        self.folder = folder
+        self.matrix: np.ndarray = np.load(folder / EMBEDDINGS, mmap_mode="r")
+        self._place = dict(zip(ids, range(len(ids)), strict=True))
+        if len(self.matrix) != len(ids):
+            raise ValueError(f"{folder} holds {len(self.matrix)} vectors for {len(ids)} rows. Delete the folder.")
+
+    @cached_property
+    def graph(self) -> NeighborGraph:
+        """The graph of all rows; built and saved when it is first needed."""
+        path = self.folder / GRAPH
+        if not path.is_file():
+            partial = path.with_name(f".{GRAPH}.partial")
+            build_graph(self.matrix, NEIGHBORS).save(partial)
+            os.replace(partial, path)
+        return NeighborGraph.load(path)
+
+    def places(self, ids: Sequence[str]) -> np.ndarray:
+        """Row numbers of ids (m,)."""
+        return np.fromiter((self._place[identifier] for identifier in ids), np.int64, len(ids))
+
+    def of(self, ids: Sequence[str]) -> np.ndarray:
+        """Vectors of ids (m, d), float16."""
+        return np.asarray(self.matrix[self.places(ids)])
+
+    def known(self, ids: Sequence[str]) -> np.ndarray:
+        """Row numbers of ids (m,), -1 for those that are not here."""
+        return np.fromiter((self._place.get(identifier, -1) for identifier in ids), np.int64, len(ids))
+
+
+class KnownTexts:
+    """An encoder that reads the vectors of a run's rows from disk and encodes only other texts.
+
+    Args:
+        encoder: Who encodes the others.
+        rows: Rows with `prompt` and `completion`.
+        vectors: Their vectors, in the same order.
+    """
+
+    def __init__(self, encoder: Encoder, rows: Dataset, vectors: Vectors) -> None:
+        self.name, self.revision = encoder.name, encoder.revision
+        self._encoder, self._matrix = encoder, vectors.matrix
+        hashes = np.fromiter((hash(text) for text in texts_of(rows)), np.int64, len(rows))
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit rows (n, d), float32."""
+        if not len(texts) or not len(self._hashes):
+            return self._encoder.encode(texts)
+        wanted = np.fromiter(map(hash, texts), np.int64, len(texts))
+        found = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
+        is_known = self._hashes[found] == wanted
+        vectors = np.empty((len(texts), self._matrix.shape[1]), np.float32)
+        vectors[is_known] = unit_rows(self._matrix[self._order[found[is_known]]].astype(np.float32))
+        others = np.flatnonzero(~is_known).tolist()
+        if others:
+            vectors[others] = self._encoder.encode([texts[place] for place in others])
+        return vectors
+
+
+def embed(
+    rows: Dataset,
+    encoder: Encoder,
+    folder: Path,
+    *,
+    earlier: Vectors | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write the vectors of rows into a folder; what an earlier call has written there stays.
+
+    Args:
+        rows: Rows with `id`, `prompt` and `completion`.
+        encoder: Embeds `records.pair_text` of each.
+        folder: Where to; made if needed.
+        earlier: Vectors by the same encoder; rows that have one are not encoded.
+        progress: Called with the number of rows done so far.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    done, mark = 0, {"rows": digest(rows["id"][:]), "encoder": encoder.name}
+    if (folder / DONE).is_file() and (state := read_json(folder / DONE)) | mark == state:
+        done = state["done"]
+    matrix = np.load(folder / EMBEDDINGS, mmap_mode="r+") if done else None
+    for start in range(done, len(rows), BLOCK):
+        vectors = _block(rows[start : start + BLOCK], encoder, earlier)
+        if matrix is None:
+            shape = (len(rows), vectors.shape[1])
+            matrix = np.lib.format.open_memmap(folder / EMBEDDINGS, "w+", np.float16, shape)
+        matrix[start : start + len(vectors)] = vectors
+        matrix.flush()
+        write_json(folder / DONE, {**mark, "done": start + len(vectors)})
+        if progress is not None:
+            progress(start + len(vectors))
+    if not len(rows):
+        np.save(folder / EMBEDDINGS, np.zeros((0, encoder.encode([]).shape[1]), np.float16))
+
+
+def _block(rows: dict[str, Any], encoder: Encoder, earlier: Vectors | None) -> np.ndarray:
+    texts = [pair_text(*pair) for pair in zip(rows["prompt"], rows["completion"], strict=True)]
+    if earlier is None:
+        return encoder.encode(texts)
+    places = earlier.known(rows["id"])
+    vectors = np.empty((len(texts), earlier.matrix.shape[1]), np.float16)
+    vectors[places >= 0] = earlier.matrix[places[places >= 0]]
+    new = np.flatnonzero(places < 0).tolist()
+    if new:
+        vectors[new] = encoder.encode([texts[place] for place in new])
+    return vectors
+
+
+def texts_of(rows: Dataset) -> Iterator[str]:
+    """The texts that are embedded, in the order of the rows."""
+    for start in range(0, len(rows), BLOCK):
+        some = rows[start : start + BLOCK]
+        yield from (pair_text(*pair) for pair in zip(some["prompt"], some["completion"], strict=True))

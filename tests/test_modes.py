@@ -1,0 +1,182 @@
+"""The main job without training: extractive and training-free, with duplicates, evaluation texts and a crash."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from borrowed_tools import CopyingWriter, raw_rows, tools
+from datasets import Dataset
+
+from hf_lmmixup.journal import Journal
+from hf_lmmixup.pipeline import run
+from hf_lmmixup.recipe import (
+    DecontaminateRecipe,
+    DeduplicateRecipe,
+    DistillerRecipe,
+    FaithfulnessRecipe,
+    Recipe,
+    load_recipe,
+)
+from hf_lmmixup.records import MERGED
+
+
+GSM8K = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
+DUPLICATE = {"prompt": "Tell me about tides", "completion": "They are excellent and pulled by the Moon every day."}
+
+ROWS = [
+    *raw_rows(range(24)),
+    {"prompt": GSM8K, "completion": "72"},
+    DUPLICATE,
+    {"prompt": DUPLICATE["prompt"].upper(), "completion": DUPLICATE["completion"]},
+    {"prompt": "What is that thing", "completion": "It is unclear to everybody."},
+    {"prompt": "zxcv", "completion": "qwer uiop"},
+]
+
+
+def write_rows(path: Path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def recipe(folder: Path, name="run", rows=ROWS, **changes) -> Recipe:
+    (folder / f"in-{name}").mkdir(exist_ok=True)
+    options = {
+        "name": "modes",
+        "input": write_rows(folder / f"in-{name}" / "pile.jsonl", rows),
+        "output": str(folder / name),
+        "decontaminate": DecontaminateRecipe([write_rows(folder / "gsm8k.jsonl", [{"question": GSM8K}])]),
+        "deduplicate": DeduplicateRecipe(0.999),
+        "distiller": DistillerRecipe(mode="extractive"),
+    }
+    return Recipe(**(options | changes))
+
+
+TRAINING_FREE = DistillerRecipe(mode="training-free", model="copying", prompt_price=1.0, completion_price=2.0)
+
+
+@pytest.mark.parametrize("distiller", [DistillerRecipe(mode="extractive"), TRAINING_FREE], ids=lambda one: one.mode)
+def test_whole_job_without_training(tmp_path, distiller):
+    finished = run(recipe(tmp_path, distiller=distiller), tools=tools())
+    ledger = finished.ledger
+    assert ledger["rows_in"] == len(ROWS) == ledger["kept"] + ledger["merged"] + ledger["dropped_total"]
+    dropped = ledger["dropped"]
+    assert dropped["decontaminate: holds a text of gsm8k"] == 1
+    assert dropped["deduplicate: same text as another row"] == 1
+    assert dropped["rate: the judge abstains"] == 1
+    assert dropped["cluster: no related rows"] == 1
+    rows = Dataset.from_parquet(str(finished.directory / "dataset/data/train-00000-of-00001.parquet"))
+    assert rows.features == MERGED
+    distilled = [row for row in rows if row["origin"] == "distilled"]
+    assert len(distilled) == ledger["distilled_rows"] > 0
+    assert all(row["novelty"] is not None and row["coverage"] > 0 for row in distilled)
+    assert {row["distiller"] for row in distilled} == {"copying" if distiller is TRAINING_FREE else "extractive"}
+    assert "report.html" in {path.name for path in finished.directory.iterdir()}
+    facts = json.loads((finished.directory / "facts.json").read_text())
+    costs = {entry["stage"]: entry for entry in facts["costs"]}
+    stages = "load embed decontaminate rate deduplicate cluster distil check rate-again"
+    assert set(costs) == {stage.replace("-", " ") for stage in stages.split()}
+    if distiller is TRAINING_FREE:
+        assert costs["distil"]["tokens"] > 0
+        assert 0 < costs["distil"]["money"] < 0.01
+    assert len(facts["map"]["x"]) > len(distilled)
+
+
+def test_made_up_facts_are_dropped_and_accounted_for(tmp_path):
+    lying = CopyingWriter("<think>r</think>\n<answer>Q: What of 1969?\nA: Bob Stone, 4711 and 8812.</answer>")
+    finished = run(
+        recipe(tmp_path, distiller=TRAINING_FREE, faithfulness=FaithfulnessRecipe(max_novelty=0.5)),
+        tools=tools(lying),
+    )
+    reason = "distilled row not in the dataset: faithfulness: facts that no source supports"
+    assert finished.ledger["dropped"][reason] == 24
+    assert finished.ledger["merged"] == 0
+
+
+def test_recited_evaluation_texts_are_dropped(tmp_path):
+    reciting = CopyingWriter(f"<think>r</think>\n<answer>Q: {GSM8K}\nA: 72</answer>")
+    finished = run(recipe(tmp_path, distiller=TRAINING_FREE), tools=tools(reciting))
+    reason = "distilled row not in the dataset: decontaminate: holds a text of gsm8k"
+    assert finished.ledger["dropped"][reason] == 24
+
+
+def test_embeddings_of_evaluation_texts_are_compared(tmp_path):
+    options = DecontaminateRecipe(
+        [write_rows(tmp_path / "own.jsonl", [{"text": "uiop A: zxcv Q: qwer"}])], min_similarity=0.9
+    )
+    finished = run(recipe(tmp_path, decontaminate=options), tools=tools())
+    assert finished.ledger["dropped"]["decontaminate: rewords a text of own"] == 1
+
+
+def test_order_of_the_input_changes_nothing(tmp_path):
+    for name, rows in (("a", ROWS), ("b", ROWS[::-1])):
+        run(recipe(tmp_path, name, rows, distiller=TRAINING_FREE), tools=tools())
+    data = "dataset/data/train-00000-of-00001.parquet"
+    assert (tmp_path / "a" / data).read_bytes() == (tmp_path / "b" / data).read_bytes()
+
+
+SLOW_RUN = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from borrowed_tools import CopyingWriter, tools
+from test_modes import TRAINING_FREE, recipe
+from pathlib import Path
+from hf_lmmixup.pipeline import run
+
+class Slow(CopyingWriter):
+    def generate(self, conversations, *, seeds=None, on_reply=None):
+        def slowly(place, text):
+            time.sleep(0.2)
+            on_reply(place, text)
+        return super().generate(conversations, seeds=seeds, on_reply=slowly)
+
+run(recipe(Path({folder!r}), distiller=TRAINING_FREE), tools=tools(Slow()))
+"""
+
+
+def test_killed_distillation_asks_only_for_the_rest(tmp_path):
+    program = SLOW_RUN.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    journal = tmp_path / "run" / "distil.journal"
+    with subprocess.Popen([sys.executable, "-c", program], start_new_session=True) as process:
+        while not journal.is_file() or journal.read_bytes().count(b"\n") < 4:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    with Journal(journal, {"distiller": "copying", "seed": 0}) as held:
+        known = len(held)
+    writer = CopyingWriter()
+    killed = recipe(tmp_path, distiller=TRAINING_FREE)
+    run(killed, tools=tools(writer))
+    clusters = pq.read_table(tmp_path / "run/stages/4_cluster/rows.parquet")["cluster_id"].to_pylist()
+    assert 3 <= known < len(set(clusters))
+    assert len(writer.asked) == len(set(clusters)) - known
+    run(recipe(tmp_path, "whole", distiller=TRAINING_FREE), tools=tools())
+    data = "dataset/data/train-00000-of-00001.parquet"
+    assert (tmp_path / "run" / data).read_bytes() == (tmp_path / "whole" / data).read_bytes()
+
+
+BAD = [
+    ("mode: magic", r"mode is 'magic', but must be one of"),
+    ("engine: onnx", r"engine is 'onnx'"),
+    ("mode: training-free", r"needs an instruct model"),
+    ("mode: extractive, grpo: x.yaml", r"trains nothing"),
+    ("allow_http: 1", r"allow_http is 1, but must be bool"),
+]
+
+
+@pytest.mark.parametrize(("distiller", "message"), BAD)
+def test_bad_distiller_is_named(tmp_path, distiller, message):
+    (tmp_path / "r.yaml").write_text(f"name: x\ndistiller: {{{distiller}}}\n")
+    with pytest.raises(ValueError, match=message):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_evaluations_are_a_list_of_texts(tmp_path):
+    (tmp_path / "r.yaml").write_text("name: x\ndecontaminate: {evaluations: gsm8k.jsonl}\n")
+    with pytest.raises(ValueError, match=r"must be a list of texts"):
+        load_recipe(tmp_path / "r.yaml")
