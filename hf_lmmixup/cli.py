@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hf_lmmixup.commands import evaluate, job, push, ratings, stores
+from hf_lmmixup.commands import compare, evaluate, job, push, ratings, stages, stores, trainings
 
 
 app = typer.Typer(
@@ -43,12 +43,19 @@ def options(
 
 app.command()(job.run)
 app.command()(job.tiny)
+app.command()(trainings.check)
+app.command()(trainings.train)
 app.command()(ratings.rate)
+app.command()(stages.cluster)
+app.command()(stages.distill)
+app.command()(stages.select)
+app.command()(stages.merge)
 app.add_typer(stores.app, name="datastore")
 app.command()(evaluate.evaluate)
 app.add_typer(push.app, name="push")
 app.command()(evaluate.benchmark)
 app.command("benchmark-tasks")(evaluate.benchmark_tasks)
+app.command()(compare.compare)
 
 
 def main() -> None:

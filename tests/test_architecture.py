@@ -40,7 +40,7 @@ LAYERS = [
     ),
     (
         "plugs",
-        "cards mixture mixture_repository monitors watching report run_facts public_benchmarks rewards sftmix model_folder artifacts hub",
+        "cards cluster_page mixture mixture_repository monitors watching report run_facts public_benchmarks rewards sftmix model_folder artifacts hub",
     ),
     (
         "the job",

@@ -1,0 +1,283 @@
+"""`lmmixup cluster`, `distill`, `select` and `merge`: one stage each, rows in, rows out."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from hf_lmmixup.console import console, errors, progress_bar
+
+
+Input = Annotated[
+    str, typer.Argument(metavar="INPUT", help="Rows: Parquet, JSON Lines, JSON, a dataset folder or a Hub id.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The .parquet or .jsonl file to write.")]
+EncoderName = Annotated[
+    str | None, typer.Option("--encoder", help="Folder or Hub id of a sentence encoder; by default the MiniLM.")
+]
+
+BLOCK = 1024
+"""Rows embedded between two steps of the progress bar."""
+
+
+def cluster(
+    input: Input,  # noqa: A002 -- the argument's name
+    output: Output,
+    report: Annotated[
+        Path | None, typer.Option(help="The inspection page to write; by default beside the output.")
+    ] = None,
+    min_size: Annotated[int, typer.Option(min=1, help="Fewest rows of a cluster.")] = 2,
+    max_size: Annotated[int, typer.Option(min=1, help="Most rows of a cluster.")] = 5,
+    mean_size: Annotated[float, typer.Option(help="Mean of the wanted sizes.")] = 3.0,
+    std_size: Annotated[float, typer.Option(min=0, help="Standard deviation of the wanted sizes.")] = 1.0,
+    min_similarity: Annotated[float, typer.Option(help="Smallest cosine between rows of a cluster.")] = 0.5,
+    singletons: Annotated[str, typer.Option(help="Rows without relatives: keep, edit (a cluster of one) or drop.")] = (
+        "keep"
+    ),
+    duplicates: Annotated[
+        float | None, typer.Option(help="Drop rows with a higher cosine to a better one first; 0.99 finds copies.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the wanted sizes.")] = 0,
+    encoder: EncoderName = None,
+) -> None:
+    """Group related rows and write them with `cluster_id`, and a page that shows what the clusters look like.
+
+    For example:
+
+        lmmixup cluster pile.jsonl --output clusters.parquet --duplicates 0.99
+    """
+    from hf_lmmixup.cluster_page import render_inspection
+    from hf_lmmixup.clustering import cluster as group
+    from hf_lmmixup.deduplication import deduplicate
+    from hf_lmmixup.inspection import inspect
+    from hf_lmmixup.neighbors import build_graph
+    from hf_lmmixup.stage_files import check_output, read_rows
+    from hf_lmmixup.vectors import NEIGHBORS
+
+    with errors(), progress_bar() as told:
+        check_output(output)
+        loaded = read_rows(input)
+        rows, dropped = loaded.dataset, dict(loaded.dropped)
+        vectors = _embed(rows, encoder, told)
+        told("building the neighbor graph", 0, 0)
+        graph = build_graph(vectors, NEIGHBORS)
+        if duplicates is not None:
+            unique = deduplicate(rows, vectors, max_similarity=duplicates, graph=graph)
+            kept = [place for place, name in enumerate(rows["id"][:]) if name not in unique.dropped]
+            rows, vectors, graph, dropped = unique.dataset, vectors[kept], graph.take(kept), dropped | unique.dropped
+        told("clustering", 0, 0)
+        sizes = {"min_size": min_size, "max_size": max_size, "mean_size": mean_size, "std_size": std_size}
+        options: dict[str, Any] = {"min_similarity": min_similarity, "seed": seed, "singletons": singletons}
+        places = dict(zip(rows["id"][:], range(len(rows)), strict=True))
+        outcome = group(rows, vectors, graph=graph, **sizes, **options)
+        told("inspecting the clusters", 0, 0)
+        order = [places[name] for name in outcome.dataset["id"][:]]
+        inspection = inspect(outcome.dataset, vectors[order], seed=seed)
+        page = report or output.with_suffix(".html")
+        page.write_text(render_inspection(inspection, output.stem), encoding="utf-8")
+        _write(outcome.dataset, dropped | outcome.dropped, output)
+    cohesion = inspection["cohesion"]["mean"]
+    console.print(
+        f"{inspection['clusters']:,} clusters of {inspection['clustered']:,} rows, mean cosine "
+        f"{'–' if cohesion is None else f'{cohesion:.3f}'}, {inspection['singletons']:,} rows alone; see {page}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def distill(
+    input: Input,  # noqa: A002 -- the argument's name
+    output: Output,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or Hub id of a model; behind an endpoint the name it has there."),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="An OpenAI-compatible server, up to and with /v1.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="What runs the model here: transformers, paged or vllm.")
+    ] = "transformers",
+    extractive: Annotated[bool, typer.Option("--extractive", help="Write with no model at all.")] = False,
+    task_type: Annotated[str, typer.Option(help="What the texts are: qa, mcq, tfq, cs or para.")] = "qa",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 1024,
+    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt; others are split.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows that a local model writes together.")] = 32,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 16,
+    attempts: Annotated[int, typer.Option(min=1, help="How often malformed text is asked for, in all.")] = 2,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the tries after the first one.")] = 0.7,
+    key_variable: Annotated[
+        str, typer.Option(help="Environment variable that holds the server's key.")
+    ] = "OPENAI_API_KEY",
+    allow_http: Annotated[
+        bool, typer.Option("--allow-http", help="Let rows go unencrypted to another machine.")
+    ] = False,
+    max_novelty: Annotated[
+        float | None, typer.Option(help="Drop rows with a larger share of facts that no source has.")
+    ] = None,
+    min_coverage: Annotated[
+        float | None, typer.Option(help="Drop rows that keep a smaller share of their sources' facts.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the later attempts.")] = 0,
+    encoder: EncoderName = None,
+) -> None:
+    """Write one excellent row for each cluster, with `novelty` and `coverage`.
+
+    Completions stay in OUTPUT.journal: the same command asks for nothing twice.
+
+    For example:
+
+        lmmixup distill clusters.parquet --output distilled.parquet --extractive
+
+        lmmixup distill clusters.parquet --output distilled.parquet --endpoint http://127.0.0.1:8000/v1 --model qwen-7b
+    """
+    from hf_lmmixup.faithfulness import check_faithfulness
+    from hf_lmmixup.journal import Journal
+    from hf_lmmixup.recipe import DistillerRecipe
+    from hf_lmmixup.stage_files import check_output, read_rows
+
+    with errors(), progress_bar() as told:
+        check_output(output)
+        if (model is None) != extractive:
+            raise ValueError("Give --model, or --extractive, which needs none; one of the two.")
+        clustered = read_rows(input).dataset
+        if "cluster_id" not in clustered.column_names:
+            raise ValueError(f"{input} has no column cluster_id. Make it with lmmixup cluster.")
+        served = {"endpoint": endpoint, "concurrency": concurrency, "key_variable": key_variable}
+        lengths = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
+        tries = {"attempts": attempts, "temperature": temperature, "batch_size": batch_size}
+        known: dict[str, Any] = {"engine": engine, "allow_http": allow_http, **served, **lengths, **tries}
+        options = DistillerRecipe(model=model or "", **known)
+        settings = {"distiller": model or "extractive", "seed": seed, "task_type": task_type}
+        if not extractive:
+            settings |= {"max_new_tokens": max_new_tokens, "temperature": temperature}
+        with Journal(output.with_name(f"{output.name}.journal"), settings) as journal:
+            if extractive:
+                outcome = _extract(clustered, encoder, task_type, journal, told)
+            else:
+                outcome = _ask(clustered, options, task_type, seed, journal, told)
+        bounds = {"max_novelty": max_novelty, "min_coverage": min_coverage}
+        checked = check_faithfulness(outcome.dataset, clustered, task_type=task_type, **bounds)
+        _write(checked.dataset, outcome.dropped | checked.dropped, output)
+
+
+def select(
+    input: Input,  # noqa: A002 -- the argument's name
+    output: Output,
+    size: Annotated[int | None, typer.Option(min=0, help="Most rows.")] = None,
+    token_budget: Annotated[int | None, typer.Option(min=0, help="Most tokens in all.")] = None,
+    min_score: Annotated[
+        int | None, typer.Option(help="Smallest score; -1 also takes rows without one, after all others.")
+    ] = 4,
+    max_similarity: Annotated[float | None, typer.Option(help="Highest cosine to a row already taken.")] = None,
+    encoder: EncoderName = None,
+) -> None:
+    """Take the best rows: by score, then by how rare they are, then by id; writes `long_tail_score`.
+
+    For example:
+
+        lmmixup select rated.parquet --output best.parquet --token-budget 1000000 --max-similarity 0.9
+    """
+    from hf_lmmixup.neighbors import build_graph
+    from hf_lmmixup.selection import select as take
+    from hf_lmmixup.stage_files import check_output, read_rows
+    from hf_lmmixup.vectors import NEIGHBORS
+
+    with errors(), progress_bar() as told:
+        check_output(output)
+        rows = read_rows(input).dataset
+        if "score" not in rows.column_names:
+            raise ValueError(f"{input} has no column score. Make it with lmmixup rate.")
+        vectors = _embed(rows, encoder, told)
+        limits = {"size": size, "token_budget": token_budget, "max_similarity": max_similarity}
+        least = None if min_score is None or min_score < 0 else min_score
+        graph = build_graph(vectors, NEIGHBORS)
+        outcome = take(rows, min_score=least, embeddings=vectors, graph=graph, **limits)  # type: ignore[arg-type]
+        _write(outcome.dataset, outcome.dropped, output)
+
+
+def merge(
+    originals: Annotated[str, typer.Argument(metavar="ORIGINALS", help="Rows to keep as they are.")],
+    distilled: Annotated[str, typer.Argument(metavar="DISTILLED", help="Distilled rows.")],
+    output: Output,
+    size: Annotated[int | None, typer.Option(min=0, help="Most rows in all; the paper takes 10000.")] = None,
+    distilled_share: Annotated[
+        float | None, typer.Option("--share", help="Wanted share of distilled rows; the paper takes 0.5.")
+    ] = None,
+) -> None:
+    """Put originals and distilled rows into one set, the best of both sides first to be taken.
+
+    For example:
+
+        lmmixup merge best.parquet distilled.parquet --output dataset.parquet --size 10000 --share 0.5
+    """
+    from hf_lmmixup.selection import merge as unite
+    from hf_lmmixup.stage_files import check_output, read_rows
+
+    with errors():
+        check_output(output)
+        outcome = unite(
+            read_rows(originals).dataset, read_rows(distilled).dataset, size=size, distilled_share=distilled_share
+        )
+        _write(outcome.dataset, outcome.dropped, output)
+
+
+def _embed(rows: Any, encoder: str | None, told: Callable[[str, int, int], None]) -> Any:
+    """Unit vectors (n, d) of the rows, float16."""
+    import numpy as np
+
+    from hf_lmmixup.encoder import load_encoder
+    from hf_lmmixup.vectors import texts_of
+
+    loaded = load_encoder(encoder)
+    texts, parts = list(texts_of(rows)), []
+    for start in range(0, len(texts), BLOCK):
+        told("embedding", start, len(texts))
+        parts.append(loaded.encode(texts[start : start + BLOCK]).astype(np.float16))
+    return np.concatenate(parts)
+
+
+def _extract(rows: Any, encoder: str | None, task_type: str, journal: Any, told: Any) -> Any:
+    from hf_lmmixup.encoder import load_encoder
+    from hf_lmmixup.extractive import distill_extractively
+
+    told("distilling", 0, 0)
+    return distill_extractively(rows, load_encoder(encoder), task_type=task_type, journal=journal)
+
+
+def _ask(rows: Any, options: Any, task_type: str, seed: int, journal: Any, told: Any) -> Any:
+    from hf_lmmixup.distillation import distill as write
+    from hf_lmmixup.writers import open_writer
+
+    told("distilling", 0, 0)
+    writer = open_writer(options, options.model)
+    return write(
+        rows,
+        writer.generate,
+        distiller_name=writer.name,
+        task_type=task_type,
+        max_prompt_tokens=writer.max_prompt_tokens,
+        count_tokens=writer.count_tokens,
+        attempts=options.attempts,
+        seed=seed,
+        journal=journal,
+    )
+
+
+def _write(rows: Any, dropped: dict[str, str], output: Path) -> None:
+    """Write the rows, and beside them why the others are not among them."""
+    from hf_lmmixup.ledger import general
+    from hf_lmmixup.run_directory import write_json
+    from hf_lmmixup.stage_files import write_rows
+
+    write_rows(rows, output)
+    write_json(output.with_name(f"{output.name}.dropped.json"), dropped)
+    table = Table(title="What became of the rows", show_header=False)
+    table.add_row(f"in {escape(str(output))}", f"{len(rows):,}", style="bold")
+    for reason, count in sorted(Counter(map(general, dropped.values())).items()):
+        table.add_row(f"dropped: {escape(reason)}", f"{count:,}")
+    console.print(table)
