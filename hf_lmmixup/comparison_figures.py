@@ -9,7 +9,7 @@ def arms(facts: Facts) -> list[Figure]:
     """Results of models trained on different data at equal cost, one figure per metric.
 
     `facts["arms"]`: a list of `arm`, `metric` and `mean`; where known `low` and `high` (ends of the interval),
-    `seeds`, `tokens` and `steps`.
+    `seeds`, `tokens`, `steps`, and `difference` to the full raw rows with `difference_low` and `difference_high`.
     """
     entries = facts.get("arms") or []
     metrics = dict.fromkeys(str(entry["metric"]) for entry in entries)
@@ -37,10 +37,11 @@ def _arms_of(metric: str, entries: list[dict[str, Any]]) -> Figure:
     return Figure(
         f"arms-{slug(metric)}",
         f"What models learn from it: {metric}",
-        "Each dot is a model trained on one kind of data; its line is the interval over seeds.",
+        "Each dot is a model trained on one kind of data; its line is the 95 % interval over test rows and seeds. The "
+        "difference to the full raw rows is paired by row and seed, so its interval is the one to look at.",
         [dots],
         {"xaxis": {"title": metric}, "yaxis": {"autorange": "reversed", "type": "category"}},
-        ["data", "mean", "interval", "seeds", "tokens", "steps"],
+        ["data", "mean", "interval", "above full raw", "interval of that", "seeds", "tokens", "steps"],
         [_arm_row(entry, interval) for entry, interval in zip(entries, bounds, strict=True)],
         height=90 + 38 * len(entries),
         wide=True,
@@ -49,9 +50,15 @@ def _arms_of(metric: str, entries: list[dict[str, Any]]) -> Figure:
 
 
 def _arm_row(entry: dict[str, Any], interval: tuple[float | None, float | None]) -> list[str]:
-    between = MISSING if None in interval else f"{decimal(interval[0])} to {decimal(interval[1])}"
+    above = finite(entry.get("difference"))
+    ends = finite(entry.get("difference_low")), finite(entry.get("difference_high"))
     counts = [_count(entry.get(name)) for name in ("seeds", "tokens", "steps")]
-    return [str(entry["arm"]), decimal(entry.get("mean")), between, *counts]
+    difference = [MISSING if above is None else f"{above:+.3f}", _between(ends)]
+    return [str(entry["arm"]), decimal(entry.get("mean")), _between(interval), *difference, *counts]
+
+
+def _between(ends: tuple[float | None, float | None]) -> str:
+    return MISSING if None in ends else f"{decimal(ends[0])} to {decimal(ends[1])}"
 
 
 def costs(facts: Facts) -> Figure | None:

@@ -17,7 +17,7 @@ LAYERS = [
     ),
     (
         "pure functions",
-        "batch_state card_markup differences exact_search facts features figures inspection journal jsonl "
+        "batch_state card_markup differences exact_search facts features figures inspection intervals journal jsonl "
         "ledger licenses mosaic_config near_duplicates observations pacing projection prompts "
         "rating_prompt row_stream score_health secrecy strict_yaml tensor_files transition recipe run_directory "
         "verdict wording articles comparison_figures construction_prompts corruption coverage "
@@ -40,11 +40,11 @@ LAYERS = [
     ),
     (
         "plugs",
-        "cards cluster_page mixture mixture_repository monitors watching report run_facts public_benchmarks rewards sftmix model_folder artifacts hub",
+        "cards cluster_page mixture mixture_repository monitors watching report run_facts rewards sftmix model_folder artifacts public_benchmarks hub",
     ),
     (
         "the job",
-        "distiller held_out evaluation systems "
+        "distiller held_out evaluation systems data_arms downstream comparison "
         "vectors stages writers earlier_run preparation distilling results pipeline",
     ),
     (

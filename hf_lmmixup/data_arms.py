@@ -1,0 +1,145 @@
+"""Data arms: the same model fine-tuned on different data, all of it from one run, and rows that no arm sees.
+
+| arm | rows |
+|---|---|
+| `full raw` | every raw row |
+| `random subset` | as many raw rows as there are distilled ones, drawn anew for each seed |
+| `top-rated subset` | as many raw rows, best score first |
+| `distilled` | the distilled rows of the dataset |
+| `distilled + high` | the dataset: distilled rows and the raw rows that scored high at once |
+| `+ mosaic` | the dataset, joined into mosaics (Mosaic-IT, arXiv 2405.13326) |
+| `+ SFTMix` | the dataset, trained with SFTMix (arXiv 2410.05248) |
+
+Source of the comparison: arXiv 2510.20449.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from hf_lmmixup.loading import load_rows
+from hf_lmmixup.mosaic import build_mosaics
+from hf_lmmixup.mosaic_config import MosaicConfig
+from hf_lmmixup.records import HIGH_SCORE, LOADED, MERGED, RATED
+from hf_lmmixup.run_directory import ROWS, STAGES, read_parquet
+
+
+FULL, RANDOM, TOP, DISTILLED = "full raw", "random subset", "top-rated subset", "distilled"
+BOTH, MOSAIC, SFTMIX = "distilled + high", "+ mosaic", "+ SFTMix"
+ARMS = (FULL, RANDOM, TOP, DISTILLED, BOTH, MOSAIC, SFTMIX)
+
+HELD_OUT_SHARE = 0.2
+"""Share of the raw rows that scored high which no arm sees, where no other test rows are named."""
+
+MOST_HELD_OUT = 500
+MAX_PASSES = 20
+"""Mosaic passes that are written at most: after so many epochs they repeat."""
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """The rows of a run, without those that are held out.
+
+    Attributes:
+        raw: All raw rows, with `score`.
+        dataset: The finished dataset, with `origin`.
+        test: Held-out rows with `prompt` and `completion`.
+    """
+
+    raw: Dataset
+    dataset: Dataset
+    test: Dataset
+
+
+def rows_of_run(run: str | Path, test: str | Path | None = None, *, seed: int = 0) -> RunRows:
+    """Read the rows of a finished run and hold some out.
+
+    Args:
+        run: The run directory.
+        test: Rows to test on, in any form that `lmmixup run` reads; by default a fifth of the raw rows that scored
+            high. No arm sees a test row.
+        seed: Seed of that choice.
+
+    Returns:
+        The rows.
+
+    Raises:
+        FileNotFoundError: If the run is not finished.
+        ValueError: If no row is left to test on.
+    """
+    stage = Path(run) / STAGES / "3_rate" / ROWS
+    if not stage.is_file():
+        raise FileNotFoundError(f"{run} is no finished run: there is no {stage.relative_to(run)} in it.")
+    raw = read_parquet(stage, RATED)
+    shards = sorted((Path(run) / "dataset" / "data").glob("train-*.parquet"))
+    dataset = concatenate_datasets([read_parquet(shard, MERGED) for shard in shards])
+    if test is not None:
+        held_out = load_rows(test).dataset
+    else:
+        high = [row for row, score in enumerate(raw["score"][:]) if score is not None and score >= HIGH_SCORE]
+        count = min(MOST_HELD_OUT, round(HELD_OUT_SHARE * len(high)))
+        drawn = np.random.default_rng(seed).permutation(len(high))[:count]
+        held_out = raw.select(sorted(high[place] for place in drawn)).select_columns(list(LOADED))
+    if not len(held_out):
+        raise ValueError(f"{run} has too few high-scored rows to hold some out. Name test rows of your own.")
+    tested = set(held_out["id"][:])
+    return RunRows(_without(raw, tested), _without(dataset, tested), held_out)
+
+
+def arm_rows(rows: RunRows, arm: str, *, seed: int, passes: int = 1) -> Dataset:
+    """The training rows of one arm, with `prompt` and `completion`.
+
+    Args:
+        rows: The rows of the run.
+        arm: One of `ARMS`.
+        seed: Seed of what is drawn: the random subset, the mosaics.
+        passes: Mosaic passes, one after the other.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ValueError: If the arm is unknown or has no row.
+    """
+    distilled = [place for place, origin in enumerate(rows.dataset["origin"][:]) if origin == "distilled"]
+    size = min(len(distilled), len(rows.raw))
+    if arm == FULL:
+        chosen = rows.raw
+    elif arm == RANDOM:
+        chosen = rows.raw.select(sorted(np.random.default_rng(seed).permutation(len(rows.raw))[:size].tolist()))
+    elif arm == TOP:
+        chosen = rows.raw.select(_best(rows.raw["score"][:], rows.raw["id"][:])[:size])
+    elif arm == DISTILLED:
+        chosen = rows.dataset.select(distilled)
+    elif arm in (BOTH, SFTMIX):
+        chosen = rows.dataset
+    elif arm == MOSAIC:
+        return _mosaics(_pairs(rows.dataset), seed, passes)
+    else:
+        raise ValueError(f"Unknown arm {arm!r}. Expected some of {list(ARMS)}.")
+    if not len(chosen):
+        raise ValueError(f"The arm {arm!r} has no row: the run's dataset holds none of them.")
+    return _pairs(chosen)
+
+
+def _mosaics(rows: Dataset, seed: int, passes: int) -> Dataset:
+    config = MosaicConfig(seed=seed, max_tokens=None, max_items=4)
+    made = [build_mosaics(rows, None, config, epoch=epoch)[0] for epoch in range(min(passes, MAX_PASSES))]
+    return _pairs(concatenate_datasets(made))
+
+
+def _best(scores: Sequence[int | None], ids: Sequence[str]) -> list[int]:
+    """Places by score, best first; of equal ones by id, and rows without a score last."""
+    ranks = [-1 if score is None else score for score in scores]
+    return sorted(range(len(ids)), key=lambda row: (-ranks[row], ids[row]))
+
+
+def _pairs(rows: Dataset) -> Dataset:
+    return rows.select_columns(["prompt", "completion"])
+
+
+def _without(rows: Dataset, ids: set[str]) -> Dataset:
+    return rows.select([place for place, identifier in enumerate(rows["id"][:]) if identifier not in ids])
