@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hf_lmmixup.commands import compare, evaluate, job, push, ratings, stages, stores, trainings
+from hf_lmmixup.commands import compare, evaluate, job, lineage, push, ratings, stages, stores, trainings
 
 
 app = typer.Typer(
@@ -50,6 +50,8 @@ app.command()(stages.cluster)
 app.command()(stages.distill)
 app.command()(stages.select)
 app.command()(stages.merge)
+app.command()(lineage.explain)
+app.command()(lineage.withdraw)
 app.add_typer(stores.app, name="datastore")
 app.command()(evaluate.evaluate)
 app.add_typer(push.app, name="push")

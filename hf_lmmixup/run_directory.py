@@ -99,15 +99,8 @@ class RunDirectory:
         Args:
             target: The folder's final place, relative to the run directory.
         """
-        final = self.path / target
-        partial = final.parent / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        _sync_tree(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(partial, final)
-        _sync(final.parent)
+        with whole_folder(self.path / target) as partial:
+            yield partial
 
     def adopt(self, folder: Path, name: str) -> None:
         """Make a folder below the run directory, written bit by bit, the finished stage `name`."""
@@ -133,6 +126,19 @@ class RunDirectory:
         """Read what `save_outcome` wrote."""
         folder = self.stage(name)
         return Outcome(read_parquet(folder / ROWS, features), read_json(folder / DROPPED))
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A fresh folder that takes the place of `final` when the block ends without an error."""
+    partial = final.parent / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    _sync_tree(partial)
+    shutil.rmtree(final, ignore_errors=True)
+    os.rename(partial, final)
+    _sync(final.parent)
 
 
 def read_parquet(path: Path, features: Features) -> Dataset:

@@ -45,7 +45,7 @@ LAYERS = [
     (
         "the job",
         "distiller held_out evaluation systems data_arms downstream comparison "
-        "vectors stages writers earlier_run preparation distilling results pipeline",
+        "vectors stages writers earlier_run preparation distilling lineage results pipeline",
     ),
     (
         "the command",

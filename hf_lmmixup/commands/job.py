@@ -21,16 +21,25 @@ def run(
     output: Annotated[str | None, typer.Option("--output", "-o", help="The run directory.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that draws.")] = None,
+    update: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="A finished run of this recipe on some of the rows: only what is new is computed."
+        ),
+    ] = None,
 ) -> None:
     """Do the whole job: rate, cluster, train the distiller, distil, select, merge, report.
 
-    A run that was stopped goes on behind its last finished stage when the same command is given again.
+    A run that was stopped goes on behind its last finished stage when the same command is given again, and within the
+    distillation behind the last completion.
 
     For example:
 
         lmmixup run quickstart
 
         lmmixup run recipes/quickstart.yaml --input pile.jsonl --output runs/pile --limit 2000
+
+        lmmixup run extractive --input june.jsonl --output runs/june --update runs/may
     """
     from hf_lmmixup.pipeline import run as run_recipe
     from hf_lmmixup.recipe import find_recipe, load_recipe
@@ -40,8 +49,8 @@ def run(
     with errors():
         loaded = load_recipe(find_recipe(recipe), input=input, output=output, limit=limit, seed=seed)
         started = time.perf_counter()
-        with progress_bar() as update:
-            finished = run_recipe(loaded, progress=update)
+        with progress_bar() as told:
+            finished = run_recipe(loaded, progress=told, update=update)
     if not finished.worked:
         console.print(
             f"[green]Nothing to do:[/] {finished.directory} holds this run, finished. Delete it to start anew."
@@ -50,8 +59,10 @@ def run(
     console.print(_summary(finished.ledger))
     for note in finished.ledger["notes"]:
         console.print(f"[yellow]Note:[/] {note}")
+    report = finished.directory / "report.html"
+    look = f" Look at [bold]{report}[/];" if report.is_file() else ""
     console.print(
-        f"Done in {time.perf_counter() - started:.0f} s. Look at [bold]{finished.directory / 'report.html'}[/];\n"
+        f"Done in {time.perf_counter() - started:.0f} s.{look}\n"
         f'load the data with load_dataset("{finished.directory / "dataset"}").'
     )
 

@@ -50,6 +50,8 @@ def cluster(
 
         lmmixup cluster pile.jsonl --output clusters.parquet --duplicates 0.99
     """
+    import numpy as np
+
     from hf_lmmixup.cluster_page import render_inspection
     from hf_lmmixup.clustering import cluster as group
     from hf_lmmixup.deduplication import deduplicate
@@ -68,9 +70,9 @@ def cluster(
         if duplicates is not None:
             unique = deduplicate(rows, vectors, max_similarity=duplicates, graph=graph)
             kept = [place for place, name in enumerate(rows["id"][:]) if name not in unique.dropped]
-            rows, vectors, graph, dropped = unique.dataset, vectors[kept], graph.take(kept), dropped | unique.dropped
+            rows, vectors, graph, dropped = unique.dataset, vectors[kept], graph.take(np.array(kept)), dropped | unique.dropped
         told("clustering", 0, 0)
-        sizes = {"min_size": min_size, "max_size": max_size, "mean_size": mean_size, "std_size": std_size}
+        sizes: dict[str, Any] = {"min_size": min_size, "max_size": max_size, "mean_size": mean_size, "std_size": std_size}
         options: dict[str, Any] = {"min_similarity": min_similarity, "seed": seed, "singletons": singletons}
         places = dict(zip(rows["id"][:], range(len(rows)), strict=True))
         outcome = group(rows, vectors, graph=graph, **sizes, **options)

@@ -1,0 +1,233 @@
+"""Where a row came from and where it went, read from the stages of a run; and what goes when sources are withdrawn.
+
+    story(Path("runs/pile"), "5f1d0c8f1f0b7a52")
+    ->  [Step("load", "read from pile.jsonl"), Step("rate", "score 1"), Step("cluster", "cluster 7 with c02e..."),
+         Step("distil", "try 1: taken"), ..., Step("end", "merged into 9c1fa07be4d2c611")]
+
+A distilled row's story begins with its sources. A row that could not be read has its place (`pile.jsonl:17`) as id.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hf_lmmixup.cards import render_dataset_card
+from hf_lmmixup.ledger import DROPPED as IS_DROPPED
+from hf_lmmixup.ledger import KEPT
+from hf_lmmixup.run_directory import ATTEMPTS, DROPPED, ROWS, STAGES, read_json, whole_folder, write_json
+from hf_lmmixup.stages import readable
+
+
+EXCERPT = 200
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that happened to a row.
+
+    Attributes:
+        stage: Where.
+        text: What.
+    """
+
+    stage: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """What a withdrawal did.
+
+    Attributes:
+        withdrawn: The raw rows that are gone.
+        dropped: Rows of the dataset that went with them: id -> the withdrawn rows behind it.
+        orphans: Raw rows that were merged into a dropped row and are not withdrawn themselves.
+        left: Rows of the new dataset.
+    """
+
+    withdrawn: list[str]
+    dropped: dict[str, list[str]]
+    orphans: list[str]
+    left: int
+
+
+def story(run: Path, identifier: str) -> list[Step]:
+    """What happened to one row of a finished run.
+
+    Args:
+        run: The run directory.
+        identifier: Id of a raw or distilled row, or the place of a row that could not be read.
+
+    Returns:
+        The steps in their order.
+
+    Raises:
+        FileNotFoundError: If the directory holds no finished run.
+        ValueError: If the run knows no such row.
+    """
+    _check(run)
+    ends = _rows(run / "rows.parquet", "id", identifier)
+    steps = _source_steps(run, identifier) if ends else _distilled_steps(run, identifier)
+    if not steps and not ends:
+        raise ValueError(
+            f"{run} knows no row {identifier!r}. Its ids are in rows.parquet and dataset/."
+        )
+    for end in ends:
+        state, detail = end["state"], end["detail"]
+        text = {KEPT: "in the dataset as it is", IS_DROPPED: f"dropped: {detail}"}.get(state, f"merged into {detail}")
+        steps.append(Step("end", text))
+        if state not in (KEPT, IS_DROPPED):
+            steps += _distilled_steps(run, detail)
+    return steps
+
+
+def _source_steps(run: Path, identifier: str) -> list[Step]:
+    steps = [
+        Step("load", f"read from {row['source']}: {_excerpt(row['prompt'])}")
+        for row in _stage(run, "1_load", identifier)
+    ]
+    for stage in ("1_load", "2_decontaminate"):
+        steps += _reason(run, stage, identifier)
+    for row in _stage(run, "3_rate", identifier):
+        steps.append(Step("rate", row["rating_error"] if row["score"] is None else f"score {row['score']}"))
+    steps += _reason(run, "3_deduplicate", identifier)
+    stood_for = [other for other, reason in _dropped(run, "3_deduplicate").items() if f"({identifier})" in reason]
+    if stood_for:
+        steps.append(Step("deduplicate", f"stands for {', '.join(sorted(stood_for))}"))
+    steps += _reason(run, "4_cluster", identifier)
+    for row in _stage(run, "4_cluster", identifier):
+        if row["cluster_id"] is None:
+            steps.append(Step("cluster", "no related rows"))
+        else:
+            members = _rows(run / STAGES / "4_cluster" / ROWS, "cluster_id", row["cluster_id"])
+            others = [f"{one['id']} ({_excerpt(one['prompt'], 60)})" for one in members if one["id"] != identifier]
+            steps.append(Step("cluster", f"cluster {row['cluster_id']} with {'; '.join(others) or 'no other row'}"))
+    for attempt in _attempts(run, identifier):
+        verdict = attempt["reason"] or "taken"
+        steps.append(Step("distil", f"try {attempt['attempt']}: {verdict}: {_excerpt(attempt['completion'])}"))
+    return steps + _reason(run, "7_distil", identifier)
+
+
+def _distilled_steps(run: Path, identifier: str) -> list[Step]:
+    steps = []
+    for row in _stage(run, "7_distil", identifier):
+        scores = zip(row["sources"], row["source_scores"], strict=True)
+        behind = ", ".join(f"{source} (score {'unknown' if score is None else score})" for source, score in scores)
+        steps.append(Step("distil", f"by {row['distiller']} from {behind}: {_excerpt(row['completion'])}"))
+    for row in _stage(run, "7_check", identifier):
+        rates = {"made up": row["novelty"], "kept": row["coverage"]}
+        steps.append(Step("check", ", ".join(f"{name} {_share(rate)}" for name, rate in rates.items())))
+    steps += _reason(run, "7_check", identifier)
+    for row in _stage(run, "8_rate_again", identifier):
+        steps.append(Step("rate again", row["rating_error"] if row["score"] is None else f"score {row['score']}"))
+    if steps:
+        there = any(identifier in pq.read_table(path, columns=["id"])["id"].to_pylist() for path in _shards(run))
+        steps.append(Step("end", "in the dataset" if there else "not in the dataset"))
+    return steps
+
+
+def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Iterable[str] = ()) -> Withdrawn:
+    """Write a run's dataset anew without some raw rows and without everything that was distilled from them.
+
+    Args:
+        run: The run directory; it is not changed.
+        output: Folder of the new dataset.
+        ids: Ids of raw rows.
+        sources: Values of their column `source`; all rows of them go.
+
+    Returns:
+        What went.
+
+    Raises:
+        FileNotFoundError: If the directory holds no finished run.
+        ValueError: If the run knows none of the rows, or the folder exists.
+    """
+    _check(run)
+    if output.exists():
+        raise ValueError(f"{output} exists. Name another folder.")
+    loaded = pq.read_table(run / STAGES / "1_load" / ROWS, columns=["id", "source"])
+    named = pc.or_(
+        pc.is_in(loaded["id"], pa.array(list(ids), pa.string())),
+        pc.is_in(loaded["source"], pa.array(list(sources), pa.string())),
+    )
+    gone = set(loaded.filter(named)["id"].to_pylist())
+    if not gone:
+        raise ValueError(f"{run} has read none of these rows. Ids and sources stand in {STAGES}/1_load/{ROWS}.")
+    dropped: dict[str, list[str]] = {}
+    orphans: set[str] = set()
+    left = 0
+    with whole_folder(output) as partial:
+        (partial / "data").mkdir()
+        for shard in _shards(run):
+            table = pq.read_table(shard)
+            kept = []
+            for identifier, behind in zip(table["id"].to_pylist(), table["sources"].to_pylist(), strict=True):
+                lost = sorted(gone.intersection(behind))
+                kept.append(not lost)
+                if lost:
+                    dropped[identifier] = lost
+                    orphans.update(set(behind) - gone)
+            table = table.filter(pa.array(kept, pa.bool_()))
+            left += len(table)
+            pq.write_table(table, partial / "data" / shard.name)
+        done = Withdrawn(sorted(gone), dropped, sorted(orphans), left)
+        write_json(partial / "withdrawn.json", vars(done))
+        (partial / "README.md").write_text(_card(run, done), encoding="utf-8")
+    return done
+
+
+def _card(run: Path, done: Withdrawn) -> str:
+    facts = read_json(run / "facts.json")
+    note = f"{len(done.withdrawn)} raw rows were withdrawn, and with them {len(done.dropped)} rows of the dataset."
+    ledger = facts["ledger"] | {"notes": [*facts["ledger"]["notes"], note]}
+    return render_dataset_card(facts | {"ledger": ledger, "rows": facts["rows"] | {"out": done.left}})
+
+
+def _check(run: Path) -> None:
+    if not (run / "ledger.json").is_file():
+        raise FileNotFoundError(f"{run} holds no finished run.")
+
+
+def _shards(run: Path) -> list[Path]:
+    return sorted((run / "dataset" / "data").glob("*.parquet"))
+
+
+def _stage(run: Path, stage: str, identifier: str) -> list[dict[str, Any]]:
+    return _rows(run / STAGES / stage / ROWS, "id", identifier)
+
+
+def _rows(path: Path, column: str, value: Any) -> list[dict[str, Any]]:
+    return pq.read_table(path, filters=[(column, "==", value)]).to_pylist() if path.is_file() else []
+
+
+def _attempts(run: Path, identifier: str) -> list[dict[str, Any]]:
+    path = run / STAGES / "7_distil" / ATTEMPTS
+    if not path.is_file():
+        return []
+    table = pq.read_table(path)
+    return [row for row in table.to_pylist() if identifier in row["sources"]]
+
+
+def _dropped(run: Path, stage: str) -> dict[str, str]:
+    path = run / STAGES / stage / DROPPED
+    reasons: dict[str, str] = read_json(path) if path.is_file() else {}
+    return reasons
+
+
+def _reason(run: Path, stage: str, identifier: str) -> list[Step]:
+    reason = _dropped(run, stage).get(identifier)
+    return [Step(readable(stage), f"dropped: {reason}")] if reason else []
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0%}"
+
+
+def _excerpt(text: str | None, length: int = EXCERPT) -> str:
+    line = " ".join((text or "nothing").split())
+    return line if len(line) <= length else f"{line[:length]} …"

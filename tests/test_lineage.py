@@ -1,0 +1,94 @@
+"""The story of one row, and what goes when its sources are withdrawn."""
+
+import pyarrow.parquet as pq
+import pytest
+from borrowed_tools import tools
+from test_modes import ROWS, TRAINING_FREE, recipe
+from test_stage_commands import lmmixup
+
+from hf_lmmixup.lineage import story, withdraw
+from hf_lmmixup.pipeline import run
+from hf_lmmixup.records import row_id
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lineage")
+    rows = [*ROWS, {"prompt": "nothing"}, {**ROWS[0], "source": "forum"}]
+    rows[1] = {**rows[1], "source": "forum"}
+    run(recipe(folder, rows=rows, distiller=TRAINING_FREE), tools=tools())
+    return folder / "run"
+
+
+def identifier(place):
+    return row_id(ROWS[place]["prompt"], ROWS[place]["completion"])
+
+
+STORIES = [  # place in the input, last stage, words of the last step
+    (24, "end", "dropped: decontaminate: holds a text of gsm8k (100%"),
+    (27, "end", "dropped: rate: the judge abstains"),
+    (28, "end", "dropped: cluster: no related rows"),
+    (25, "end", ""),
+    (3, "end", "in the dataset"),
+]
+
+
+@pytest.mark.parametrize(("place", "stage", "words"), STORIES)
+def test_story_ends_where_the_ledger_says(finished, place, stage, words):
+    steps = story(finished, identifier(place))
+    assert steps[0].text.startswith("read from pile.jsonl: ")
+    assert steps[-1].stage == stage
+    assert words in steps[-1].text
+
+
+def test_story_of_a_merged_row_goes_on_with_what_it_became(finished):
+    steps = story(finished, identifier(3))
+    assert [step.stage for step in steps] == [
+        *("load", "rate", "cluster", "distil", "end", "distil", "check", "rate again", "end")
+    ]
+    texts = [step.text for step in steps]
+    assert texts[1] == "score 1"
+    assert texts[2].startswith("cluster ")
+    assert texts[3].startswith("try 1: taken: <think>")
+    assert texts[4].startswith("merged into ")
+    assert f"{identifier(3)} (score 1)" in texts[5]
+    assert texts[7] == "score 5"
+    distilled = texts[4].rpartition(" ")[2]
+    assert story(finished, distilled) == steps[5:]
+
+
+def test_story_of_duplicates_and_of_unreadable_rows(finished):
+    pair = [story(finished, identifier(place)) for place in (25, 26)]
+    texts = [" | ".join(step.text for step in steps) for steps in pair]
+    assert sum("stands for" in text for text in texts) == 1
+    assert sum("dropped: deduplicate: same text as another row" in text for text in texts) == 1
+    (first, last) = story(finished, "pile.jsonl:30")
+    assert (first.stage, first.text, last.text) == ("load", "dropped: no completion", "dropped: no completion")
+
+
+def test_withdrawn_rows_take_along_what_was_made_of_them(finished, tmp_path):
+    before = pq.read_table(finished / "dataset/data").to_pylist()
+    done = withdraw(finished, tmp_path / "new", ids=[identifier(3), identifier(25)], sources=["forum"])
+    after = pq.read_table(tmp_path / "new/data").to_pylist()
+    assert set(done.withdrawn) == {identifier(1), identifier(3), identifier(25)}
+    assert after == [row for row in before if not set(row["sources"]) & set(done.withdrawn)]
+    assert set(done.dropped) == {row["id"] for row in before} - {row["id"] for row in after}
+    assert done.left == len(after) < len(before)
+    assert not set(done.orphans) & set(done.withdrawn)
+    assert "3 raw rows were withdrawn" in (tmp_path / "new/README.md").read_text()
+
+
+def test_commands(finished, tmp_path):
+    assert "score 1" in lmmixup("explain", identifier(3), "--run", finished)
+    assert "knows no row 'nobody'" in lmmixup("explain", "nobody", "--run", finished, code=1)
+    assert "holds no finished run" in lmmixup("explain", "nobody", "--run", tmp_path, code=1)
+    (tmp_path / "ids.txt").write_text(identifier(3) + "\n")
+    told = lmmixup("withdraw", "--run", finished, "--ids-file", tmp_path / "ids.txt", "-o", tmp_path / "new")
+    assert "1 raw rows withdrawn" in told and "--update" in told
+    assert "exists. Name another" in lmmixup(
+        "withdraw", "--run", finished, "--id", identifier(3), "-o", tmp_path / "new", code=1
+    )
+    assert "read none of these rows" in lmmixup(
+        "withdraw", "--run", finished, "--source", "x", "-o", tmp_path / "b", code=1
+    )
+    assert "Say what to withdraw" in lmmixup("withdraw", "--run", finished, "-o", tmp_path / "b", code=1)
