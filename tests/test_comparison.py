@@ -33,7 +33,7 @@ def rows():
     made = {
         "id": ["d0", "d1", "d2", "04"],
         "prompt": ["x", "y", "z", "q4"],
-        "completion": ["one two three"] * 3 + ["a"],
+        "completion": ["one two three " * 9] * 3 + ["a"],
     }
     made["origin"] = ["distilled"] * 3 + ["original"]
     test = Dataset.from_dict({"prompt": ["t0", "t1"], "completion": ["1", "2"]})
@@ -89,7 +89,7 @@ def test_equal_steps_and_equal_tokens(plan, rows):
     assert {steps[f"{arm}-steps-0"] for arm in ("fullraw", "distilled", "distilled-high")} == {40 / BATCH}
     by_arm = {(entry["arm"], entry["budget"]): entry for entry in entries}
     tokens = [by_arm[arm, "tokens"]["tokens"] for arm in plan.arms]
-    assert max(tokens) / min(tokens) < 1.05  # whole steps are all that is left of the difference
+    assert max(tokens) / min(tokens) < 1.1  # whole steps are all that is left of the difference
     assert steps["distilled-tokens-0"] < steps["fullraw-tokens-0"]  # its rows are longer
     assert [entry["seeds"] for entry in entries] == [3] * 6
     best = by_arm["distilled", "tokens"]
