@@ -26,8 +26,8 @@ slow: .venv/eval  ## Run the tests that take minutes
 check: .venv/dev  ## Lint, format check and types only
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-cards: .venv/dev  ## Render the committed model cards again
-	@$(BIN)/python -m model_cards.render
+cards: .venv/dev  ## Render the committed model cards again; RUN=runs/quickstart takes the facts of a run
+	@$(BIN)/python -m model_cards.render $(RUN)
 
 clean:  ## Remove the virtual environment and everything that runs left
 	rm -rf .venv build dist runs models .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 """The cards of what this project publishes: the quickstart's distiller, dataset and datastore.
 
-    python model_cards/render.py                        # cards from facts.json
-    python model_cards/render.py runs/quickstart        # facts.json from a finished run, then the cards
+    make cards                          # cards from facts.json
+    make cards RUN=runs/quickstart      # facts.json from a finished run, then the cards
 
 `facts.json` is what the run left, without the texts of rows. A test renders the cards again and compares them whole.
 """
@@ -22,7 +22,7 @@ FACTS = FOLDER / "facts.json"
 OWNER = "OWNER"
 """Stands for the account that publishes."""
 
-WITHOUT = ("examples", "map", "histories")
+WITHOUT = ("examples", "map", "histories", "transitions", "costs", "arms")
 """Facts that no card shows."""
 
 
