@@ -7,8 +7,9 @@
     HF_LMMIXUP_QUALITY_JUDGE        default, head or neighbors
     HF_LMMIXUP_MIXUP_WEIGHTS        JSON, for all task types or by task type
 
-TRL names a reward by its dotted path and cannot pass it arguments, so there is no other way in. They are read at every
-call; encoder and datastore are loaded at the first one and kept. One recipe::
+TRL names a reward by its dotted path and cannot pass it arguments, so there is no other way in. They are checked when
+the rewards are imported, before TRL loads a model, and read at every call; encoder and datastore are loaded at the
+first one and kept. One recipe::
 
     env:
       HF_LMMIXUP_DATASTORE: bundled
@@ -18,8 +19,10 @@ call; encoder and datastore are loaded at the first one and kept. One recipe::
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.bundled import rated_texts
@@ -30,13 +33,41 @@ from hf_lmmixup.records import TaskType
 
 logger = logging.getLogger(__name__)
 
+VARIABLES = tuple(
+    f"HF_LMMIXUP_{name}"
+    for name in ("DATASTORE", "ENCODER", "ENCODER_PRECISION", "QUALITY_MODE", "QUALITY_JUDGE", "MIXUP_WEIGHTS")
+)
+
 BUNDLED = "bundled"
 QUALITY_MODES = ("nearest", "upstream")
 QUALITY_JUDGES = ("default", "head", "neighbors")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+"""What may be a repository on the Hub."""
+
 MIXUP_WEIGHTS = {"quality": 0.5, "alignment": 0.4, "format": 0.1}
 """Published weights, the same for every task type (arXiv 2510.20449, configuration)."""
+
+
+def check_settings(*, fetch: bool = True) -> None:
+    """Find mistakes of the variables before anything is trained.
+
+    Args:
+        fetch: Whether a datastore on the Hub is fetched; if not, only what lies on this machine is checked.
+
+    Raises:
+        ValueError: If a variable has an unknown value, or the datastore is not there.
+    """
+    quality_mode(), quality_judge(), _choice("HF_LMMIXUP_ENCODER_PRECISION", PRECISIONS)
+    _weights(os.environ.get("HF_LMMIXUP_MIXUP_WEIGHTS") or "{}")
+    where = os.environ.get("HF_LMMIXUP_DATASTORE")
+    if not where or where == BUNDLED or not (fetch or Path(where).is_dir() or not REPOSITORY.fullmatch(where)):
+        return
+    try:
+        _stored(where)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"HF_LMMIXUP_DATASTORE={where!r} cannot be used, nor is it 'bundled': {error}") from error
 
 
 def quality_mode() -> str:

@@ -22,7 +22,14 @@ from hf_lmmixup.observations import Observation, record
 from hf_lmmixup.prompts import answer_matches
 from hf_lmmixup.readings import Reading, column, completion_text, read_completions, source_texts
 from hf_lmmixup.records import HIGH_SCORE, TaskType
-from hf_lmmixup.reward_settings import loaded_datastore, loaded_encoder, mixup_weights, quality_judge, quality_mode
+from hf_lmmixup.reward_settings import (
+    check_settings,
+    loaded_datastore,
+    loaded_encoder,
+    mixup_weights,
+    quality_judge,
+    quality_mode,
+)
 
 
 ALIGNMENT_THRESHOLD = 0.8
@@ -35,6 +42,14 @@ COPY_COSINE = 0.98
 """From this cosine on an answer is one with a row of the datastore."""
 
 Rewards = list[float | None]
+
+# `trl grpo` imports the rewards before it loads a model: the time to name a mistake.
+check_settings(fetch=False)
+
+
+def __getattr__(name: str) -> Any:
+    offered = sorted(known for known in globals() if known.endswith("_reward"))
+    raise AttributeError(f"module {__name__!r} has no reward {name!r}. It offers {offered}.")
 
 
 def format_reward(

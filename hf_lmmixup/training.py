@@ -5,14 +5,16 @@ again by hand::
 
     trl sft --config runs/quickstart/training/cold_start.yaml
 
-A training that was killed goes on from its last checkpoint when the same call is made again.
+A training that was killed goes on from its last checkpoint when the same call is made again. Before a model is loaded,
+`preflight` looks for mistakes.
 """
 
-import json
+import importlib.util
 import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +24,8 @@ from typing import Any
 
 import yaml
 
+from hf_lmmixup.checkpoints import own_checkpoint, read_history, training_mark
+from hf_lmmixup.preflight import check
 from hf_lmmixup.recipe import read_yaml
 
 
@@ -85,16 +89,17 @@ def train(
 
     Raises:
         ImportError: If the `train` extra is missing.
-        ValueError: If the method is unknown.
+        ValueError: If the method is unknown, `preflight` finds a mistake, or a checkpoint is not this training's.
         RuntimeError: If the training fails; the message has the error from its log.
     """
     if method not in METHODS:
         raise ValueError(f"Unknown training method {method!r}. Expected one of {list(METHODS)}.")
-    config = read_yaml(recipe) | dict(overrides)
-    config |= {"output_dir": str(folder), "save_strategy": "steps", "save_total_limit": 1}
-    config = {key: value for key, value in config.items() if value is not None}
-    config.setdefault("save_steps", 50)
-    if (checkpoint := last_checkpoint(folder)) is not None:
+    config = training_config(method, recipe, overrides, folder, dict(environment or {}))
+    for warning in check(method, config, environment).warnings:
+        logger.warning("%s: %s", recipe.name, warning)
+    mark = training_mark(method, config, dict(environment or {}))
+    config["run_name"] = f"{config.get('run_name') or folder.name}-{mark}"
+    if (checkpoint := own_checkpoint(folder, mark)) is not None:
         config["resume_from_checkpoint"] = str(checkpoint)
         logger.info("%s goes on from %s.", folder.name, checkpoint.name)
     file = folder.with_suffix(".yaml")
@@ -110,6 +115,49 @@ def train(
     return Training(folder, read_history(folder), file)
 
 
+def training_config(
+    method: str, recipe: Path, overrides: Mapping[str, Any], folder: Path, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """The keys that `trl` gets: those of the recipe, those that the caller decides, and where checkpoints go.
+
+    Args:
+        method: `sft` or `grpo`.
+        recipe: TRL recipe.
+        overrides: Keys that replace those of the recipe; `None` removes one.
+        folder: Where checkpoints and the model go.
+        environment: Variables that replace those of the recipe's `env`.
+
+    Returns:
+        The keys.
+
+    Raises:
+        ValueError: If the recipe names a checkpoint to go on from.
+    """
+    config = read_yaml(recipe) | dict(overrides)
+    if config.get("resume_from_checkpoint"):
+        raise ValueError("resume_from_checkpoint is not for recipes: a training goes on from its own checkpoints.")
+    config |= {"output_dir": str(folder), "save_strategy": "steps", "save_total_limit": 1}
+    config = {key: value for key, value in config.items() if value is not None}
+    config.setdefault("save_steps", 50)
+    if config.get("env"):  # TRL sets these over the variables that it is called with
+        config["env"] = {name: environment.get(name, value) for name, value in config["env"].items()}
+    return config | (_vllm() if method == "grpo" and config.get("use_transformers_continuous_batching") else {})
+
+
+def _vllm() -> dict[str, bool]:
+    """Sample with vLLM instead of continuous batching where it is installed and a GPU is there.
+
+    With vLLM the policy computes in bfloat16; TRL 1.16 would cast its weights for good with continuous batching.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        return {}
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    return {"use_vllm": True, "use_transformers_continuous_batching": False, "bf16": True}
+
+
 def trl_command() -> list[str]:
     """How to call TRL's command line with this interpreter.
 
@@ -120,21 +168,6 @@ def trl_command() -> list[str]:
     if not script.is_file():
         raise ImportError('Training needs TRL: pip install "hf-lmmixup[train]".')
     return [sys.executable, str(script)]
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint below a training folder; the trainer writes its state file last."""
-    complete = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """What the trainer logged up to its last checkpoint; empty if there is none."""
-    checkpoint = last_checkpoint(folder)
-    if checkpoint is None:
-        return []
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return [entry for entry in state["log_history"] if "step" in entry]
 
 
 def copy_model(source: Path, target: Path) -> None:
@@ -152,7 +185,11 @@ def _run(
     with (
         log.open("ab") as file,
         subprocess.Popen(
-            command, env=os.environ | threads | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            env=os.environ | threads | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         ) as process,
     ):
         assert process.stdout is not None
@@ -164,7 +201,7 @@ def _run(
                 if on_step is not None and steps:
                     on_step(int(steps[-1][0]), int(steps[-1][1]))
         except BaseException:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # the launcher and what it launched
             raise
     return process.returncode
 

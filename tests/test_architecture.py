@@ -29,10 +29,11 @@ LAYERS = [
     ),
     (
         "borrowed models and stores",
-        "chat_model datastore_files encoder four_bit overlap generation publication training transport vllm_generation "
+        "chat_model datastore_files encoder four_bit overlap generation prompt_lengths publication transport "
+        "vllm_generation "
         "construction datastore digit_model dispatch endpoint hub_repository local_model paged_generation "
         "tiny_distiller chat_writer reward_settings served_generation "
-        "raters",
+        "checkpoints preflight training raters",
     ),
     (
         "stages",
@@ -45,7 +46,7 @@ LAYERS = [
     (
         "the job",
         "distiller held_out evaluation systems data_arms downstream comparison "
-        "vectors stages writers earlier_run preparation distilling lineage results pipeline",
+        "vectors stages writers earlier_run preparation planning distilling lineage results pipeline",
     ),
     (
         "the command",

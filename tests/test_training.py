@@ -1,4 +1,4 @@
-"""Trainings through TRL's command: configuration, progress, resume, failures, with a stand-in for `trl`."""
+"""Trainings through TRL's command: configuration, progress, failures, with a stand-in for `trl`."""
 
 import json
 import sys
@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from hf_lmmixup import training
-from hf_lmmixup.training import copy_model, last_checkpoint, read_history, train
+from hf_lmmixup.checkpoints import last_checkpoint, own_checkpoint, read_history, training_mark
+from hf_lmmixup.preflight import Checked
+from hf_lmmixup.training import copy_model, train, training_config
 
 
 STAND_IN = """
@@ -22,6 +24,7 @@ for step in (1, 2):
 print("Map: 100%|##| 180/180 [00:00<00:00, 9 examples/s]", flush=True)
 folder = pathlib.Path(config["output_dir"]) / "checkpoint-2"
 folder.mkdir(parents=True, exist_ok=True)
+(folder / "training_args.bin").write_bytes(b"PK " + config["run_name"].encode() + b" ...")
 log = [{"step": 2, "loss": 1.5, "threads": os.environ["OMP_NUM_THREADS"], "mine": os.environ["HF_LMMIXUP_DATASTORE"]}]
 (folder / "trainer_state.json").write_text(json.dumps({"log_history": log + [{"epoch": 1}]}))
 """
@@ -32,12 +35,13 @@ def recipe(tmp_path, monkeypatch):
     script = tmp_path / "trl.py"
     script.write_text(STAND_IN)
     monkeypatch.setattr(training, "trl_command", lambda: [sys.executable, str(script)])
+    monkeypatch.setattr(training, "check", lambda *given: Checked(1, 1, None, ["mind the gap"]))
     file = tmp_path / "sft.yaml"
     file.write_text("model_name_or_path: a\ndataset_config: sft\nsave_steps: 20\n")
     return file
 
 
-def test_configuration_progress_and_history(recipe, tmp_path):
+def test_configuration_progress_and_history(recipe, tmp_path, caplog):
     steps = []
     overrides = {"model_name_or_path": "b", "dataset_config": None}
     environment = {"HF_LMMIXUP_DATASTORE": "here"}
@@ -50,6 +54,8 @@ def test_configuration_progress_and_history(recipe, tmp_path):
         on_step=lambda *step: steps.append(step),
     )
     config = yaml.safe_load(done.config.read_text())
+    assert config.pop("run_name").partition("-")[0] == "out"
+    assert [record.message for record in caplog.records] == ["sft.yaml: mind the gap"]
     assert config == {
         "model_name_or_path": "b",
         "save_steps": 20,
@@ -74,15 +80,92 @@ def test_unknown_method_is_refused(recipe, tmp_path):
         train("ppo", recipe, {}, tmp_path / "out")
 
 
+def test_a_training_goes_on_from_its_own_checkpoint_only(recipe, tmp_path):
+    environment = {"HF_LMMIXUP_DATASTORE": "here"}
+    train("sft", recipe, {"report_to": "none"}, tmp_path / "out", environment=environment)
+    again = train("sft", recipe, {"report_to": "trackio"}, tmp_path / "out", environment=environment)
+    config = yaml.safe_load(again.config.read_text())
+    assert config["resume_from_checkpoint"].endswith("checkpoint-2") and config["report_to"] == "trackio"
+    for other in ({"learning_rate": 1.0}, {"model_name_or_path": "c"}):
+        with pytest.raises(ValueError, match="checkpoint-2 was not made by this training"):
+            train("sft", recipe, other, tmp_path / "out", environment=environment)
+    with pytest.raises(ValueError, match="was not made by this training"):
+        train("sft", recipe, {}, tmp_path / "out", environment={"HF_LMMIXUP_DATASTORE": "there"})
+
+
+def write_checkpoint(folder, step, mark="mark", state=None):
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "training_args.bin").write_bytes(b"PK" + mark.encode())
+    if state is not False:
+        (checkpoint / "trainer_state.json").write_text(state or json.dumps({"log_history": [{"step": step}]}))
+    return checkpoint
+
+
 def test_last_checkpoint_is_the_newest_complete_one(tmp_path):
-    for step, complete in ((9, True), (10, True), (20, False)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if complete:
-            (folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": step}]}))
+    for step in (9, 10):
+        write_checkpoint(tmp_path, step)
+    write_checkpoint(tmp_path, 20, state=False)  # killed before the state file
+    write_checkpoint(tmp_path, 30, state='{"log_hist')  # killed inside it
+    write_checkpoint(tmp_path, "best")  # not the trainer's
     assert last_checkpoint(tmp_path).name == "checkpoint-10"
+    assert own_checkpoint(tmp_path, "mark").name == "checkpoint-10"
     assert read_history(tmp_path) == [{"step": 10}]
-    assert read_history(tmp_path / "nothing") == []
+    assert read_history(tmp_path / "nothing") == [] and own_checkpoint(tmp_path / "nothing", "mark") is None
+
+
+@pytest.mark.parametrize("kind", ["other mark", "no arguments", "link", "link inside"])
+def test_a_planted_checkpoint_is_refused(tmp_path, kind):
+    write_checkpoint(tmp_path / "out", 2)
+    planted = write_checkpoint(tmp_path / "elsewhere", 9, mark="other" if kind == "other mark" else "mark")
+    if kind == "no arguments":
+        (planted / "training_args.bin").unlink()
+    if kind == "link inside":
+        (planted / "optimizer.pt").symlink_to(tmp_path / "somewhere.pt")
+    place = tmp_path / "out" / "checkpoint-9"
+    place.symlink_to(planted) if kind == "link" else planted.rename(place)
+    with pytest.raises(ValueError, match="checkpoint-9 was not made by this training.*Delete it"):
+        own_checkpoint(tmp_path / "out", "mark")
+
+
+def test_the_mark_tells_trainings_apart():
+    mark = training_mark("sft", {"learning_rate": 1, "output_dir": "a", "report_to": "none"}, {})
+    assert mark == training_mark("sft", {"learning_rate": 1, "output_dir": "b", "run_name": "x"}, {})
+    others = [
+        training_mark("grpo", {"learning_rate": 1}, {}),
+        training_mark("sft", {"learning_rate": 2}, {}),
+        training_mark("sft", {"learning_rate": 1}, {"HF_LMMIXUP_DATASTORE": "x"}),
+    ]
+    assert len({mark, *others}) == 4
+
+
+def test_the_caller_s_variables_win_over_those_of_the_recipe(tmp_path):
+    recipe = tmp_path / "grpo.yaml"
+    recipe.write_text("env: {HF_LMMIXUP_DATASTORE: bundled, OTHER: kept}\n")
+    config = training_config("grpo", recipe, {}, tmp_path / "out", {"HF_LMMIXUP_DATASTORE": "mine", "MORE": "x"})
+    assert config["env"] == {"HF_LMMIXUP_DATASTORE": "mine", "OTHER": "kept"}
+    recipe.write_text("resume_from_checkpoint: elsewhere/checkpoint-3\n")
+    with pytest.raises(ValueError, match="from its own checkpoints"):
+        training_config("grpo", recipe, {}, tmp_path / "out", {})
+
+
+@pytest.mark.parametrize(
+    ("vllm", "gpu", "chosen"),
+    [
+        (True, True, {"use_vllm": True, "use_transformers_continuous_batching": False, "bf16": True}),
+        (True, False, {"use_transformers_continuous_batching": True, "bf16": False}),
+        (False, True, {"use_transformers_continuous_batching": True, "bf16": False}),
+    ],
+)
+def test_vllm_samples_where_it_can(tmp_path, monkeypatch, vllm, gpu, chosen):
+    import torch
+
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: "spec" if vllm else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    recipe = tmp_path / "grpo.yaml"
+    recipe.write_text("use_transformers_continuous_batching: true\nbf16: false\n")
+    config = training_config("grpo", recipe, {}, tmp_path / "out", {})
+    assert {key: config[key] for key in chosen} == chosen
 
 
 def test_copy_model_takes_named_files_only(tmp_path):

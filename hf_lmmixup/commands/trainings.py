@@ -1,0 +1,92 @@
+"""`lmmixup check` and `lmmixup train`: a TRL recipe, looked over before its model is loaded, and run with resuming."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from hf_lmmixup.console import console, errors, progress_bar
+
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe of TRL's, such as one of ours.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Replace a key of the recipe; repeatable.")
+]
+
+
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Look for mistakes in a TRL recipe before its model is loaded.
+
+    Unknown keys, rewards that do not exist, a missing datastore, data that cannot be loaded, prompts longer than the
+    limit, tokens that would be stored in checkpoints.
+
+    For example:
+
+        lmmixup check recipes/quickstart/grpo.yaml
+
+        lmmixup check recipes/qwen2.5-1.5b/grpo.yaml --set model_name_or_path=models/mine
+    """
+    from hf_lmmixup.preflight import check as look_over
+
+    with errors():
+        method, config = _read(recipe, overrides)
+        found = look_over(method, config)
+    for warning in found.warnings:
+        console.print(f"[yellow]Note:[/] {escape(warning)}", highlight=False)
+    limit = "no limit" if found.limit is None else f"limit {found.limit:,}"
+    console.print(
+        f"{escape(str(recipe))} is in order: {found.rows:,} rows; the longest prompt has {found.longest:,} tokens "
+        f"({limit}).",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Check a TRL recipe, then run it by `trl`, from its own last checkpoint if there is one.
+
+    For example:
+
+        lmmixup train recipes/quickstart/sft.yaml
+
+        lmmixup train recipes/qwen2.5-1.5b/sft.yaml --set accelerate_config=recipes/accelerate/fsdp2.yaml
+    """
+    from hf_lmmixup.training import train as run
+
+    with errors(), progress_bar() as update:
+        method, config = _read(recipe, overrides)
+        folder = Path(config["output_dir"])
+        replaced = {key: config[key] for key in _pairs(overrides) if key != "output_dir"}
+        trained = run(
+            method,
+            recipe,
+            replaced,
+            folder,
+            on_step=lambda done, total: update(f"trl {method}", done, total),
+        )
+    console.print(f"Wrote {escape(str(trained.model))}; its log is {escape(str(folder.with_suffix('.log')))}.")
+
+
+def _read(recipe: Path, overrides: list[str] | None) -> tuple[str, dict[str, Any]]:
+    """The method and the keys of a recipe."""
+    from hf_lmmixup.recipe import read_yaml
+
+    config = read_yaml(recipe) | _pairs(overrides)
+    for key in ("model_name_or_path", "output_dir"):
+        if not config.get(key):
+            raise ValueError(f"{recipe} has no {key!r}. Is it a recipe of TRL's? `lmmixup run` reads those of runs.")
+    return ("grpo" if "reward_funcs" in config or "num_generations" in config else "sft"), config
+
+
+def _pairs(overrides: list[str] | None) -> dict[str, Any]:
+    import yaml
+
+    pairs = {}
+    for text in overrides or []:
+        if not re.match(r"\w+=", text):
+            raise ValueError(f"--set {text!r} is not KEY=VALUE.")
+        key, _, value = text.partition("=")
+        pairs[key] = yaml.safe_load(value)
+    return pairs

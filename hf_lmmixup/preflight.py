@@ -1,0 +1,204 @@
+"""What can be known of a training before its model is loaded: its keys, rewards, datastore, data and prompts.
+
+    check("grpo", {"reward_funcs": ["hf_lmmixup.rewards.qualty_reward"], ...})
+    ValueError: reward_funcs names 'hf_lmmixup.rewards.qualty_reward', but hf_lmmixup.rewards has no 'qualty_reward'.
+    Did you mean 'quality_reward'? ...
+
+`lmmixup check`, `lmmixup train` and `lmmixup run` ask here. Plain `trl` finds an unknown reward, a wrong setting of
+the rewards and a missing datastore folder by itself, since it imports the rewards before it loads a model; it has no
+limit for prompts.
+"""
+
+import difflib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_lmmixup.prompt_lengths import measure_prompts
+from hf_lmmixup.reward_settings import VARIABLES, check_settings
+
+
+logger = logging.getLogger(__name__)
+
+MAX_PROMPT = "HF_LMMIXUP_MAX_PROMPT_TOKENS"
+"""Variable with the longest allowed prompt of a GRPO recipe: TRL has no key for it."""
+
+TRL_REWARDS = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward", "get_soft_overlong_punishment")
+
+LAUNCH_KEYS = "accelerate_config num_processes num_machines machine_rank main_process_ip main_process_port env".split()
+"""Keys that `trl` passes on to the launcher."""
+
+TOKEN_KEYS = ("hub_token", "push_to_hub_token")
+
+NEEDS_DATASTORE = ("quality_reward", "mixup_reward")
+
+DEFAULT_MAX_LENGTH = 1024
+"""TRL's own `max_length` of SFT."""
+
+AT_LEAST_MEASURED, MOST_MEASURED = 100, 20_000
+"""Prompts whose tokens are counted, longest texts first."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found.
+
+    Attributes:
+        rows: Rows to train on.
+        longest: Tokens of the longest prompt.
+        limit: The most tokens that a prompt may have; `None` if nothing limits it.
+        warnings: What is allowed but hardly meant.
+    """
+
+    rows: int
+    longest: int
+    limit: int | None
+    warnings: list[str] = field(default_factory=list)
+
+
+def check(method: str, config: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Checked:
+    """Find the mistakes of a training that would show only after its model is loaded, or never.
+
+    Args:
+        method: `sft` or `grpo`.
+        config: The keys of its TRL recipe.
+        environment: Variables on top of this process's own and of the recipe's `env`.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ImportError: If the `train` extra is missing.
+        ValueError: If the training cannot go well; the message says why and what to do.
+    """
+    for key in TOKEN_KEYS:
+        if config.get(key):
+            raise ValueError(f"{key} would be stored in every checkpoint. Remove it and set HF_TOKEN instead.")
+    check_keys(method, config)
+    variables = {str(key): str(value) for key, value in (config.get("env") or {}).items()} | dict(environment or {})
+    warnings = []
+    if method == "grpo":
+        check_rewards(config.get("reward_funcs") or [])
+        with _variables(variables):
+            _check_variables()
+            warnings += _abstaining(config.get("reward_funcs") or [])
+            limits = {MAX_PROMPT: int(os.environ[MAX_PROMPT])} if os.environ.get(MAX_PROMPT) else {}
+        room = int(config.get("vllm_max_model_length") or 0) - int(config.get("max_completion_length") or 0)
+        if room > 0:
+            limits["vllm_max_model_length - max_completion_length"] = room
+    else:
+        limits = {"max_length": int(config.get("max_length", DEFAULT_MAX_LENGTH) or 0)}
+    limits = {name: limit for name, limit in limits.items() if limit}
+    return _check_prompts(method, config, limits, warnings)
+
+
+def check_keys(method: str, config: Mapping[str, Any]) -> None:
+    """Refuse keys that TRL does not know, as its own parser would.
+
+    Raises:
+        ImportError: If TRL is not installed.
+        ValueError: If a key is unknown.
+    """
+    try:
+        script = importlib.import_module(f"trl.scripts.{method}")
+        parser = script.make_parser()
+    except ImportError as error:
+        raise ImportError('Training needs TRL: pip install "hf-lmmixup[train]".') from error
+    known = [action.dest for action in parser._actions] + list(LAUNCH_KEYS)
+    for key in config:
+        if key not in known:
+            raise ValueError(f"Unknown key {key!r} for `trl {method}`.{_suggestion(key, known)}")
+
+
+def check_rewards(paths: Sequence[str]) -> None:
+    """Import every reward.
+
+    Raises:
+        ValueError: If a reward does not exist or cannot be called.
+    """
+    if not paths:
+        raise ValueError("reward_funcs is empty: name at least one, such as hf_lmmixup.rewards.format_reward.")
+    for path in paths:
+        module_name, dot, name = str(path).rpartition(".")
+        if not dot:
+            if name not in TRL_REWARDS:
+                raise ValueError(f"reward_funcs names {name!r}. Expected a dotted path or one of {list(TRL_REWARDS)}.")
+            continue
+        try:
+            with _current_directory_importable():
+                module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise ValueError(f"reward_funcs names {path!r}, but {module_name} cannot be imported: {error}") from error
+        if not callable(getattr(module, name, None)):
+            there = [other for other in vars(module) if other.endswith(("_reward", "_monitor"))]
+            raise ValueError(
+                f"reward_funcs names {path!r}, but {module_name} has no {name!r}.{_suggestion(name, there)} "
+                f"It offers {there}."
+            )
+
+
+def _check_variables() -> None:
+    for name in os.environ:
+        if name.startswith("HF_LMMIXUP_") and name not in (*VARIABLES, MAX_PROMPT):
+            raise ValueError(f"Unknown variable {name}.{_suggestion(name, [*VARIABLES, MAX_PROMPT])}")
+    value = os.environ.get(MAX_PROMPT, "")
+    if value and not value.isdecimal():
+        raise ValueError(f"{MAX_PROMPT}={value!r} is not a number of tokens.")
+    check_settings()
+
+
+def _abstaining(paths: Sequence[str]) -> list[str]:
+    names = [path for path in paths if path.rpartition(".")[2] in NEEDS_DATASTORE]
+    if names and not os.environ.get("HF_LMMIXUP_DATASTORE"):
+        return [f"HF_LMMIXUP_DATASTORE is not set, so {names[0]} cannot judge quality. Set it in `env:`."]
+    return []
+
+
+def _check_prompts(method: str, config: Mapping[str, Any], limits: Mapping[str, int], warnings: list[str]) -> Checked:
+    measured = measure_prompts(config, at_least=AT_LEAST_MEASURED, at_most=MOST_MEASURED)
+    if method == "grpo" and measured.room is not None:
+        left = measured.room - int(config.get("max_completion_length") or 0)
+        limits = {**limits, "the model's positions - max_completion_length": left}
+    name, limit = min(limits.items(), key=lambda item: item[1], default=("", None))
+    if limit is not None and measured.longest > limit:
+        advice = "Make clusters smaller" if method == "grpo" else "Raise max_length"
+        raise ValueError(
+            f"The prompt of row {measured.row} of {config.get('dataset_name')} has {measured.longest:,} tokens; the "
+            f"limit is {limit:,} ({name}), which {measured.over(limit):,} of {measured.rows:,} rows pass. {advice} "
+            "or drop such rows."
+        )
+    return Checked(measured.rows, measured.longest, limit, [*warnings, *measured.warnings(method)])
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the time of a check."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    """TRL finds modules in the current directory, so the check does."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path.remove(os.getcwd())
