@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hf_lmmixup.commands import compare, evaluate, job, lineage, push, ratings, stages, stores, trainings
+from hf_lmmixup.commands import compare, evaluate, job, lineage, plan, push, ratings, stages, stores, trainings
 
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ def options(
 
 
 app.command()(job.run)
+app.command()(plan.plan)
 app.command()(job.tiny)
 app.command()(trainings.check)
 app.command()(trainings.train)

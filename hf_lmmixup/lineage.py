@@ -74,9 +74,7 @@ def story(run: Path, identifier: str) -> list[Step]:
     ends = _rows(run / "rows.parquet", "id", identifier)
     steps = _source_steps(run, identifier) if ends else _distilled_steps(run, identifier)
     if not steps and not ends:
-        raise ValueError(
-            f"{run} knows no row {identifier!r}. Its ids are in rows.parquet and dataset/."
-        )
+        raise ValueError(f"{run} knows no row {identifier!r}. Its ids are in rows.parquet and dataset/.")
     for end in ends:
         state, detail = end["state"], end["detail"]
         text = {KEPT: "in the dataset as it is", IS_DROPPED: f"dropped: {detail}"}.get(state, f"merged into {detail}")

@@ -72,7 +72,7 @@ def load_rows(source: str | Path, *, limit: int | None = None, split: str = "tra
         FileNotFoundError: If `source` is a path with a file suffix and no such file exists.
         ValueError: If the file is empty, has none of the four forms, or no row of it can be used.
     """
-    outcome = normalize_rows(_raw_rows(source, split), name=Path(str(source)).name, limit=limit)
+    outcome = normalize_rows(raw_rows(source, split), name=Path(str(source)).name, limit=limit)
     if not len(outcome.dataset):
         reasons = sorted(set(outcome.dropped.values()))
         raise ValueError(
@@ -214,7 +214,8 @@ def _source(row: dict[str, Any], name: str) -> str:
     return source if isinstance(source, str) and 0 < len(source) <= 200 and source.isprintable() else name
 
 
-def _raw_rows(source: str | Path, split: str) -> Iterator[RawRow]:
+def raw_rows(source: str | Path, split: str = "train") -> Iterator[RawRow]:
+    """The raw rows of a source one by one, as they are, each with its place; arguments as for `load_rows`."""
     path = Path(source)
     if path.suffix in (".jsonl", ".json", ".ndjson"):
         return read_json(path)

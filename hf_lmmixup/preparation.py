@@ -97,15 +97,19 @@ class Preparation:
         texts, scores, kinds, *_ = zip(*bundled.rated_texts("train"), strict=True)
         return build(texts, scores, kinds, self.encoder)
 
+    @property
+    def source(self) -> str:
+        """Where the raw rows are."""
+        if self.recipe.input == "bundled":
+            return str(resources.files("hf_lmmixup").joinpath("data/pool.jsonl"))
+        return self.recipe.input
+
     @cached_property
     def loaded(self) -> Outcome:
         """The usable raw rows, by id."""
 
         def load() -> Outcome:
-            source = self.recipe.input
-            if source == "bundled":
-                source = str(resources.files("hf_lmmixup").joinpath("data/pool.jsonl"))
-            outcome = load_rows(source, limit=self.recipe.limit)
+            outcome = load_rows(self.source, limit=self.recipe.limit)
             order = np.argsort(np.array(outcome.dataset["id"][:]), kind="stable")
             return Outcome(outcome.dataset.select(order), outcome.dropped)
 
@@ -187,6 +191,12 @@ class Preparation:
         if self.tools.judge is not None:
             return self.tools.judge(rows)
         return rating.rate_with_datastore(rows, self.datastore, self.known_texts)
+
+    def judge_alone(self, rows: Dataset) -> Outcome:
+        """Rate rows without loading the others, for a plan."""
+        if self.tools.judge is not None:
+            return self.tools.judge(rows)
+        return rating.rate_with_datastore(rows, self.datastore, self.encoder)
 
     @cached_property
     def unique(self) -> Outcome:

@@ -19,7 +19,7 @@ from hf_lmmixup.records import Outcome
 from hf_lmmixup.report import render_report
 from hf_lmmixup.run_directory import RunDirectory, write_json
 from hf_lmmixup.selection import merge, min_max, select
-from hf_lmmixup.stages import costs_of
+from hf_lmmixup.stages import costs_of, read_plan
 
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,8 @@ def write_results(directory: RunDirectory, recipe: Recipe, results: Results) -> 
         UnbalancedLedger: If a row is in no state, or in two.
     """
     summary = results.ledger.summary()
-    facts = collect_facts(recipe, results, summary) | {"costs": list(costs_of(directory.path).values())}
+    costs = list(costs_of(directory.path).values())
+    facts = collect_facts(recipe, results, summary) | {"costs": costs, "plan": read_plan(directory.path)}
     pq.write_table(pa.table(results.ledger.table()), directory.path / "rows.parquet")
     write_json(directory.path / "facts.json", facts)
     recipe_text = yaml.safe_dump(recipe.settings(), sort_keys=False, allow_unicode=True)

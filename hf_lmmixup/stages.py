@@ -23,7 +23,7 @@ from hf_lmmixup.run_directory import RunDirectory, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-COSTS = "costs.json"
+COSTS, PLAN = "costs.json", "plan.json"
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's title, the units done and the units in all (0: unknown)."""
@@ -73,6 +73,13 @@ def costs_of(run: Path) -> dict[str, dict[str, Any]]:
     path = run / COSTS
     entries: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
     return dict(sorted(entries.items()))
+
+
+def read_plan(run: Path) -> list[dict[str, Any]]:
+    """What `lmmixup plan` expected the stages of a run to take; empty where nobody asked."""
+    path = run / PLAN
+    plan: list[dict[str, Any]] = read_json(path) if path.is_file() else []
+    return plan
 
 
 def disk_use(folder: Path) -> int:

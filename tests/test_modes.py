@@ -44,7 +44,7 @@ def write_rows(path: Path, rows) -> str:
     return str(path)
 
 
-def recipe(folder: Path, name="run", rows=ROWS, **changes) -> Recipe:
+def recipe(folder: Path, name="run", /, rows=ROWS, **changes) -> Recipe:
     (folder / f"in-{name}").mkdir(exist_ok=True)
     options = {
         "name": "modes",

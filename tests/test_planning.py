@@ -1,0 +1,78 @@
+"""A plan's ranges hold what the run then takes, and both stand side by side."""
+
+import json
+
+import pytest
+from borrowed_tools import raw_rows, tools
+from test_modes import TRAINING_FREE, recipe, write_rows
+from test_stage_commands import lmmixup
+
+from hf_lmmixup.pipeline import run
+from hf_lmmixup.planning import SPREAD, count_rows, plan
+from hf_lmmixup.recipe import DistillerRecipe
+
+
+EXCELLENT = {"prompt": "What is an excellent thing, number", "completion": "This one."}
+
+
+def rows(count):
+    """A third of them good."""
+    good = [{**EXCELLENT, "completion": f"This one, {number}."} for number in range(count // 3)]
+    return [*raw_rows(range(count - len(good))), *good]
+
+
+@pytest.mark.parametrize("distiller", [TRAINING_FREE, DistillerRecipe(mode="extractive")], ids=lambda one: one.mode)
+def test_ranges_hold_what_the_run_takes(tmp_path, distiller):
+    job = recipe(tmp_path, rows=rows(300), distiller=distiller)
+    planned = {estimate.stage: estimate for estimate in plan(job, sample=60, tools=tools())}
+    run(job, tools=tools())
+    costs = {entry["stage"]: entry for entry in json.loads((tmp_path / "run/facts.json").read_text())["costs"]}
+    for stage in ("load", "embed", "rate", "cluster", "rate again"):
+        low, high = planned[stage].rows
+        assert low <= costs[stage]["rows"] <= high, stage
+    if distiller is TRAINING_FREE:
+        low, high = planned["distil"].tokens
+        assert low <= costs["distil"]["tokens"] <= high
+        assert planned["distil"].money[0] <= costs["distil"]["money"] <= planned["distil"].money[1]
+    low, high = planned["embed"].disk
+    assert low <= costs["embed"]["disk"] <= 1.2 * high
+
+
+def test_training_steps_are_read_from_its_recipe(tmp_path):
+    (tmp_path / "sft.yaml").write_text("max_steps: 10\n")
+    (tmp_path / "grpo.yaml").write_text("learning_rate: 1e-5\n")
+    trained = DistillerRecipe(cold_start="sft.yaml", grpo="grpo.yaml")
+    job = recipe(tmp_path, rows=rows(30), distiller=trained, folder=tmp_path)
+    planned = {estimate.stage: estimate for estimate in plan(job, tools=tools())}
+    assert planned["cold start"].seconds == (2.0, 30.0)
+    assert planned["GRPO"].seconds is None
+
+
+def test_known_rate_makes_the_time(tmp_path):
+    job = recipe(tmp_path, rows=rows(30), distiller=TRAINING_FREE)
+    slow, fast = (plan(job, tools=tools(), tokens_per_second=rate)[-2].seconds for rate in (10.0, 100.0))
+    assert slow == pytest.approx([10 * value for value in fast])
+    assert slow[1] / slow[0] > SPREAD[1] / SPREAD[0]
+
+
+def test_rows_are_counted_without_reading_them(tmp_path):
+    file = write_rows(tmp_path / "pile.jsonl", rows(30))
+    assert count_rows(file) == 30
+    assert count_rows("ada/pile") is None
+    (estimate, *_) = plan(recipe(tmp_path, rows=rows(30), limit=20), tools=tools())
+    assert estimate.rows == (20.0, 20.0)
+
+
+def test_command_keeps_the_plan_and_shows_it_beside_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_lmmixup.preparation.Tools", tools)
+    monkeypatch.setattr("hf_lmmixup.planning.Tools", tools)
+    job = recipe(tmp_path, rows=rows(30))
+    told = lmmixup("plan", "extractive", "-i", job.input, "-o", job.output)
+    assert "rate again" in told and "Kept in" in told
+    run(job, tools=tools())
+    told = lmmixup("plan", "--run", job.output)
+    assert "took" in told and "check took" in told
+    facts = json.loads((tmp_path / "run/facts.json").read_text())
+    assert [entry["stage"] for entry in facts["plan"]][0] == "load"
+    assert "one of the two" in lmmixup("plan", code=1)
+    assert "neither a plan nor" in lmmixup("plan", "--run", tmp_path, code=1)
