@@ -1,17 +1,11 @@
 """Distillers on a Hub on loopback: whole models, adapters and merged ones, loaded by the libraries that others use."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from hub_client import Raised, client_of
-from loopback_hub import WRITE_TOKEN, serve
+from loopback_hub import serve
 
 
 EVALUATION = {
@@ -165,27 +159,3 @@ def test_a_folder_of_links_to_weights_is_no_model(client, run, tmp_path):
         (tmp_path / name).symlink_to(run / "distiller" / name)
     with pytest.raises(Raised, match="holds no weights"):
         client.call("prepare", "distiller", tmp_path, "tester/links")
-
-
-def test_trl_trains_on_a_pushed_dataset(hub, client, run, base, tmp_path):
-    (run / "dataset" / "data").mkdir(parents=True)
-    pairs = {"id": ["a", "b"], "prompt": ["Why?", "How?"], "completion": ["Because.", "So."]}
-    pq.write_table(pa.table(pairs), run / "dataset" / "data" / "train-00000-of-00001.parquet")
-    client.call("push", "dataset", run, "tester/pairs")
-    options = {
-        "model_name_or_path": base,
-        "dataset_name": "tester/pairs",
-        "output_dir": str(tmp_path / "trained"),
-        "max_steps": "1",
-        "per_device_train_batch_size": "1",
-        "report_to": "none",
-        "use_cpu": "true",
-        "bf16": "false",
-    }
-    trl = str(Path(sys.executable).with_name("trl"))
-    command = [trl, "sft", *(part for key in options for part in (f"--{key}", options[key]))]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": WRITE_TOKEN, "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "trained" / "model.safetensors").is_file()
