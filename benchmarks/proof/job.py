@@ -1,0 +1,183 @@
+"""The whole proof as jobs that leave files, so that two processes share them and a killed run goes on.
+
+    once: the distiller  ->  each seed: pool, distillation, pretrained student  ->  each seed and arm: one student
+
+A finished job is a JSON file in the output folder; it is not done again.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from benchmarks.proof import arms, distiller, refining, student, teaching
+from benchmarks.proof.models import train_tokenizer
+from benchmarks.proof.noise import weak_rows
+from benchmarks.proof.tiers import Tier
+from benchmarks.proof.world import Split, split
+from hf_lmmixup.datastore import ScoredDatastore
+from hf_lmmixup.encoder import CachedEncoder, load_encoder
+from hf_lmmixup.prompts import distillation_messages, format_completion
+
+
+WORLD_SEED = 0
+SHORT_ROW = 30
+"""Tokens of a row, about: how many rows a student's pretraining needs without repeating any."""
+
+Log = Callable[[str], None]
+
+
+def world(tier: Tier) -> Split:
+    """The characters of all seeds; checked to be disjoint from those of teaching."""
+    return split(tier.seeds, tier.characters, WORLD_SEED)
+
+
+def write(path: Path, value: Any) -> Any:
+    """Write JSON so that the file is there only when it is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(partial, path)
+    return value
+
+
+def teach_distiller(tier: Tier, folder: Path, log: Log) -> dict[str, Any]:
+    """Tokenizer, datastore and the models of the distiller before and after each training."""
+    done = folder / "distiller.json"
+    if done.is_file():
+        return json.loads(done.read_text(encoding="utf-8"))
+    characters = world(tier).teaching
+    texts = distiller.documents(characters, tier.documents, seed=1)
+    clusters = teaching.teaching_clusters(characters, tier.clusters, seed=2)
+    shown = clusters[:500]
+    prompts = [distillation_messages(cluster["sources"])[-1]["content"] for cluster in shown]
+    completions = [format_completion(teaching.REASONING, cluster["target"]) for cluster in shown]
+    tokenizer = train_tokenizer([*texts, *prompts, *completions], folder / "tokenizer")
+    rated = weak_rows(characters[: tier.rated], seed=3)
+    encoder = CachedEncoder(load_encoder())
+    datastore = refining.build_datastore(rated, encoder, folder / "datastore")
+    seconds = {}
+    start = time.perf_counter()
+
+    def lap(title: str) -> None:
+        nonlocal start
+        seconds[title], start = round(time.perf_counter() - start, 1), time.perf_counter()
+        log(f"distiller: {title} ({seconds[title]:.0f} s)")
+
+    models = {"untrained": folder / "untrained"}
+    distiller.untrained(models["untrained"], tokenizer, width=tier.width, layers=tier.layers, seed=0)
+    models["read"] = distiller.read(
+        models["untrained"], folder / "read", tokenizer, texts, steps=tier.reading_steps, seed=0
+    )
+    lap("reading")
+    models["sft"] = distiller.cold_start(models["read"], folder / "sft", clusters, steps=tier.sft_steps, seed=0)
+    lap("trl sft")
+    if tier.grpo_steps:
+        models["grpo"] = distiller.reinforce(
+            models["sft"], folder / "grpo", clusters[-2000:], datastore, steps=tier.grpo_steps, seed=0
+        )
+        lap("trl grpo")
+    report = ScoredDatastore.load(datastore).report
+    return write(done, {"models": {k: v.name for k, v in models.items()}, "seconds": seconds, "rater": report})
+
+
+def prepare(tier: Tier, folder: Path, seed: int) -> str:
+    """The world of one seed: pool, clusters, distilled rows, the rows of each arm, a pretrained student."""
+    place = folder / f"seed_{seed}"
+    if (place / "facts.json").is_file():
+        return f"seed {seed}: there already"
+    one_thread()
+    place.mkdir(exist_ok=True)
+    tokenizer = load_tokenizer(folder)
+    everything = world(tier)
+    truth, models = everything.downstream[seed], teach_distiller(tier, folder, print)["models"]
+    encoder, datastore = CachedEncoder(load_encoder()), ScoredDatastore.load(folder / "datastore")
+    raw = weak_rows(truth, seed=100 + seed)
+    pool = refining.rate_and_cluster(raw, encoder, datastore, seed)
+    facts: dict[str, Any] = {"pool": pool.facts}
+    selected = {}
+    last = list(models)[-1]
+    dealt = refining.shuffled(pool.clustered, seed)
+    jobs = [(arms.DISTILLED, pool.clustered, last), (arms.SHUFFLED, dealt, last)]
+    jobs += [(arms.UNTRAINED, pool.clustered, "untrained")]
+    jobs += [("sft alone", pool.clustered, "sft")] if last != "sft" else []
+    for name, clustered, model in jobs:
+        start = time.perf_counter()
+        refined = refining.refine(clustered, folder / models[model], encoder, datastore, truth, seed)
+        facts[name] = refined.facts | {"seconds": round(time.perf_counter() - start, 1)}
+        selected[name] = refined.selected
+    selected.pop("sft alone", None)
+    rows = arms.arm_rows(pool, selected, raw, truth, seed)
+    for arm, data in rows.items():
+        texts = data.select_columns(["prompt", "completion"]) if len(data) else data
+        write(place / f"rows_{arm}.json", texts.to_list())
+    shown = teaching.mixed_rows(everything.teaching, tier.pretraining_tokens // SHORT_ROW, seed=200 + seed)
+    student.pretrain(place / "student", tokenizer, shown, tier, seed)
+    write(place / "facts.json", facts)
+    return f"seed {seed}: {facts}"
+
+
+def run_arm(tier: Tier, folder: Path, seed: int, arm: str) -> str:
+    """One student."""
+    place = folder / f"seed_{seed}"
+    done = place / f"arm_{arm}.json"
+    if done.is_file():
+        return f"seed {seed}, {arm}: there already"
+    one_thread()
+    start, tokenizer = time.perf_counter(), load_tokenizer(folder)
+    source = {arms.MOSAIC: arms.HIGH, arms.SFTMIX: arms.HIGH, arms.LONG_RAW: arms.RAW}.get(arm, arm)
+    rows = Dataset.from_list(json.loads((place / f"rows_{source}.json").read_text(encoding="utf-8")))
+    truth = world(tier).downstream[seed]
+    tokens = tier.student_tokens * (tier.long_raw if arm == arms.LONG_RAW else 1)
+    curve = arms.teach(arm, rows, place / "student", tokenizer, truth, tier, seed, tokens)
+    result = {
+        "right": np.asarray(curve.right).mean(axis=(1, 2)).round(6).tolist(),
+        "recall": float(np.mean(curve.recall)),
+        "tokens": curve.tokens,
+        "accuracy": curve.accuracy,
+        "steps": curve.steps,
+        "rows": len(rows),
+        "row_tokens": sum(len(row["ids"]) for row in student.encoded(rows, tokenizer)),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    write(done, result)
+    return f"seed {seed}, {arm}: {curve.accuracy[-1]:.3f} after {curve.tokens[-1]} tokens ({result['seconds']} s)"
+
+
+def run_all(tier: Tier, folder: Path, workers: int, log: Log) -> dict[str, list[dict[str, Any]]]:
+    """Every job; the results of each arm, one a seed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    teach_distiller(tier, folder, log)
+    names: Sequence[str] = [*arms.ARMS, arms.LONG_RAW] if tier.long_raw else arms.ARMS
+    jobs = [(seed, arm) for seed in range(tier.seeds) for arm in sorted(names, key=lambda arm: arm != arms.LONG_RAW)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for said in pool.map(prepare, *zip(*[(tier, folder, seed) for seed in range(tier.seeds)], strict=True)):
+            log(said)
+        for said in pool.map(run_arm, *zip(*[(tier, folder, *job) for job in jobs], strict=True)):
+            log(said)
+    return {arm: [read_result(folder, seed, arm) for seed in range(tier.seeds)] for arm in names}
+
+
+def read_result(folder: Path, seed: int, arm: str) -> dict[str, Any]:
+    """The result of one student."""
+    return json.loads((folder / f"seed_{seed}" / f"arm_{arm}.json").read_text(encoding="utf-8"))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer that distiller and students share."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+
+
+def one_thread() -> None:
+    """Two processes with two threads each on two cores are slower than with one each."""
+    import torch
+
+    torch.set_num_threads(1)
