@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_lmmixup.card_markup import decimal, dump_yaml, fenced, one_line, render_card
-from hf_lmmixup.figures import Facts, by_model
+from hf_lmmixup.figures import Facts, by_model, given_scores, score_text, score_title
 from hf_lmmixup.licenses import UNKNOWN, as_metadata
 from hf_lmmixup.secrecy import public_name, public_settings
 
@@ -267,10 +267,10 @@ def _systems(facts: Facts) -> dict[str, Any]:
     """The systems of `lmmixup evaluate` as a table: heads, and a row for each."""
     found = facts.get("mixture_test") or {}
     entries = found.get("systems") or []
-    names = list(dict.fromkeys(name for entry in entries for name in entry["means"]))
-    heads = ["system", "prompts", *(name.replace("_", " ") for name in names)]
+    names = given_scores(facts)
+    heads = ["system", "prompts", *map(score_title, names)]
     rows = [
-        [entry["system"], f"{entry['rows']:,}", *(decimal(entry["means"].get(name)) for name in names)]
+        [entry["system"], f"{entry['rows']:,}", *(score_text(name, entry["means"].get(name)) for name in names)]
         for entry in entries
     ]
     return {"data": found.get("data") or "", "heads": heads, "rows": rows}

@@ -18,6 +18,8 @@ from typing import Any
 
 from hf_lmmixup.chat_model import ChatModel, ChatRequest
 from hf_lmmixup.dispatch import ask_all
+from hf_lmmixup.figures import TEST_SCORES as SCORES
+from hf_lmmixup.figures import score_text, score_title
 from hf_lmmixup.held_out import REWARDS, variables
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.overlap import TokenEncoder, rouge_l
@@ -27,10 +29,6 @@ from hf_lmmixup.records import Rating, TaskType
 
 
 logger = logging.getLogger(__name__)
-
-SCORES = (*REWARDS, "rouge_l", "token_similarity", "length", "rating")
-"""All scores of a completion, in the order of the tables: the rewards, nearness to the reference, characters of the
-answer, and the score (0-5) that a chat model gives."""
 
 RATINGS_JOURNAL = "ratings.journal"
 
@@ -197,7 +195,7 @@ def markdown(results: Mapping[str, Any]) -> str:
                 f"{_cell(system['system'])} writes {', '.join(system['task_types'])} only: compare it there."
             )
     for title, entries in parts:
-        head = ["system", "answered", *names]
+        head = ["system", "answered", *map(score_title, names)]
         lines = [
             [_cell(name), f"{entry['answered']}/{entry['rows']}", *_values(entry, names)] for name, entry in entries
         ]
@@ -210,7 +208,7 @@ def _values(entry: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     cells = []
     for name in names:
         value, judged = entry["means"].get(name), entry["judged"].get(name, 0)
-        shown = "–" if value is None else f"{value:.0f}" if name == "length" else f"{value:.3f}"
+        shown = score_text(name, value)
         cells.append(shown if value is None or judged == entry["rows"] else f"{shown} ({judged})")
     return cells
 

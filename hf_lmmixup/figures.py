@@ -24,6 +24,21 @@ MISSING = "–"
 """What a table shows where nothing is known."""
 
 
+TEST_SCORES = (
+    "format",
+    "alignment",
+    "quality",
+    "coverage",
+    "total",
+    "rouge_l",
+    "token_similarity",
+    "length",
+    "rating",
+)
+"""Scores of `lmmixup evaluate`: the rewards, nearness to the reference, characters of the answer, and the score (0-5)
+that a chat model gives."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """One figure.
@@ -104,3 +119,20 @@ def slug(title: str) -> str:
 def plain(text: str) -> str:
     """A text where `<`, `{` and `%` would have a meaning: in hover templates and labels."""
     return "".join(" " if character in "<>{}%&" else character for character in text)
+
+
+def score_title(name: str) -> str:
+    """What tables and axes call a score of `TEST_SCORES`."""
+    return "ROUGE-L" if name == "rouge_l" else name.replace("_", " ")
+
+
+def score_text(name: str, value: Any) -> str:
+    """A mean score as tables show it; a length is whole characters."""
+    number = finite(value)
+    return f"{number:.0f}" if name == "length" and number is not None else decimal(value)
+
+
+def given_scores(facts: Facts) -> list[str]:
+    """The scores that `lmmixup evaluate` gave in a run, in the order of `TEST_SCORES`."""
+    systems = (facts.get("mixture_test") or {}).get("systems") or []
+    return [name for name in TEST_SCORES if any(name in system["means"] for system in systems)]

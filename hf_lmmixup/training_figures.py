@@ -16,7 +16,10 @@ from hf_lmmixup.figures import (
     category,
     decimal,
     finite,
+    given_scores,
     plain,
+    score_text,
+    score_title,
     signed,
     slug,
 )
@@ -79,16 +82,16 @@ def systems(facts: Facts) -> Figure | None:
     """
     found = facts.get("mixture_test") or {}
     entries = found.get("systems") or []
-    names = list(dict.fromkeys(name for entry in entries for name in entry["means"]))
+    names = given_scores(facts)
     if not names:
         return None
     shares = [name for name in names if name not in ("length", "rating")]
-    colors = [ORIGINAL, DISTILLED, AFTER, *SERIES[2:]]
+    colors = [ORIGINAL, DISTILLED, AFTER, SERIES[2], SERIES[4], SERIES[0]]
     data = [
         {
             "type": "bar",
             "name": str(entry["system"]),
-            "x": [_spaced(name) for name in shares],
+            "x": [score_title(name) for name in shares],
             "y": [finite(entry["means"].get(name)) for name in shares],
             "marker": {"color": colors[place % len(colors)]},
             "hovertemplate": "%{x}: %{y:.3f}<extra>" + plain(str(entry["system"])) + "</extra>",
@@ -104,19 +107,15 @@ def systems(facts: Facts) -> Figure | None:
         f"nothing could be judged.{remark}",
         data,
         {"barmode": "group", "xaxis": category(""), "yaxis": {"title": "mean", "rangemode": "tozero"}},
-        ["system", "prompts", *map(_spaced, names)],
+        ["system", "prompts", *map(score_title, names)],
         [
-            [str(entry["system"]), f"{entry['rows']:,}", *(decimal(entry["means"].get(name)) for name in names)]
+            [str(entry["system"]), f"{entry['rows']:,}", *(score_text(n, entry["means"].get(n)) for n in names)]
             for entry in entries
         ],
         wide=True,
         open=True,
         narrowest=620,
     )
-
-
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def reward_curves(title: str, history: History) -> Figure | None:
