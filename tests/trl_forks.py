@@ -67,7 +67,7 @@ def run_jobs(*jobs):
 
 
 def job(script, arguments, log, environment=None, kill_at=None, processes=1):
-    """One training: `sft`, `grpo` or the path of a script with `make_parser` and `main`."""
+    """One training: `sft`, `grpo` or the path of a script with `main`."""
     return {
         "script": str(script),
         "arguments": [str(argument) for argument in arguments],
@@ -112,7 +112,10 @@ def train(one):
         script = importlib.util.module_from_spec(spec)
         sys.modules["script"] = script
         spec.loader.exec_module(script)
-    script.main(*script.make_parser().parse_args_and_config(one["arguments"]))
+    if hasattr(script, "make_parser"):
+        script.main(*script.make_parser().parse_args_and_config(one["arguments"]))
+    else:
+        script.main(one["arguments"])
 
 
 def fork(one, rank, port):
