@@ -4,7 +4,9 @@ import json
 
 import pytest
 from stub_client import running_stub
+from typer.testing import CliRunner
 
+from hf_lmmixup.cli import app
 from hf_lmmixup.endpoint import EndpointModel
 from hf_lmmixup.evaluation import markdown, rate_completions, score_completions, summarize
 from hf_lmmixup.overlap import TokenEncoder
@@ -139,3 +141,18 @@ def test_extractive_mode_and_references_without_any_model(tmp_path):
     assert extractive["means"]["format"] == 1.0 and 0.1 < extractive["means"]["rouge_l"] < 1.0
     lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
     assert len(lines) == 14 and {line["system"] for line in lines} == set(systems)
+
+
+def test_the_command_rates_by_an_endpoint_and_writes_its_tables(tmp_path):
+    with running_stub() as stub:
+        words = ["evaluate", "reference", "extractive", "--limit", "5", "--datastore", "bundled"]
+        told = CliRunner().invoke(app, [*words, "--rater", f"rater@{stub.url}", "--output", str(tmp_path / "out")])
+        assert told.exit_code == 0, told.output
+        assert stub.stats()["requests"] == 5 + 2  # the extractive mode writes two of the five
+    results = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [system["judged"]["rating"] for system in results["systems"]] == [5, 2]
+    assert all(0 <= system["means"]["rating"] <= 5 for system in results["systems"])
+    table = (tmp_path / "out" / "evaluation.md").read_text()
+    assert "| reference | 5/5 | 1.000 | 1.000 |" in table and "ROUGE-L" in table
+    wrong = CliRunner().invoke(app, ["evaluate", "reference", "--rater", "rater", "--output", str(tmp_path)])
+    assert wrong.exit_code == 1 and "must be MODEL@URL" in " ".join(wrong.output.split())
