@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from conftest import REPOSITORY
+from loopback_hub import WRITE_TOKEN, serve
 
 
 FOLDER = REPOSITORY / "evaluate_modules" / "instruction_distillation"
@@ -34,20 +35,24 @@ print(json.dumps([full, metric.compute(predictions=[good], references=[""], toke
 readme = {}
 exec(sys.argv[2], readme)
 assert readme["scores"]["format"] == 1.0
+
+from huggingface_hub import HfApi
+
+HfApi().create_repo("tester/instruction_distillation", repo_type="space", space_sdk="static", private=True)
+HfApi().upload_folder(repo_id="tester/instruction_distillation", repo_type="space", folder_path=sys.argv[1])
+published = evaluate.load("tester/instruction_distillation")
+assert published.compute(predictions=[good], references=[""], token_similarity=False)["format"] == 1.0
 """
 
 
-def test_it_loads_by_its_folder_and_averages_no_none(tmp_path):
+def test_it_loads_by_folder_and_repository_and_averages_no_none(tmp_path):
     code = re.search(r"```python\n(.*?)```", (FOLDER / "README.md").read_text(), re.S).group(1)
-    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    told = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(FOLDER), code],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        cwd=REPOSITORY,
-    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_HOME": str(tmp_path), "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_TOKEN": WRITE_TOKEN}
+    command = [sys.executable, "-c", PROGRAM, str(FOLDER), code]
+    with serve(tmp_path / "store") as hub:
+        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
+        told = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=REPOSITORY)
     assert told.returncode == 0, told.stderr
     full, bare = json.loads(told.stdout.splitlines()[0])
     assert full["format"] == full["alignment"] == full["rouge_l"] == 0.5  # one is perfect, one malformed
