@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 
 
 STEM_LENGTH = 6
@@ -80,6 +81,7 @@ class Facts:
         return self.numbers | self.names | self.code
 
 
+@lru_cache(maxsize=256)  # a row and its sources are asked for several rates, one after the other
 def extract_facts(text: str) -> Facts:
     """Read the facts of a text in time linear in its length.
 
@@ -94,7 +96,7 @@ def extract_facts(text: str) -> Facts:
     names, code, content, tokens = set(), set(), set(), set()
     certain = {_singular(word.text.casefold()) for word in words if _is_certain_name(word)}
     for place, word in enumerate(words):
-        if _UNSPACED.search(word.text):
+        if not word.text.isascii() and _UNSPACED.search(word.text):
             pairs = [word.text[i : i + 2] for i in range(max(1, len(word.text) - 1))]
             content.update(pairs)
             tokens.update(pairs)
@@ -115,8 +117,7 @@ def extract_facts(text: str) -> Facts:
 def merged_facts(texts: Iterable[str]) -> Facts:
     """The facts that at least one of some texts states."""
     parts = [extract_facts(text) for text in texts]
-    kinds = ("numbers", "names", "code", "words", "tokens")
-    return Facts(*(frozenset().union(*(getattr(part, kind) for part in parts)) for kind in kinds))
+    return Facts(*(frozenset().union(*(getattr(part, kind) for part in parts)) for kind in Facts.__annotations__))
 
 
 def novel_facts(answer: str, sources: Sequence[str]) -> list[str]:
@@ -164,8 +165,7 @@ def coverage(answer: str, sources: Sequence[str]) -> float | None:
         kept = known.numbers & stated.numbers | (known.names | known.code) & stated.tokens
         shares.append(len(kept) / len(known.hard))
     if known.words:
-        present = stated.words | {stem(token) for token in stated.tokens}
-        shares.append(len(known.words & present) / len(known.words))
+        shares.append(len(known.words & (stated.words | set(map(stem, stated.tokens)))) / len(known.words))
     return sum(shares) / len(shares) if shares else None
 
 
@@ -192,7 +192,7 @@ def _split(text: str) -> list[_Word]:
     ticks_left = sum(1 for _ in _BACKTICKS.finditer(text))
     for match in _CHUNK.finditer(text):
         gap = text[end : match.start()]
-        for _ in _BACKTICKS.finditer(gap):
+        for _ in _BACKTICKS.finditer(gap) if "`" in gap else ():
             # The last of an odd number of backtick runs opens nothing.
             in_code = not in_code and ticks_left > 1
             ticks_left -= 1
@@ -203,8 +203,8 @@ def _split(text: str) -> list[_Word]:
 
 def _pieces(text: str, match: re.Match[str], gap: str, in_code: bool) -> list[_Word]:
     chunk, start, end = match.group(), match.start(), match.end()
-    initials = len(chunk) > 1 and all(len(part) == 1 and part.isalpha() for part in chunk.split("."))
-    parts = [chunk] if initials else _PIECE.findall(chunk)
+    initials = "." in chunk and all(len(part) == 1 and part.isalpha() for part in chunk.split("."))
+    parts = [chunk] if initials or chunk.isalnum() else _PIECE.findall(chunk)
     following = text[end : end + 1]
     line_start = start == 0 or "\n" in gap
     numbers_line = line_start and chunk.isdigit() and text[end : end + 2] in (". ", ") ", ".", ")")
@@ -212,7 +212,7 @@ def _pieces(text: str, match: re.Match[str], gap: str, in_code: bool) -> list[_W
     return [
         _Word(
             text=part,
-            opens=place == 0 and (start == 0 or any(mark in gap for mark in '.!?:;\n"\u201c()*#')),
+            opens=place == 0 and (start == 0 or gap != " " and any(mark in gap for mark in '.!?:;\n"\u201c()*#')),
             is_label=place == len(parts) - 1 and following in (":", ")"),
             before_bracket=place == len(parts) - 1 and following == "(" and not part.isdigit(),
             in_code=in_code,
@@ -227,7 +227,8 @@ def _pieces(text: str, match: re.Match[str], gap: str, in_code: bool) -> list[_W
 def _is_certain_name(word: _Word) -> bool:
     """Written like a name whatever the place: an acronym, letters with figures, or a capital inside a sentence."""
     text = word.text
-    if word.in_code or len(text) < 2 or text[0].isdigit() or text.casefold() in FUNCTION_WORDS:
+    plain = text.isalpha() and text.islower()  # most words
+    if plain or word.in_code or len(text) < 2 or text[0].isdigit() or text.casefold() in FUNCTION_WORDS:
         return False
     if sum(map(str.isupper, text)) > 1 or any(map(str.isdigit, text)):
         return True
@@ -236,11 +237,10 @@ def _is_certain_name(word: _Word) -> bool:
 
 def _is_double_name(words: Sequence[_Word], place: int) -> bool:
     """A capital that opens a sentence is a name if the next word has one too: `Ada Lovelace wrote ...`."""
-    word = words[place]
-    if place + 1 == len(words) or not word.text[0].isupper() or len(word.text) < 2:
+    word, after = words[place], words[place + 1 : place + 2]
+    if not after or not after[0].spaced or not word.text[0].isupper() or len(word.text) < 2:
         return False
-    follower = words[place + 1]
-    return follower.spaced and _is_certain_name(follower) and word.text.casefold() not in FUNCTION_WORDS
+    return _is_certain_name(after[0]) and word.text.casefold() not in FUNCTION_WORDS
 
 
 def _numbers(words: Sequence[_Word]) -> tuple[frozenset[str], set[int]]:
@@ -255,7 +255,7 @@ def _numbers(words: Sequence[_Word]) -> tuple[frozenset[str], set[int]]:
             pending = (Decimal(1) if pending is None else pending) * scale
             places.add(place)
             continue
-        follower = words[place + 1].text.casefold() if place + 1 < len(words) else ""
+        follower = words[place + 1].text.casefold() if folded == "one" and place + 1 < len(words) else ""
         # `one` is mostly a pronoun: it counts only before a scale, as in `one million`.
         value = DIGIT_WORDS.get(folded) if folded != "one" or follower in SCALES or pending is not None else None
         if value is not None and pending is not None and word.spaced and value < 10 and pending in range(20, 100, 10):
@@ -265,7 +265,7 @@ def _numbers(words: Sequence[_Word]) -> tuple[frozenset[str], set[int]]:
         if pending is not None:
             found.append(_spelled(pending))
         pending = None if value is None else Decimal(value)
-        figure = _FIGURE.match(word.text)
+        figure = _FIGURE.match(word.text) if not folded.isalpha() else None
         if figure and not word.numbers_line and _UNSPACED.search(word.text) is None:
             pending = _read_figure(figure.group(), word.negative, found)
         if figure or value is not None:
@@ -292,6 +292,7 @@ def _spelled(value: Decimal) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+@lru_cache(maxsize=65_536)
 def _singular(word: str) -> str:
     word = word.removesuffix("'s").removesuffix("\u2019s")
     if word.endswith("ies") and len(word) > 4:
