@@ -37,6 +37,9 @@ TOKEN_KEYS = ("hub_token", "push_to_hub_token")
 
 NEEDS_DATASTORE = ("quality_reward", "mixup_reward")
 
+REGISTERED = "mixture"
+"""The dataset that `import hf_lmmixup` registers; the rewards of a GRPO recipe bring that import."""
+
 DEFAULT_MAX_LENGTH = 1024
 """TRL's own `max_length` of SFT."""
 
@@ -92,6 +95,7 @@ def check(method: str, config: Mapping[str, Any], environment: Mapping[str, str]
         if room > 0:
             limits["vllm_max_model_length - max_completion_length"] = room
     else:
+        _check_name(config)
         limits = {"max_length": int(config.get("max_length", DEFAULT_MAX_LENGTH) or 0)}
     limits = {name: limit for name, limit in limits.items() if limit}
     return _check_prompts(method, config, limits, warnings)
@@ -140,6 +144,15 @@ def check_rewards(paths: Sequence[str]) -> None:
                 f"reward_funcs names {path!r}, but {module_name} has no {name!r}.{_suggestion(name, there)} "
                 f"It offers {there}."
             )
+
+
+def _check_name(config: Mapping[str, Any]) -> None:
+    named = [config.get("dataset_name"), *(part.get("path") for part in config.get("datasets") or [])]
+    if REGISTERED in named:
+        raise ValueError(
+            f"`trl sft` does not know the name {REGISTERED!r}, since nothing in it imports hf_lmmixup. Name a folder, "
+            "such as dataset_scripts/mixture, or a repository on the Hub."
+        )
 
 
 def _check_variables() -> None:

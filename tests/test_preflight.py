@@ -95,6 +95,11 @@ def test_the_long_prompt_is_named_by_its_row(folder):
         check("sft", config)
 
 
+def test_the_registered_name_is_not_for_plain_sft(folder):
+    with pytest.raises(ValueError, match="`trl sft` does not know the name 'mixture'"):
+        check("sft", {"model_name_or_path": str(folder / "tiny"), "dataset_name": "mixture", "dataset_config": "sft"})
+
+
 def test_launch_keys_and_rewards_of_the_current_directory_are_fine(tmp_path, monkeypatch):
     check_keys("sft", {"accelerate_config": "x.yaml", "num_processes": 2, "env": {}, "learning_rate": 1})
     (tmp_path / "my_own_rewards.py").write_text("def short(completions, **columns): return [0.0]")

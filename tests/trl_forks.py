@@ -66,7 +66,7 @@ def run_jobs(*jobs):
     return json.loads(process.stdout.readline())
 
 
-def job(script, arguments, log, environment=None, kill_at=None, processes=1):
+def job(script, arguments, log, environment=None, kill_at=None, processes=1, folder=ROOT):
     """One training: `sft`, `grpo` or the path of a script with `main`."""
     return {
         "script": str(script),
@@ -75,6 +75,7 @@ def job(script, arguments, log, environment=None, kill_at=None, processes=1):
         "environment": environment or {},
         "kill_at": kill_at,
         "processes": processes,
+        "folder": str(folder),
     }
 
 
@@ -128,6 +129,7 @@ def fork(one, rank, port):
         for stream in (1, 2):
             os.dup2(log, stream)
         os.environ.update(one["environment"])
+        os.chdir(one["folder"])
         if one["processes"] > 1:
             world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": one["processes"], "MASTER_PORT": port}
             os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="127.0.0.1")
