@@ -123,6 +123,8 @@ def compare(
 
     title, metric = find_metric(plan.metric)
     tokenizer: Any = AutoTokenizer.from_pretrained(plan.model)
+    for arm in plan.arms:  # an arm without rows stops the comparison before anything is trained
+        arm_rows(rows, arm, seed=0)
     places = [(arm, budget, seed) for budget in plan.budgets for arm in plan.arms for seed in range(plan.seeds)]
     trained = []
     for done, (arm, budget, seed) in enumerate(places):

@@ -121,7 +121,7 @@ def arm_rows(rows: RunRows, arm: str, *, seed: int, passes: int = 1) -> Dataset:
     else:
         raise ValueError(f"Unknown arm {arm!r}. Expected some of {list(ARMS)}.")
     if not len(chosen):
-        raise ValueError(f"The arm {arm!r} has no row: the run's dataset holds none of them.")
+        raise ValueError(f"The arm {arm!r} has no row: no distilled row is in the run's dataset. Leave the arm out.")
     return _pairs(chosen)
 
 
