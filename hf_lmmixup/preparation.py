@@ -51,12 +51,14 @@ class Tools:
 
     Attributes:
         encoder: Embeds texts.
-        judge: Adds `rating`, `score` and `rating_error` to rows.
+        judge: Adds `rating`, `score` and `rating_error` to rows, without a datastore.
+        rater: The same with one; `rating.rate_with_datastore` or what does its work elsewhere.
         writer: Writes the distillations.
     """
 
     encoder: Encoder | None = None
     judge: Callable[[Dataset], Outcome] | None = None
+    rater: Callable[[Dataset, ScoredDatastore, Encoder], Outcome] = rating.rate_with_datastore
     writer: Writer | None = None
 
 
@@ -190,13 +192,13 @@ class Preparation:
         """Rate rows; texts of the loaded rows are not embedded again."""
         if self.tools.judge is not None:
             return self.tools.judge(rows)
-        return rating.rate_with_datastore(rows, self.datastore, self.known_texts)
+        return self.tools.rater(rows, self.datastore, self.known_texts)
 
     def judge_alone(self, rows: Dataset) -> Outcome:
         """Rate rows without loading the others, for a plan."""
         if self.tools.judge is not None:
             return self.tools.judge(rows)
-        return rating.rate_with_datastore(rows, self.datastore, self.encoder)
+        return self.tools.rater(rows, self.datastore, self.encoder)
 
     @cached_property
     def unique(self) -> Outcome:

@@ -46,7 +46,7 @@ LAYERS = [
     (
         "the job",
         "distiller held_out evaluation systems data_arms downstream comparison "
-        "vectors stages writers earlier_run preparation planning distilling lineage results pipeline",
+        "vectors stages writers earlier_run preparation ray_engine planning distilling lineage results pipeline",
     ),
     (
         "the command",

@@ -32,7 +32,7 @@ def members(folder):
 def test_only_new_rows_are_embedded_and_only_dirty_clusters_distilled(tmp_path):
     run(recipe(tmp_path, "may", OLD, distiller=TRAINING_FREE), tools=tools())
     writer, own = CopyingWriter(), tools()
-    borrowed = type(own)(own.encoder, own.judge, tools(writer).writer)
+    borrowed = type(own)(own.encoder, own.judge, writer=tools(writer).writer)
     finished = run(
         recipe(tmp_path, "june", OLD + NEW, distiller=TRAINING_FREE), tools=borrowed, update=tmp_path / "may"
     )

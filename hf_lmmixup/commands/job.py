@@ -1,6 +1,8 @@
 """The main job: `lmmixup run`, and `lmmixup tiny` for the model that it trains offline."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +10,9 @@ import typer
 from rich.table import Table
 
 from hf_lmmixup.console import console, errors, progress_bar
+
+
+ENGINES = ("local", "ray")
 
 
 def run(
@@ -21,6 +26,14 @@ def run(
     output: Annotated[str | None, typer.Option("--output", "-o", help="The run directory.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that draws.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: embed, rate and distil on a Ray cluster, with the same result.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT|auto", help="A running Ray cluster; else one on this machine.")
+    ] = None,
+    ray_actors: Annotated[int, typer.Option(min=1, help="Workers that hold a model each.")] = 2,
+    ray_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker.")] = 0.0,
     update: Annotated[
         Path | None,
         typer.Option(
@@ -49,8 +62,8 @@ def run(
     with errors():
         loaded = load_recipe(find_recipe(recipe), input=input, output=output, limit=limit, seed=seed)
         started = time.perf_counter()
-        with progress_bar() as told:
-            finished = run_recipe(loaded, progress=told, update=update)
+        with progress_bar() as told, _engine(engine, loaded, ray_address, ray_actors, ray_gpus) as tools:
+            finished = run_recipe(loaded, progress=told, tools=tools, update=update)
     if not finished.worked:
         console.print(
             f"[green]Nothing to do:[/] {finished.directory} holds this run, finished. Delete it to start anew."
@@ -65,6 +78,20 @@ def run(
         f"Done in {time.perf_counter() - started:.0f} s.{look}\n"
         f'load the data with load_dataset("{finished.directory / "dataset"}").'
     )
+
+
+@contextmanager
+def _engine(engine: str, recipe: Any, address: str | None, actors: int, gpus: float) -> Iterator[Any]:
+    """The tools of a run: none of its own, or those of a Ray cluster."""
+    if engine not in ENGINES:
+        raise ValueError(f"Unknown engine {engine!r}. Expected one of {list(ENGINES)}.")
+    if engine == "local":
+        yield None
+        return
+    from hf_lmmixup.ray_engine import Pool, cluster_tools, connected
+
+    with connected(address):
+        yield cluster_tools(recipe, Pool(actors=actors, gpus=gpus))
 
 
 def tiny(
