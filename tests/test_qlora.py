@@ -118,6 +118,9 @@ def test_gradients_after_an_evaluation_are_those_without(script, folder, monkeyp
 
     expected = gradients(fresh_trainer(script, folder))
     trainer = fresh_trainer(script, folder)
+    for row in trainer.train_dataset:  # the end of the turn is learnt, the prompt is not
+        tokens = list(zip(row["input_ids"], row["labels"], strict=True))
+        assert (trainer.processing_class.eos_token_id,) * 2 in tokens[-2:] and tokens[0][1] == -100
     trainer.evaluate()
     found = gradients(trainer)
     assert expected.keys() == found.keys() and len(found) == 2 * keep_layout(trainer.model) == 2 * 7 * 2

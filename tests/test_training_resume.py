@@ -1,9 +1,12 @@
 """Trainings with TRL itself: killed and gone on with, without a token in a file, and by two processes as by one."""
 
 import json
+import os
+import subprocess
 
 import pytest
 import yaml
+from conftest import REPOSITORY
 from datasets import load_dataset
 from safetensors.torch import load_file
 from test_recipes import tiny  # noqa: F401 -- a fixture
@@ -155,3 +158,17 @@ def test_two_processes_train_as_one(rows, tiny, tmp_path):  # noqa: F811
         assert one[name][:] == two[name][:] and len(set(one[name])) > 1, name
     assert one["completion"][:] == two["completion"][:]
     assert two["advantage"][:] == pytest.approx(one["advantage"][:], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_launcher_starts_two_processes_from_our_file(rows, tiny, tmp_path):  # noqa: F811
+    """The same by `trl` itself: three processes import everything, which takes most of a minute."""
+    launch = REPOSITORY / "recipes" / "accelerate" / "two_processes_cpu.yaml"
+    values = {**SMALL, **KINDS["sft"], "max_steps": 2, "save_strategy": "no", "output_dir": tmp_path / "out"}
+    values |= {"model_name_or_path": tiny, "dataset_name": rows / "sft", "accelerate_config": launch}
+    command = [*training.trl_command(), "sft", *options(**values)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CI": "1"}, cwd=REPOSITORY)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert ended.stdout.count("'loss'") == 2  # the first process alone speaks
+    assert "'num_tokens': " in ended.stdout
