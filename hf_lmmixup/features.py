@@ -118,7 +118,7 @@ def _counts(head: str, body: str) -> list[float]:
     words, asked = _words(body), _words(head)
     count, distinct, asked_for = max(1, len(words)), set(words), set(asked)
     content = {word for word in distinct if len(word) > 3}
-    figures = sum(not word.isalpha() and any(map(str.isdigit, word)) for word in words)
+    figures = len([word for word in words if not word.isalpha() and any(map(str.isdigit, word))])
     sentences = [part for part in body.replace("!", ".").replace("?", ".").split(". ") if part]
     characters = max(1, len(body))
     return [
@@ -138,14 +138,14 @@ def _counts(head: str, body: str) -> list[float]:
         float(head[-1:] in "?.:" and bool(head)),
         float(head[:1].isupper()),
         float(body[:1].isupper()),
-        sum(word in GRAMMAR for word in words) / count,
-        sum(word in LINKING for word in words) / count,
-        sum(word in FILLER for word in words) / count,
+        len([word for word in words if word in GRAMMAR]) / count,
+        len([word for word in words if word in LINKING]) / count,
+        len([word for word in words if word in FILLER]) / count,
         len(content & asked_for) / max(1, len(content)),
         len(asked_for & distinct) / max(1, len(asked_for)),
-        sum(len(word) >= 7 for word in words) / count,
+        len([word for word in words if len(word) >= 7]) / count,
         np.log1p(body.count("\n")),
-        sum(not character.isalnum() for character in set(body) - ORDINARY) / characters**0.5,
+        len([character for character in set(body) - ORDINARY if not character.isalnum()]) / characters**0.5,
         float(".." in body or "!!" in body or "??" in body),
         sum(map(str.isupper, body)) / characters,
         np.log1p(len(content)),

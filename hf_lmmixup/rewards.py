@@ -193,18 +193,25 @@ def _judge_kind(
     """Fill in the values and expected scores of the rows of one task type."""
     encoder, reference_of = loaded_encoder(), {row: text for row in rows if (text := references[row]) is not None}
     known = dict(zip(reference_of, _nearest(datastore, encoder, list(reference_of.values()), kind), strict=True))
-    judged = [row for row in rows if readings[row].fault is None and known.get(row, 1.0) >= datastore.floor]
+    answer_of = {row: readings[row].answer or "" for row in rows if readings[row].fault is None}
+    judged = [row for row in answer_of if known.get(row, 1.0) >= datastore.floor]
     for row in rows:
         values[row] = 0.0 if known.get(row, 1.0) >= datastore.floor else None
-    answers = [readings[row].answer or "" for row in judged]
-    scores = datastore.judge_embedded(answers, encoder.encode(answers), kind, judge=quality_judge())
-    for row, score, near in zip(judged, scores, _nearest(datastore, encoder, answers, kind), strict=True):
-        if row not in reference_of and near < datastore.floor:
+    answers = list(dict.fromkeys(answer_of[row] for row in judged))
+    embeddings = encoder.encode(answers)
+    scores = dict(
+        zip(answers, datastore.judge_embedded(answers, embeddings, kind, judge=quality_judge()), strict=True)
+    )
+    nearness = dict(zip(answers, _nearest(datastore, encoder, answers, kind), strict=True))
+    copies = [row for row in judged if nearness[answer_of[row]] >= COPY_COSINE and row in reference_of]
+    cosines = _cosines(encoder, [(answer_of[row], reference_of[row]) for row in copies])
+    stolen = {row for row, cosine in zip(copies, cosines, strict=True) if cosine < ALIGNMENT_THRESHOLD}
+    for row in judged:
+        score = float(scores[answer_of[row]])
+        if row not in reference_of and nearness[answer_of[row]] < datastore.floor:
             values[row] = None
-        elif near >= COPY_COSINE and row in reference_of and not _aligned(encoder, readings[row], reference_of[row]):
-            expected[row], values[row] = float(score), 0.0
         else:
-            expected[row], values[row] = float(score), _level(float(score))
+            expected[row], values[row] = score, 0.0 if row in stolen else _level(score)
 
 
 def _nearest(datastore: ScoredDatastore, encoder: CachedEncoder, texts: list[str], kind: TaskType) -> np.ndarray:
@@ -214,11 +221,9 @@ def _nearest(datastore: ScoredDatastore, encoder: CachedEncoder, texts: list[str
     return datastore.nearest(encoder.encode(list(distinct)), kind)[[distinct[text] for text in texts]]
 
 
-def _aligned(encoder: CachedEncoder, reading: Reading, reference: str) -> bool:
-    return bool(_cosines(encoder, [(reading.answer, reference)])[0] >= ALIGNMENT_THRESHOLD)
-
-
 def _cosines(encoder: CachedEncoder, pairs: Sequence[tuple[str | None, str]]) -> np.ndarray:
+    if not pairs:
+        return np.zeros(0, np.float32)
     rows = encoder.encode([text or "" for pair in pairs for text in pair])
     return np.einsum("nd,nd->n", rows[0::2], rows[1::2])
 
