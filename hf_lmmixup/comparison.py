@@ -33,6 +33,7 @@ from datasets import Dataset
 
 from hf_lmmixup.data_arms import ARMS, FULL, MOSAIC, SFTMIX, RunRows, arm_rows
 from hf_lmmixup.downstream import Metric, as_messages, find_metric, tokenized
+from hf_lmmixup.figures import slug
 from hf_lmmixup.intervals import Interval, differences, intervals
 from hf_lmmixup.recipe import bundled_recipes, read_yaml
 from hf_lmmixup.run_directory import write_json
@@ -155,7 +156,7 @@ def _trained(
     mean = _mean_tokens(chosen, tokenizer)
     wanted = target if budget == "steps" else target * mean_raw / mean
     steps = max(1, round(wanted / batch))
-    folder = plan.folder / f"{arm}-{budget}-{seed}".replace(" ", "").replace("+", "-")
+    folder = plan.folder / f"{slug(arm)}-{budget}-{seed}"
     mark = _mark(plan, chosen, rows.test, steps, seed)
     if (known := _scored(folder, mark)) is not None:
         return known

@@ -87,11 +87,11 @@ def test_equal_steps_and_equal_tokens(plan, rows):
     entries = compare(plan, rows, trainer=trainer)
     assert len(trainer.asked) == 2 * 3 * 3
     steps = {name: steps for name, _, steps, _ in trainer.asked}
-    assert {steps[f"{arm}-steps-0"] for arm in ("fullraw", "distilled", "distilled-high")} == {40 / BATCH}
+    assert {steps[f"{arm}-steps-0"] for arm in ("full-raw", "distilled", "distilled-high")} == {40 / BATCH}
     by_arm = {(entry["arm"], entry["budget"]): entry for entry in entries}
     tokens = [by_arm[arm, "tokens"]["tokens"] for arm in plan.arms]
     assert max(tokens) / min(tokens) < 1.1  # whole steps are all that is left of the difference
-    assert steps["distilled-tokens-0"] < steps["fullraw-tokens-0"]  # its rows are longer
+    assert steps["distilled-tokens-0"] < steps["full-raw-tokens-0"]  # its rows are longer
     assert [entry["seeds"] for entry in entries] == [3] * 6
     best = by_arm["distilled", "tokens"]
     assert (best["difference"], best["difference_low"], best["difference_high"]) == pytest.approx((0.5, 0.5, 0.5))
