@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import REPOSITORY
 from hashing_encoder import HashingEncoder
 from stub_client import running_stub
 
@@ -264,6 +265,15 @@ def test_a_datastore_is_built_from_rated_rows_and_shows_how_well_it_judges(said,
         figures = [f"{store.report[judge][name]:.3f}" for name in ("auc", "spearman", "calibration_error")]
         assert all(figure in told for figure in figures)
     assert "linear head (default)" in told and np.isfinite(store.report["head"]["auc"])
+
+
+def test_the_commands_of_the_page_about_quality(said, tmp_path, hashing, monkeypatch):
+    page = (REPOSITORY / "docs" / "quality.md").read_text()
+    commands = page.split("```bash\n")[1].split("```")[0].splitlines()
+    monkeypatch.chdir(tmp_path)
+    assert [said(*command.split()[1:])[0] for command in commands if command.startswith("lmmixup ")] == [0] * len(
+        commands
+    )
 
 
 def test_a_small_datastore_says_that_it_was_not_measured(said, tmp_path, hashing):
