@@ -8,9 +8,11 @@ training carries a mark, a digest of its settings at the end of `run_name`, whic
 checkpoint; a checkpoint without the mark is refused. The mark is looked for in the bytes; nothing is unpickled.
 """
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,31 @@ def training_mark(method: str, config: Mapping[str, Any], environment: Mapping[s
     settings = {key: value for key, value in config.items() if key not in NOT_SETTINGS}
     text = json.dumps([method, settings, dict(environment)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:MARK_LENGTH]
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[int]:
+    """Let one training at a time write into a folder.
+
+    Args:
+        lock: The file that is locked.
+
+    Yields:
+        Its descriptor: whoever inherits it keeps the lock, so that a training whose caller was killed is not joined by
+        a second one.
+
+    Raises:
+        ValueError: If another process holds the lock.
+    """
+    with lock.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"A training still writes to {lock.with_suffix('')}, perhaps one whose caller was stopped. Wait for "
+                "it or end it."
+            ) from error
+        yield file.fileno()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

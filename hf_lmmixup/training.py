@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from hf_lmmixup.checkpoints import own_checkpoint, read_history, training_mark
+from hf_lmmixup.checkpoints import alone, own_checkpoint, read_history, training_mark
 from hf_lmmixup.preflight import check
 from hf_lmmixup.recipe import read_yaml
 
@@ -89,7 +88,8 @@ def train(
 
     Raises:
         ImportError: If the `train` extra is missing.
-        ValueError: If the method is unknown, `preflight` finds a mistake, or a checkpoint is not this training's.
+        ValueError: If the method is unknown, `preflight` finds a mistake, a checkpoint is not this training's, or
+            another process is still training into the folder.
         RuntimeError: If the training fails; the message has the error from its log.
     """
     if method not in METHODS:
@@ -183,13 +183,14 @@ def _run(
 ) -> int:
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(_cores())}
     with (
+        alone(log.with_suffix(".lock")) as lock,
         log.open("ab") as file,
         subprocess.Popen(
             command,
             env=os.environ | threads | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            pass_fds=(lock,),  # held by the training even if this process is killed
         ) as process,
     ):
         assert process.stdout is not None
@@ -201,7 +202,7 @@ def _run(
                 if on_step is not None and steps:
                     on_step(int(steps[-1][0]), int(steps[-1][1]))
         except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)  # the launcher and what it launched
+            process.terminate()
             raise
     return process.returncode
 

@@ -1,7 +1,11 @@
 """Trainings through TRL's command: configuration, progress, failures, with a stand-in for `trl`."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -91,6 +95,26 @@ def test_a_training_goes_on_from_its_own_checkpoint_only(recipe, tmp_path):
             train("sft", recipe, other, tmp_path / "out", environment=environment)
     with pytest.raises(ValueError, match="was not made by this training"):
         train("sft", recipe, {}, tmp_path / "out", environment={"HF_LMMIXUP_DATASTORE": "there"})
+
+
+def test_a_folder_has_one_training_at_a_time(recipe, tmp_path):
+    (tmp_path / "trl.py").write_text("import time; print('started', flush=True); time.sleep(60)")
+    first = f"""
+import pathlib, sys
+from hf_lmmixup import training
+folder = pathlib.Path({str(tmp_path)!r})
+training._run([sys.executable, str(folder / "trl.py")], folder / "out.log", {{}}, None)
+"""
+    with subprocess.Popen([sys.executable, "-c", first], start_new_session=True) as caller:
+        while not (tmp_path / "out.log").is_file() or b"started" not in (tmp_path / "out.log").read_bytes():
+            time.sleep(0.02)
+        caller.kill()  # the training goes on without it
+        caller.wait()
+        with pytest.raises(ValueError, match="A training still writes to .*out, perhaps one whose caller was stopped"):
+            train("sft", recipe, {}, tmp_path / "out")
+        os.killpg(caller.pid, signal.SIGKILL)
+    (tmp_path / "trl.py").write_text(STAND_IN)
+    train("sft", recipe, {}, tmp_path / "out", environment={"HF_LMMIXUP_DATASTORE": ""})
 
 
 def write_checkpoint(folder, step, mark="mark", state=None):
