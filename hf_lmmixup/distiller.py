@@ -21,6 +21,9 @@ from hf_lmmixup.tiny_distiller import build_tiny_distiller, cluster_texts
 from hf_lmmixup.training import train
 
 
+REASONING_DOCUMENTS = 30
+"""Documents into which the reasonings of the training clusters are gathered for reading."""
+
 TINY = "tiny"
 TRAINING = "training"
 UNTRAINED, COLD_START, GRPO = "untrained", "cold start", "GRPO"
@@ -117,7 +120,7 @@ def mixture(form: str, split: str) -> Dataset:
     return rows
 
 
-def build_mini_distiller(path: str | Path, *, seed: int = 0, reading_steps: int = 250) -> Path:
+def build_mini_distiller(path: str | Path, *, seed: int = 0, reading_steps: int = 200) -> Path:
     """Build the tiny distiller from the training clusters of the mini MIXTURE; it has read their texts, no more.
 
     Args:
@@ -133,6 +136,8 @@ def build_mini_distiller(path: str | Path, *, seed: int = 0, reading_steps: int 
         for cluster in bundled.mini_clusters(split="train")
     ]
     documents = [[*cluster["sources"], cluster["target"]] for cluster in clusters]
+    reasonings = [cluster["reasoning"] for cluster in clusters]
+    documents += [reasonings[start::REASONING_DOCUMENTS] for start in range(REASONING_DOCUMENTS)]
     return build_tiny_distiller(
         path, cluster_texts(clusters), documents=documents, seed=seed, reading_steps=reading_steps
     )
