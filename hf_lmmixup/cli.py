@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from hf_lmmixup.commands import compare, evaluate, job, lineage, plan, push, ratings, stages, stores, trainings
+from hf_lmmixup.commands import (
+    companions,
+    compare,
+    evaluate,
+    job,
+    lineage,
+    plan,
+    push,
+    ratings,
+    stages,
+    stores,
+    trainings,
+)
 
 
 app = typer.Typer(
@@ -51,6 +63,8 @@ app.command()(stages.cluster)
 app.command()(stages.distill)
 app.command()(stages.select)
 app.command()(stages.merge)
+app.command()(companions.mosaic)
+app.command()(companions.confidence)
 app.command()(lineage.explain)
 app.command()(lineage.withdraw)
 app.add_typer(stores.app, name="datastore")

@@ -13,14 +13,14 @@ Source: Mosaic-IT, arXiv 2405.13326; the sentences are our own.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from hf_lmmixup.loading import load_rows
 from hf_lmmixup.mosaic_config import MosaicConfig
+from hf_lmmixup.mosaic_files import read_turns
 from hf_lmmixup.mosaic_passes import MosaicPasses, MosaicReport, load_writer
 from hf_lmmixup.mosaic_rows import RowForm, RowReader, answers_of
 from hf_lmmixup.mosaic_stream import MosaicDataset, MosaicWindow, epoch_key
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 BUFFER_ROWS = 10_000
 """Rows of a stream that are shuffled and joined at a time."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done now, how many of it are done, and how many there are."""
 
 
 def mosaic(
@@ -82,6 +85,7 @@ def build_mosaics(
     token_counts: Sequence[int] | str | None = None,
     num_proc: int | None = None,
     epoch: int = 0,
+    progress: Progress | None = None,
 ) -> tuple[Dataset, MosaicReport]:
     """One pass as a `Dataset`: what `mosaic` yields in that epoch.
 
@@ -92,6 +96,7 @@ def build_mosaics(
         token_counts: As in `mosaic`.
         num_proc: Processes that count tokens and write; the result does not depend on it.
         epoch: Which pass.
+        progress: Told about rows counted and mosaics written.
 
     Returns:
         The examples and the books of the pass.
@@ -100,9 +105,9 @@ def build_mosaics(
         ValueError: As in `mosaic`.
     """
     config = config or MosaicConfig()
-    passes = _passes(dataset, _counter(tokenizer, config, token_counts), config, token_counts, num_proc)
+    passes = _passes(dataset, _counter(tokenizer, config, token_counts), config, token_counts, num_proc, progress)
     key = epoch_key(epoch)
-    return passes.dataset(key, num_proc=num_proc), passes.report(key)
+    return passes.dataset(key, num_proc=num_proc, progress=progress), passes.report(key)
 
 
 def mosaic_file(
@@ -115,11 +120,12 @@ def mosaic_file(
     num_proc: int | None = None,
     limit: int | None = None,
     split: str = "train",
+    progress: Progress | None = None,
 ) -> tuple[MosaicReport, dict[str, str]]:
     """Read rows from a file, a folder or the Hub and write one pass of mosaics.
 
     Args:
-        source: What `load_rows` reads.
+        source: What `load_rows` reads; conversations keep their turns, and tables of this package their columns.
         output: A `.parquet` or `.jsonl` file; it appears when it is complete.
         tokenizer: As in `mosaic`.
         config: As in `mosaic`.
@@ -127,6 +133,7 @@ def mosaic_file(
         num_proc: As in `build_mosaics`.
         limit: Read at most this many rows.
         split: Which split of the source.
+        progress: As in `build_mosaics`.
 
     Returns:
         The books of the pass, and place -> reason for every row that could not be read.
@@ -137,8 +144,10 @@ def mosaic_file(
     output = Path(output)
     if output.suffix not in (".parquet", ".jsonl"):
         raise ValueError(f"{output} ends in {output.suffix!r}. Mosaics are written as .parquet or .jsonl.")
-    loaded = load_rows(source, limit=limit, split=split)
-    examples, report = build_mosaics(loaded.dataset, tokenizer, config, num_proc=num_proc, epoch=epoch)
+    loaded = read_turns(source, limit=limit, split=split)
+    examples, report = build_mosaics(
+        loaded.dataset, tokenizer, config, num_proc=num_proc, epoch=epoch, progress=progress
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
     if output.suffix == ".parquet":
@@ -186,6 +195,7 @@ def _passes(
     config: MosaicConfig,
     token_counts: Sequence[int] | str | None,
     num_proc: int | None,
+    progress: Progress | None = None,
 ) -> MosaicPasses:
     """Count a dataset once."""
     if not len(dataset):
@@ -193,7 +203,7 @@ def _passes(
     form = RowForm(dataset[0], dataset.features)
     known = token_counts is not None or config.max_tokens is None
     reader = RowReader(dataset, form)
-    described = describe_all(reader, None if known else counter, num_proc)
+    described = describe_all(reader, None if known else counter, num_proc, progress)
     if token_counts is not None:
         given = dataset[token_counts][:] if isinstance(token_counts, str) else token_counts
         described["tokens"] = checked_counts(given, len(dataset))

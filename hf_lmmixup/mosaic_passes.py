@@ -11,7 +11,7 @@ One example of a pass (text rows; conversations have `messages`, or lists of mes
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -145,14 +145,19 @@ class MosaicPasses:
                 yield self._example(plan, items[start:stop], ids[start:stop])
                 start = stop
 
-    def dataset(self, key: int = 0, *, num_proc: int | None = None) -> Dataset:
+    def dataset(
+        self, key: int = 0, *, num_proc: int | None = None, progress: Callable[[str, int, int], None] | None = None
+    ) -> Dataset:
         """One pass, written out.
 
         Args:
             key: Which pass.
             num_proc: Processes that write; the result does not depend on it.
+            progress: Told how many mosaics are written.
         """
         plans, features = self.plans(key), self.features
+        told = progress or (lambda *_: None)
+        told("writing mosaics", 0, len(plans))
         if num_proc is not None and num_proc > 1:
             numbers = Dataset.from_dict({"mosaic": range(len(plans))})
             write = _BlockWriter(self, plans)
@@ -171,6 +176,7 @@ class MosaicPasses:
         tables = [features.arrow_schema.empty_table()]
         while block := list(islice(examples, BLOCK_MOSAICS)):
             tables.append(pa.table(_columns(block, features), schema=features.arrow_schema))
+            told("writing mosaics", sum(map(len, tables)), len(plans))
         return Dataset(pa.concat_tables(tables))
 
     def report(self, key: int = 0) -> MosaicReport:

@@ -4,7 +4,7 @@ One row, ``{"prompt": "Name a prime.", "completion": "7"}``, becomes tokens=5 wi
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,8 +165,15 @@ def describe(items: Sequence[Item], counter: TokenCounter | None) -> dict[str, l
     }
 
 
-def describe_all(reader: RowReader, counter: TokenCounter | None, num_proc: int | None = None) -> dict[str, list[Any]]:
+def describe_all(
+    reader: RowReader,
+    counter: TokenCounter | None,
+    num_proc: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, list[Any]]:
     """`describe` for all rows, in one process or several."""
+    told = progress or (lambda *_: None)
+    told("counting tokens", 0, len(reader))
     if num_proc is not None and num_proc > 1:
         described = Dataset.from_dict({"row": range(len(reader))}).map(
             lambda rows: describe(reader.take(rows)[0], counter),
@@ -179,7 +186,10 @@ def describe_all(reader: RowReader, counter: TokenCounter | None, num_proc: int 
             desc="Counting tokens",
         )
         return {name: described[name][:] for name in described.column_names}
-    parts = [describe(items, counter) for items in reader.blocks(DESCRIBED_ROWS)]
+    parts = []
+    for items in reader.blocks(DESCRIBED_ROWS):
+        parts.append(describe(items, counter))
+        told("counting tokens", sum(len(part["tokens"]) for part in parts), len(reader))
     return {name: [value for part in parts for value in part[name]] for name in parts[0]}
 
 

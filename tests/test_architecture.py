@@ -24,8 +24,8 @@ LAYERS = [
         "distilled_rows drawings guards loading lm_eval_tasks mixture_rows mosaic_templates neighbors patience "
         "published row_figures score_head target_checks training_figures bundled construction_plan "
         "diversity faithfulness mosaic_costs mosaic_rows quality_report readings run_figures mosaic_plan "
-        "offline_writer mosaic_length mosaic_text mosaic_tokens mosaic_passes mosaic_stream mosaic "
-        "evaluation_sets stage_files correction",
+        "offline_writer mosaic_length mosaic_text mosaic_tokens mosaic_passes mosaic_stream stage_files mosaic_files mosaic "
+        "evaluation_sets correction",
     ),
     (
         "borrowed models and stores",

@@ -1,6 +1,8 @@
 """Mosaics as a dataset of every epoch: `datasets`, loaders, TRL's trainer."""
 
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,3 +268,15 @@ def test_distilled_rows_become_mosaics(tmp_path, tokenizer):
     run = trainer(tmp_path, tokenizer, stream, num_train_epochs=1)
     run.train()
     assert run.state.global_step == -(-len(stream) // 4)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")  # TRL's default, by its old name
+def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "mosaic.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in code:
+        exec(compile(block, "mosaic.md", "exec"), names)
+    assert len(code) == 2 and names["report"].rows == 48
+    assert {source for row in names["examples"] for source in row["sources"]} >= {names["source"]}

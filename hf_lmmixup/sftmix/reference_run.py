@@ -6,14 +6,24 @@ The reference may be the model to be trained later, or a smaller one: a weaker r
     {"id": "5f1d0c8f1f0b7a52", "checkpoints": [4, 8, 12], ..., "confidence": -13.57}
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 
 from hf_lmmixup.sftmix.confidence import ConfidenceRecord
@@ -22,6 +32,21 @@ from hf_lmmixup.sftmix.confidence_callback import DEFAULT_CHECKPOINTS, Confidenc
 
 LEARNING_RATE, LORA_LEARNING_RATE = 2e-5, 2e-4
 """TRL's default for full fine-tuning, and ten times as much for LoRA, as its guide advises."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done now, how many steps of it are done, and how many there are."""
+
+
+class _Told(TrainerCallback):
+    """Tells the steps of a run to a progress bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.progress("reference run", state.global_step, state.max_steps)
 
 
 def as_conversation(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -56,6 +81,7 @@ def record_confidence(
     lora_rank: int = 0,
     seed: int = 42,
     run_directory: str | Path | None = None,
+    progress: Progress | None = None,
     **settings: Any,
 ) -> Dataset:
     """Train the reference model on the rows and write their confidence.
@@ -74,6 +100,7 @@ def record_confidence(
         seed: Seed of the order of the rows and of the adapter.
         run_directory: Folder for the model's checkpoints, one per epoch, from which an interrupted run resumes.
             Without it nothing but the table is kept.
+        progress: Told about the steps, instead of the bars and logs of the trainer.
         **settings: Further fields of `trl.SFTConfig`.
 
     Returns:
@@ -94,7 +121,13 @@ def record_confidence(
             "seed": seed,
             "output_dir": str(run_directory or scratch),
         }
+        if progress is not None:
+            progress("reference run", 0, 0)
+            values |= {"disable_tqdm": True, "logging_strategy": "no"}
         trainer = _trainer(dataset, reference, max_length, lora_rank, values | settings)
+        if progress is not None:
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(_Told(progress))
         callback = ConfidenceCallback(trainer, checkpoints=checkpoints, online=online, output=output)
         trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=_last_checkpoint(run_directory))
@@ -109,6 +142,7 @@ def score_checkpoints(
     *,
     batch_size: int = 8,
     max_length: int = 1024,
+    progress: Progress | None = None,
     **settings: Any,
 ) -> Dataset:
     """Score the rows under checkpoints that some run has saved: one evaluation pass each.
@@ -119,6 +153,7 @@ def score_checkpoints(
         output: Parquet file to write.
         batch_size: Rows per batch.
         max_length: Longest row in tokens; longer ones are cut.
+        progress: Told about the checkpoints.
         **settings: Further fields of `trl.SFTConfig`.
 
     Returns:
@@ -130,8 +165,12 @@ def score_checkpoints(
     if not checkpoints:
         raise ValueError("No checkpoint is named. Give the folders that the reference run saved.")
     record = ConfidenceRecord()
+    told = progress or (lambda *_: None)
+    if progress is not None:
+        settings = {"disable_tqdm": True} | settings
     with TemporaryDirectory() as scratch:
         for position, checkpoint in enumerate(checkpoints, start=1):
+            told("scoring checkpoints", position - 1, len(checkpoints))
             trainer = _trainer(dataset, checkpoint, max_length, 0, {"output_dir": scratch} | settings)
             callback = ConfidenceCallback(trainer, output=output, batch_size=batch_size)
             callback.record = record
@@ -149,6 +188,7 @@ def _trainer(
         "dataloader_pin_memory": device == "cuda",
         "report_to": "none",
         "max_length": max_length,
+        "assistant_only_loss": "messages" in dataset.column_names,  # the perplexity of responses, not of prompts
     }
     tokenizer = AutoTokenizer.from_pretrained(model)
     adapter = None
