@@ -66,7 +66,7 @@ def attach(
     if singletons not in SINGLETONS:
         raise ValueError(f"Unknown singletons={singletons!r}. Expected one of {list(SINGLETONS)}.")
     sizes = Sizes(min_size, max_size, mean_size, std_size)
-    ids = list(dataset["id"])
+    ids = dataset["id"][:]
     check_rows(ids, embeddings, graph)
     canonical = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
     sorted_ids = [ids[row] for row in canonical]

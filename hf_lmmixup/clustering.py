@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from datasets import Dataset, Value
+import pyarrow as pa
+from datasets import Dataset
 
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import Outcome, row_seed
+from hf_lmmixup.tables import rows_at, with_columns
 
 
 NEIGHBORS = 15
@@ -121,7 +123,7 @@ def cluster(
     if singletons not in SINGLETONS:
         raise ValueError(f"Unknown singletons={singletons!r}. Expected one of {list(SINGLETONS)}.")
     sizes = Sizes(min_size, max_size, mean_size, std_size)
-    ids = list(dataset["id"])
+    ids = dataset["id"][:]
     check_rows(ids, embeddings, graph)
     canonical = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
     sorted_ids = [ids[row] for row in canonical]
@@ -262,12 +264,12 @@ def route_rows(
         # Numbers follow the smallest id, so the new clusters of one shift the others.
         labels = number_clusters(np.where(lone, np.arange(len(labels)), len(labels) + labels))
         lone = np.zeros(len(labels), bool)
-    column = np.empty(len(labels), object)
-    column[canonical] = [None if label < 0 else label for label in labels.tolist()]
-    clustered = dataset.add_column("cluster_id", column.tolist(), feature=Value("int64"))
+    numbers = np.empty(len(labels), np.int64)
+    numbers[canonical] = labels
+    clustered = with_columns(dataset, {"cluster_id": pa.array(numbers, mask=numbers < 0)})
     order = np.argsort(np.where(lone, len(labels), labels), kind="stable")
     dropped = {}
     if singletons == "drop":
         order = order[: len(order) - lone.sum()]
         dropped = {sorted_ids[row]: NO_CLUSTER for row in np.flatnonzero(lone)}
-    return Outcome(clustered.select(canonical[order]), dropped)
+    return Outcome(rows_at(clustered, canonical[order]), dropped)

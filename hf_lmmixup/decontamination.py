@@ -23,6 +23,7 @@ from datasets import Dataset
 
 from hf_lmmixup.neighbors import top_k
 from hf_lmmixup.records import Outcome, pair_text
+from hf_lmmixup.tables import rows_at
 
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def decontaminate(
         found = embedding_contacts(dataset, evaluations, embeddings, evaluation_embeddings, min_similarity)
         contacts = found | contacts
     clean = [row for row, identifier in enumerate(dataset["id"][:]) if identifier not in contacts]
-    return Outcome(dataset.select(clean), {identifier: contact.reason for identifier, contact in contacts.items()})
+    return Outcome(rows_at(dataset, clean), {identifier: contact.reason for identifier, contact in contacts.items()})
 
 
 def ngram_contacts(

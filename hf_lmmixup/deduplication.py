@@ -17,6 +17,7 @@ from datasets import Dataset
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph
 from hf_lmmixup.records import Outcome
+from hf_lmmixup.tables import rows_at
 
 
 MAX_SIMILARITY = 0.99
@@ -59,7 +60,7 @@ def deduplicate(
         found = keep_diverse(embeddings, np.array(winners, np.int64), max_similarity, graph=graph)
         dropped |= {ids[row]: SIMILAR.format(ids[found.blockers[row]]) for row in set(winners) - set(found.kept)}
         winners = found.kept
-    return Outcome(dataset.select(sorted(winners)), dropped)
+    return Outcome(rows_at(dataset, sorted(winners)), dropped)
 
 
 def normalized(text: str) -> str:

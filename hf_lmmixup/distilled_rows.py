@@ -12,11 +12,16 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from hf_lmmixup.prompts import ANSWER_LABELS
 from hf_lmmixup.records import DISTILLED, Distillation, Outcome, TaskType, pair_text, row_id
+from hf_lmmixup.tables import dataset_of, table_of
 
+
+BATCH = 10_000
 
 NO_CLUSTER = "distil: row has no cluster"
 
@@ -45,11 +50,12 @@ class Distilled:
 def clusters_of(clustered: Dataset, dropped: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
     """The rows of each cluster in order of id, clusters in order of number; rows without a cluster go to `dropped`."""
     names = [name for name in ("id", "prompt", "completion", "cluster_id", "score") if name in clustered.column_names]
-    rows = clustered.select_columns(names).to_list()
-    dropped |= {row["id"]: NO_CLUSTER for row in rows if row["cluster_id"] is None}
-    members = [row for row in rows if row["cluster_id"] is not None]
-    members.sort(key=lambda row: (row["cluster_id"], row["id"]))
-    for _, cluster in groupby(members, key=lambda row: row["cluster_id"]):
+    table = table_of(clustered).select(names)
+    dropped |= dict.fromkeys(table.filter(pc.field("cluster_id").is_null())["id"].to_pylist(), NO_CLUSTER)
+    members = table.filter(pc.field("cluster_id").is_valid())
+    members = members.take(pc.sort_indices(members, [("cluster_id", "ascending"), ("id", "ascending")]))
+    rows = (row for batch in members.to_batches(BATCH) for row in batch.to_pylist())
+    for _, cluster in groupby(rows, key=lambda row: row["cluster_id"]):
         yield list(cluster)
 
 
@@ -108,4 +114,4 @@ def distilled_dataset(results: Iterable[Distilled], task_type: TaskType, distill
         row["sources"] += [source["id"] for source in result.rows]
         row["source_scores"] += [source.get("score") for source in result.rows]
     columns = {name: [row[name] for row in rows.values()] for name in DISTILLED}
-    return Dataset.from_dict(columns, features=DISTILLED)
+    return dataset_of(pa.table(columns, schema=DISTILLED.arrow_schema))

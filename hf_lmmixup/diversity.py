@@ -86,6 +86,10 @@ class _Walk:
         self.graph = graph
         # If the graph lists all near rows of either of two rows, one of the lists has the pair; so the rows below only
         # need comparing with each other.
+        # Most rows of a real pool have no near row; what a list would say of them is known at once.
+        self.has_near: np.ndarray = (
+            np.zeros(n, bool) if graph is None else (graph.similarities > max_similarity).any(axis=1)
+        )
         self.unlisted = np.ones(n, bool) if graph is None else graph.horizon > max_similarity
         self.kept_unlisted: list[int] = []
         self.index = faiss.IndexFlatIP(d)
@@ -100,11 +104,16 @@ class _Walk:
         place_of = dict(zip(rows[places].tolist(), range(len(places)), strict=True))
         added = []
         for row in rows.tolist():
-            if blockers[row] >= 0 or self._listed_near(row) or (self.accept and not self.accept(row)):
+            if (
+                blockers[row] >= 0
+                or (self.has_near[row] and self._listed_near(row))
+                or (self.accept and not self.accept(row))
+            ):
                 continue
             self.result.kept.append(row)
             self.is_kept[row] = True
-            self._block_listed(row)
+            if self.has_near[row]:
+                self._block_listed(row)
             if row in place_of:
                 added.append(row)
                 self._block(rows[places][near[place_of[row]]], row)

@@ -15,6 +15,7 @@ from datasets import Dataset
 from hf_lmmixup.encoder import Encoder
 from hf_lmmixup.records import CLUSTERED, LOADED, RATED
 from hf_lmmixup.run_directory import MANIFEST, ROWS, STAGES, flatten, read_json, read_parquet
+from hf_lmmixup.tables import rows_at
 from hf_lmmixup.vectors import DONE, Vectors
 
 
@@ -64,7 +65,7 @@ class EarlierRun:
         rated = self._rows("3_rate", RATED)
         place = dict(zip(rated["id"][:], range(len(rated)), strict=True))
         found = np.array([place.get(identifier, -1) for identifier in rows["id"][:]], np.int64)
-        return rated.select(found[found >= 0]), rows.select(np.flatnonzero(found < 0))
+        return rows_at(rated, found[found >= 0]), rows_at(rows, np.flatnonzero(found < 0))
 
     def clusters(self) -> dict[str, int]:
         """Row id -> cluster number, of rows that have one."""

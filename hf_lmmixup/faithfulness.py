@@ -13,11 +13,14 @@ a row is never dropped for it.
 import logging
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from hf_lmmixup.distilled_rows import source_text
 from hf_lmmixup.facts import coverage, novel_facts, novelty
 from hf_lmmixup.records import Outcome, TaskType
+from hf_lmmixup.tables import rows_at, table_of, with_columns
 
 
 logger = logging.getLogger(__name__)
@@ -28,6 +31,8 @@ references of the bundled MIXTURE have 0."""
 
 MIN_COVERAGE = 0.2
 """Default of the filter. Question-answer references of the bundled MIXTURE lie above 0.6, one weak text near 0.46."""
+
+BATCH = 10_000
 
 INVENTED = "faithfulness: facts that no source supports"
 LOST = "faithfulness: little of the sources is left"
@@ -62,13 +67,15 @@ def check_faithfulness(
     for name, bound in (("max_novelty", max_novelty), ("min_coverage", min_coverage)):
         if bound is not None and not 0 <= bound <= 1:
             raise ValueError(f"{name}={bound} must lie between 0 and 1, or be None.")
-    wanted = {source for row in distilled["sources"] for source in row}
-    pairs = sources.select_columns(["id", "prompt", "completion"])
-    texts = {row["id"]: source_text(row, task_type) for row in pairs if row["id"] in wanted}
+    behind = {source for row in distilled["sources"][:] for source in row}
+    pairs = table_of(sources).select(["id", "prompt", "completion"])
+    pairs = pairs.filter(pc.is_in(pairs["id"], pa.array(behind, pa.string())))
+    texts = {row["id"]: source_text(row, task_type) for batch in pairs.to_batches(BATCH) for row in batch.to_pylist()}
     measures: list[dict[str, Any]] = []
     kept: list[int] = []
     dropped: dict[str, str] = {}
-    for place, row in enumerate(distilled.select_columns(["id", "prompt", "completion", "sources"])):
+    rows = table_of(distilled).select(["id", "prompt", "completion", "sources"])
+    for place, row in enumerate(row for batch in rows.to_batches(BATCH) for row in batch.to_pylist()):
         known = [texts[source] for source in row["sources"] if source in texts]
         measure = measured(source_text(row, task_type), known)
         reason = NO_SOURCE if len(known) < len(row["sources"]) else _reason(measure, max_novelty, min_coverage)
@@ -78,10 +85,8 @@ def check_faithfulness(
         else:
             dropped[row["id"]] = reason
     logger.info("%d of %d distilled rows are faithful.", len(kept), len(distilled))
-    faithful = distilled.select(kept)
-    for name, feature in COLUMNS.items():
-        faithful = faithful.add_column(name, [measure[name] for measure in measures], feature=feature)
-    return Outcome(faithful, dropped)
+    columns = {name: [measure[name] for measure in measures] for name in COLUMNS}
+    return Outcome(with_columns(rows_at(distilled, kept), columns, COLUMNS), dropped)
 
 
 def measured(text: str, sources: list[str]) -> dict[str, Any]:

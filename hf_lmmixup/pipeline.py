@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import concatenate_datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from hf_lmmixup.datastore import ScoredDatastore
 from hf_lmmixup.distilling import JOURNAL, Distilling
@@ -35,6 +36,7 @@ from hf_lmmixup.results import Results, account, choose, write_results
 from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, read_json, write_json
 from hf_lmmixup.selection import long_tail_scores
 from hf_lmmixup.stages import Progress, Stages
+from hf_lmmixup.tables import dataset_of, rows_at, table_of
 from hf_lmmixup.vectors import texts_of
 
 
@@ -118,9 +120,9 @@ class _Run:
     def _results(self) -> Results:
         rows, distilling, rescored = self.rows, self.distilling, self.distilling.rescored.dataset
         clusters = rows.clustered.dataset
-        lone = clusters.filter(lambda number: number is None, input_columns="cluster_id", keep_in_memory=True)
         high = rows.halves[0]
-        originals = concatenate_datasets([high, lone.remove_columns("cluster_id")]) if len(lone) else high
+        alone = table_of(clusters).filter(pc.field("cluster_id").is_null()).drop_columns(["cluster_id"])
+        originals = dataset_of(pa.concat_tables([table_of(high), alone.cast(high.features.arrow_schema)]))
         rarity = long_tail_scores(rows.vectors.matrix, graph=rows.vectors.graph)
         places = rows.vectors.places(originals["id"][:])
         chosen = choose(
@@ -149,7 +151,7 @@ class _Run:
         numbers = sorted(set(clusters["cluster_id"][:]) - {None})
         shown = set(numbers[:: max(1, -(-len(numbers) // MAPPED_CLUSTERS))])
         some = [
-            rows.select([place for place, number in enumerate(rows["cluster_id"][:]) if number in shown])
+            rows_at(rows, [place for place, number in enumerate(rows["cluster_id"][:]) if number in shown])
             for rows in (clusters, distilled)
         ]
         vectors = self.rows.vectors.of(some[0]["id"][:]).astype(np.float32)

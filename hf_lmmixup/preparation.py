@@ -27,6 +27,7 @@ from hf_lmmixup.loading import load_rows
 from hf_lmmixup.recipe import Recipe
 from hf_lmmixup.records import CLUSTERED, LOADED, RATED, Outcome
 from hf_lmmixup.stages import Stages
+from hf_lmmixup.tables import rows_at, table_of
 from hf_lmmixup.vectors import KnownTexts, Vectors, embed
 from hf_lmmixup.writers import Writer
 
@@ -113,7 +114,7 @@ class Preparation:
         def load() -> Outcome:
             outcome = load_rows(self.source, limit=self.recipe.limit)
             order = np.argsort(np.array(outcome.dataset["id"][:]), kind="stable")
-            return Outcome(outcome.dataset.select(order), outcome.dropped)
+            return Outcome(rows_at(outcome.dataset, order), outcome.dropped)
 
         return self.stages.outcome(LOAD, "loading", LOADED, load)
 
@@ -186,7 +187,7 @@ class Preparation:
             return self.judge(rows)
         known, new = self.earlier.rated(rows)
         both = concatenate_datasets([known, self.judge(new).dataset.cast(RATED)]) if len(new) else known
-        return Outcome(both.select(np.argsort(np.array(both["id"][:]), kind="stable")))
+        return Outcome(rows_at(both, np.argsort(np.array(both["id"][:]), kind="stable")))
 
     def judge(self, rows: Dataset) -> Outcome:
         """Rate rows; texts of the loaded rows are not embedded again."""
@@ -206,7 +207,7 @@ class Preparation:
         limit, rated, vectors = self.recipe.deduplicate.max_similarity, self.rated.dataset, self.vectors
 
         def work() -> Outcome:
-            scored = rated.select(np.flatnonzero(_has_score(rated)))
+            scored = rows_at(rated, np.flatnonzero(_has_score(rated)))
             if limit is None:
                 return deduplicate(scored)
             places = vectors.places(scored["id"][:])
@@ -217,14 +218,15 @@ class Preparation:
     @cached_property
     def halves(self) -> tuple[Dataset, Dataset]:
         """The rows to keep as they are, and those to distil."""
-        high, low, _ = rating.split_by_score(self.unique.dataset, self.recipe.rate.threshold)
-        return high, low
+        rows = self.unique.dataset
+        is_high = np.array(rows["score"][:]) >= self.recipe.rate.threshold
+        return rows_at(rows, np.flatnonzero(is_high)), rows_at(rows, np.flatnonzero(~is_high))
 
     @cached_property
     def unrated(self) -> list[str]:
         """Ids of the rows that nobody could judge."""
         places = np.flatnonzero(~_has_score(self.rated.dataset))
-        return list(self.rated.dataset.select(places)["id"][:])
+        return list(rows_at(self.rated.dataset, places)["id"][:])
 
     @cached_property
     def clustered(self) -> Outcome:
@@ -248,4 +250,5 @@ class Preparation:
 
 def _has_score(rows: Dataset) -> np.ndarray:
     """Which rows have a score (n,)."""
-    return np.array([score is not None for score in rows["score"][:]], bool)
+    valid: np.ndarray = table_of(rows)["score"].is_valid().to_numpy()
+    return valid

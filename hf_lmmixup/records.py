@@ -9,9 +9,9 @@ One row after loading::
 """
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from enum import StrEnum
+from json.encoder import encode_basestring_ascii
 
 from datasets import Dataset, Features, List, Value
 
@@ -92,7 +92,7 @@ def row_id(prompt: str, completion: str) -> str:
     Equal rows have equal ids wherever and in whatever order they were loaded. JSON separates the two texts, so
     ("ab", "c") and ("a", "bc") differ.
     """
-    canonical = json.dumps([prompt, completion], ensure_ascii=True, separators=(",", ":"))
+    canonical = f"[{encode_basestring_ascii(prompt)},{encode_basestring_ascii(completion)}]"
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]
 
 

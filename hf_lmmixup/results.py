@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
-from datasets import Dataset, Value
+from datasets import Dataset
 
 from hf_lmmixup.hub import render_dataset_card
 from hf_lmmixup.ledger import Ledger
@@ -20,6 +21,7 @@ from hf_lmmixup.report import render_report
 from hf_lmmixup.run_directory import RunDirectory, write_json
 from hf_lmmixup.selection import merge, min_max, select
 from hf_lmmixup.stages import costs_of, read_plan
+from hf_lmmixup.tables import rows_at, table_of, with_columns
 
 
 logger = logging.getLogger(__name__)
@@ -93,9 +95,9 @@ def choose(
             f"No distilled row scored {options.min_score} or more; the best {len(ranked.dataset)} of {len(distilled)} "
             "were kept by score instead."
         )
-    candidates = originals.add_column("long_tail_score", min_max(rarity).tolist(), feature=Value("float32"))
+    candidates = with_columns(originals, {"long_tail_score": pa.array(min_max(rarity), pa.float32())})
     merged = merge(candidates, ranked.dataset, size=options.size, distilled_share=options.distilled_share)
-    return Chosen(list(originals["id"]), ranked, merged, notes)
+    return Chosen(originals["id"][:], ranked, merged, notes)
 
 
 def account(
@@ -120,7 +122,7 @@ def account(
         The books; `summary()` checks that they balance.
     """
     ledger = Ledger(len(loaded.dataset) + len(loaded.dropped), notes=list(chosen.notes))
-    final, lost = set(chosen.merged.dataset["id"]), unfaithful | chosen.ranked.dropped | chosen.merged.dropped
+    final, lost = set(chosen.merged.dataset["id"][:]), unfaithful | chosen.ranked.dropped | chosen.merged.dropped
     originals = set(chosen.originals)
     ledger.drop(loaded.dropped)
     ledger.drop(left)
@@ -128,7 +130,7 @@ def account(
     ledger.keep(row for row in chosen.originals if row in final)
     ledger.drop({row: lost[row] for row in chosen.originals if row not in final})
     ledger.drop({row: reason for row, reason in distilled.dropped.items() if row not in originals})
-    for identifier, sources in zip(distilled.dataset["id"], distilled.dataset["sources"], strict=True):
+    for identifier, sources in zip(distilled.dataset["id"][:], distilled.dataset["sources"][:], strict=True):
         if identifier in final:
             ledger.merge(dict.fromkeys(sources, identifier))
         else:
@@ -171,7 +173,7 @@ def write_results(directory: RunDirectory, recipe: Recipe, results: Results) -> 
 
 def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> dict[str, Any]:
     """What card and report are rendered from, as plain data."""
-    sizes = np.bincount([number for number in results.clustered["cluster_id"] if number is not None] or [0])
+    sizes = np.bincount([number for number in results.clustered["cluster_id"][:] if number is not None] or [0])
     return {
         "name": recipe.name,
         "recipe": recipe.settings(),
@@ -200,9 +202,13 @@ def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> 
 
 def _examples(results: Results) -> list[dict[str, Any]]:
     """The first clusters beside their distillation, those that reached the dataset first."""
-    texts = {row["id"]: row for row in results.clustered.select_columns(["id", "prompt", "completion", "score"])}
-    final = set(results.merged["id"])
-    rows = sorted(results.rescored.to_list(), key=lambda row: (row["id"] not in final, row["cluster_id"], row["id"]))
+    final, done = set(results.merged["id"][:]), results.rescored
+    ids, clusters = done["id"][:], done["cluster_id"][:]
+    order = sorted(range(len(ids)), key=lambda place: (ids[place] not in final, clusters[place], ids[place]))
+    rows = rows_at(done, order[:EXAMPLES]).to_list()
+    table = table_of(results.clustered).select(["id", "prompt", "completion", "score"])
+    behind = pa.array([source for row in rows for source in row["sources"]], pa.string())
+    texts = {row["id"]: row for row in table.filter(pc.is_in(table["id"], behind)).to_pylist()}
     return [
         {
             "cluster_id": row["cluster_id"],
@@ -213,7 +219,7 @@ def _examples(results: Results) -> list[dict[str, Any]]:
             "score": row["score"],
             "in_dataset": row["id"] in final,
         }
-        for row in rows[:EXAMPLES]
+        for row in rows
     ]
 
 

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
 from hf_lmmixup.records import Outcome
+from hf_lmmixup.tables import dataset_of, table_of
 
 
 MANIFEST, LOCK, STAGES = "manifest.json", ".lock", "stages"
@@ -117,7 +118,7 @@ class RunDirectory:
             attempts: What it tried on the way, for `lmmixup explain`.
         """
         with self.writing(f"{STAGES}/{name}") as folder:
-            outcome.dataset.to_parquet(folder / ROWS)
+            pq.write_table(table_of(outcome.dataset), folder / ROWS)
             write_json(folder / DROPPED, outcome.dropped)
             if attempts:
                 pq.write_table(pa.Table.from_pylist(list(attempts)), folder / ATTEMPTS)
@@ -143,7 +144,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 def read_parquet(path: Path, features: Features) -> Dataset:
     """A Parquet file as a dataset in memory; unlike `load_dataset` it leaves no copy in a cache."""
-    return Dataset(pq.read_table(path, memory_map=True).cast(features.arrow_schema))
+    return dataset_of(pq.read_table(path, memory_map=True).cast(features.arrow_schema))
 
 
 def read_json(path: Path) -> Any:

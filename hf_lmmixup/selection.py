@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Value
+from datasets import Dataset
 
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import HIGH_SCORE, MERGED, Outcome, pair_text
+from hf_lmmixup.tables import dataset_of, rows_at, table_of, with_columns
 
 
 LONG_TAIL_NEIGHBORS = 15
@@ -131,7 +132,7 @@ def select(
     for row in order:
         if row not in taken:
             dropped.setdefault(ids[row], BEYOND_SIZE)
-    return Outcome(dataset.select(kept), dropped)
+    return Outcome(rows_at(dataset, kept), dropped)
 
 
 class _Budget:
@@ -176,16 +177,16 @@ def merge(
     known = set(originals["id"][:])
     repeated = [identifier for identifier in distilled["id"][:] if identifier in known]
     if repeated:
-        distilled = distilled.select([row for row, i in enumerate(distilled["id"][:]) if i not in known])
+        distilled = rows_at(distilled, [row for row, i in enumerate(distilled["id"][:]) if i not in known])
     tables = _as_merged(originals, "original"), _as_merged(distilled, "distilled")
-    both = Dataset(pa.concat_tables(tables))
+    both = dataset_of(pa.concat_tables(tables))
     columns: Any = both.select_columns(["id", "score", "long_tail_score"])[:]
     ids = columns["id"]
     order = _best_first(ids, columns["score"], columns["long_tail_score"])
     taken = _take(order, len(originals), len(distilled), size, distilled_share)
     dropped = dict.fromkeys(repeated, SAME_AS_ORIGINAL)
     dropped |= {ids[row]: BEYOND_SHARE for row in set(order) - set(taken)}
-    return Outcome(both.select(sorted(taken, key=ids.__getitem__)), dropped)
+    return Outcome(rows_at(both, sorted(taken, key=ids.__getitem__)), dropped)
 
 
 def _take(
@@ -239,10 +240,8 @@ def _with_long_tail(dataset: Dataset, embeddings: np.ndarray | None, graph: Neig
         return dataset
     if len(embeddings) != len(dataset):
         raise ValueError(f"{len(dataset)} rows need as many embeddings, not {len(embeddings)}.")
-    if "long_tail_score" in dataset.column_names:
-        dataset = dataset.remove_columns("long_tail_score")
     rarity = min_max(long_tail_scores(embeddings, graph=graph))
-    return dataset.add_column("long_tail_score", rarity.tolist(), feature=Value("float32"))
+    return with_columns(dataset, {"long_tail_score": pa.array(rarity, pa.float32())})
 
 
 def _token_counts(dataset: Dataset, count_tokens: Callable[[str], int] | None) -> np.ndarray:
@@ -255,7 +254,7 @@ def _token_counts(dataset: Dataset, count_tokens: Callable[[str], int] | None) -
 
 def _as_merged(dataset: Dataset, origin: str) -> pa.Table:
     """The rows with exactly the columns of `records.MERGED`; what a side does not know is null."""
-    table: pa.Table = dataset.with_format("arrow")[:]
+    table = table_of(dataset)
     n = len(table)
     known = {name: table[name] for name in table.column_names}
     known["origin"] = pa.array([origin] * n, pa.string())

@@ -19,7 +19,7 @@ LAYERS = [
         "pure functions",
         "batch_state card_markup differences exact_search facts features figures inspection intervals journal jsonl "
         "ledger licenses mosaic_config near_duplicates observations pacing projection prompts "
-        "rating_prompt row_stream score_health secrecy strict_yaml tensor_files transition recipe run_directory "
+        "rating_prompt row_stream score_health secrecy strict_yaml tables tensor_files transition recipe run_directory "
         "verdict wording articles comparison_figures construction_prompts corruption coverage "
         "distilled_rows drawings guards loading lm_eval_tasks mixture_rows mosaic_templates neighbors patience "
         "published row_figures score_head target_checks training_figures bundled construction_plan "

@@ -63,32 +63,31 @@ def cluster(
     with errors(), progress_bar() as told:
         check_output(output)
         loaded = read_rows(input)
-        rows, dropped = loaded.dataset, dict(loaded.dropped)
+        rows = loaded.dataset
         vectors = _embed(rows, encoder, told)
         told("building the neighbor graph", 0, 0)
         graph = build_graph(vectors, NEIGHBORS)
+        dropped: dict[str, str] = {}
         if duplicates is not None:
             unique = deduplicate(rows, vectors, max_similarity=duplicates, graph=graph)
-            kept = [place for place, name in enumerate(rows["id"][:]) if name not in unique.dropped]
-            rows, vectors, graph, dropped = unique.dataset, vectors[kept], graph.take(np.array(kept)), dropped | unique.dropped
+            dropped = unique.dropped
+            kept = np.array([place for place, name in enumerate(rows["id"][:]) if name not in dropped])
+            rows, vectors, graph = unique.dataset, vectors[kept], graph.take(kept)
         told("clustering", 0, 0)
-        sizes: dict[str, Any] = {"min_size": min_size, "max_size": max_size, "mean_size": mean_size, "std_size": std_size}
-        options: dict[str, Any] = {"min_similarity": min_similarity, "seed": seed, "singletons": singletons}
-        places = dict(zip(rows["id"][:], range(len(rows)), strict=True))
-        outcome = group(rows, vectors, graph=graph, **sizes, **options)
+        options: dict[str, Any] = {"min_size": min_size, "max_size": max_size, "mean_size": mean_size}
+        options |= {"std_size": std_size, "min_similarity": min_similarity, "seed": seed, "singletons": singletons}
+        outcome = group(rows, vectors, graph=graph, **options)
         told("inspecting the clusters", 0, 0)
+        places = dict(zip(rows["id"][:], range(len(rows)), strict=True))
         order = [places[name] for name in outcome.dataset["id"][:]]
         inspection = inspect(outcome.dataset, vectors[order], seed=seed)
         page = report or output.with_suffix(".html")
         page.write_text(render_inspection(inspection, output.stem), encoding="utf-8")
-        _write(outcome.dataset, dropped | outcome.dropped, output)
-    cohesion = inspection["cohesion"]["mean"]
-    console.print(
-        f"{inspection['clusters']:,} clusters of {inspection['clustered']:,} rows, mean cosine "
-        f"{'–' if cohesion is None else f'{cohesion:.3f}'}, {inspection['singletons']:,} rows alone; see {page}.",
-        highlight=False,
-        soft_wrap=True,
-    )
+        _write(outcome.dataset, loaded.dropped | dropped | outcome.dropped, output)
+    cohesion = "–" if inspection["cohesion"]["mean"] is None else f"{inspection['cohesion']['mean']:.3f}"
+    told_of = f"{inspection['clusters']:,} clusters of {inspection['clustered']:,} rows, mean cosine {cohesion}, "
+    told_of += f"{inspection['singletons']:,} rows alone; see {page}."
+    console.print(told_of, highlight=False, soft_wrap=True)
 
 
 def distill(
