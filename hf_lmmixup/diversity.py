@@ -86,11 +86,12 @@ class _Walk:
         self.graph = graph
         # If the graph lists all near rows of either of two rows, one of the lists has the pair; so the rows below only
         # need comparing with each other.
-        # Most rows of a real pool have no near row; what a list would say of them is known at once.
-        self.has_near: np.ndarray = (
-            np.zeros(n, bool) if graph is None else (graph.similarities > max_similarity).any(axis=1)
-        )
-        self.unlisted = np.ones(n, bool) if graph is None else graph.horizon > max_similarity
+        self.unlisted: np.ndarray = np.ones(n, bool)
+        self.has_near: np.ndarray = np.zeros(n, bool)
+        if graph is not None:
+            self.unlisted = np.asarray(graph.horizon > max_similarity)
+            # Most rows of a pool have no near row; what a list would say of them is known at once.
+            self.has_near = np.asarray((graph.similarities > max_similarity).any(axis=1))
         self.kept_unlisted: list[int] = []
         self.index = faiss.IndexFlatIP(d)
 
