@@ -17,22 +17,21 @@ LAYERS = [
     ),
     (
         "pure functions",
-        "batch_state card_markup differences exact_search facts features figures inspection intervals journal jsonl "
-        "ledger licenses mosaic_config near_duplicates observations pacing projection prompts "
-        "rating_prompt row_stream score_health secrecy strict_yaml tables tensor_files transition recipe run_directory "
-        "verdict wording articles comparison_figures construction_prompts corruption coverage "
-        "distilled_rows drawings guards loading lm_eval_tasks mixture_rows mosaic_templates neighbors patience "
-        "published row_figures score_head target_checks training_figures bundled construction_plan "
-        "diversity faithfulness mosaic_costs mosaic_rows quality_report readings run_figures mosaic_plan "
-        "offline_writer mosaic_length mosaic_text mosaic_tokens mosaic_passes mosaic_stream stage_files mosaic_files mosaic "
-        "evaluation_sets correction",
+        "batch_state card_markup differences exact_search facts features figures inspection intervals "
+        "journal jsonl ledger licenses mosaic_config near_duplicates observations pacing projection "
+        "prompts rating_prompt row_stream score_health secrecy strict_yaml tables tensor_files transition "
+        "recipe run_directory verdict wording articles comparison_figures construction_prompts corruption "
+        "coverage distilled_rows drawings guards loading lm_eval_tasks mixture_rows mosaic_templates "
+        "neighbors patience published row_figures score_head target_checks training_figures bundled "
+        "construction_plan diversity faithfulness mosaic_costs mosaic_rows quality_report readings "
+        "run_figures mosaic_plan offline_writer mosaic_length mosaic_text mosaic_tokens mosaic_passes "
+        "mosaic_stream stage_files mosaic_files mosaic evaluation_sets correction",
     ),
     (
         "borrowed models and stores",
-        "chat_model datastore_files encoder four_bit overlap generation prompt_lengths publication transport "
-        "vllm_generation "
-        "construction datastore digit_model dispatch endpoint hub_repository local_model paged_generation "
-        "tiny_distiller chat_writer reward_settings served_generation "
+        "chat_model datastore_files encoder four_bit overlap generation prompt_lengths publication "
+        "transport vllm_generation construction datastore digit_model dispatch endpoint hub_repository "
+        "local_model paged_generation tiny_distiller chat_writer reward_settings served_generation "
         "checkpoints preflight training raters",
     ),
     (
@@ -41,12 +40,13 @@ LAYERS = [
     ),
     (
         "plugs",
-        "cards cluster_page mixture mixture_repository monitors watching report run_facts rewards sftmix model_folder artifacts public_benchmarks hub",
+        "cards cluster_page mixture mixture_repository monitors watching report run_facts rewards sftmix "
+        "model_folder artifacts public_benchmarks hub",
     ),
     (
         "the job",
-        "distiller held_out evaluation systems data_arms downstream comparison "
-        "vectors stages writers earlier_run preparation ray_engine planning distilling lineage results pipeline",
+        "distiller held_out evaluation systems data_arms downstream comparison vectors stages writers "
+        "earlier_run preparation ray_engine planning distilling lineage results pipeline",
     ),
     (
         "the command",
