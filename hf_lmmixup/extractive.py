@@ -127,8 +127,7 @@ def _embed(clusters: Sequence[list[dict[str, Any]]], encoder: Encoder) -> dict[s
             texts[pair_text(row["prompt"], row["completion"])] = None
             if len(cluster) > 1:
                 texts |= dict.fromkeys(_sentences(row["completion"]))
-    vectors = encoder.encode(list(texts)) if texts else []
-    return dict(zip(texts, vectors, strict=True))
+    return dict(zip(texts, encoder.encode(list(texts)), strict=True)) if texts else {}
 
 
 def _merge(
