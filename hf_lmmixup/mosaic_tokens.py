@@ -40,6 +40,7 @@ class TokenCounter:
 
     Raises:
         ImportError: If a name is given and the `train` extra is missing.
+        ValueError: If there is no tokenizer of that name.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -48,7 +49,10 @@ class TokenCounter:
                 from transformers import AutoTokenizer
             except ImportError as error:
                 raise ImportError('Loading a tokenizer by name needs: pip install "hf-lmmixup[train]".') from error
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            except OSError as error:
+                raise ValueError(f"No tokenizer at {tokenizer!r}: no model folder, and no Hub id in reach.") from error
         self.tokenizer = tokenizer
         self._separable: bool | None = None
         self._words: tuple[dict[str, int], dict[str, int]] = ({}, {})

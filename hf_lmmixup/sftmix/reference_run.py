@@ -190,7 +190,10 @@ def _trainer(
         "max_length": max_length,
         "assistant_only_loss": "messages" in dataset.column_names,  # the perplexity of responses, not of prompts
     }
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except OSError as error:
+        raise ValueError(f"No model at {str(model)!r}: no model folder, and no Hub id in reach.") from error
     adapter = None
     if lora_rank:
         from peft import LoraConfig
