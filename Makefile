@@ -18,7 +18,7 @@ test: .venv/dev  ## Install what tests need into .venv, then check the code and 
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 slow: .venv/eval  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
@@ -42,8 +42,8 @@ clean:  ## Remove the virtual environment and everything that runs left
 	@touch $@
 
 .venv/eval: pyproject.toml constraints.txt | .venv/dev
-	@echo "Adding lm-eval, which the slow tests need"
-	@$(PIP) -e ".[dev,eval]"
+	@echo "Adding lm-eval and Ray, which the slow tests need"
+	@$(PIP) -e ".[dev,eval,ray]"
 	@touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -71,7 +72,11 @@ def lmmixup(*arguments: str | Path, check: bool = True) -> subprocess.CompletedP
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
-    """The directory of a run from raw rows to report, trained for a few steps."""
-    folder = tmp_path_factory.mktemp("finished")
-    lmmixup("run", write_tiny_run(folder, "run"))
+    """The directory of a run from raw rows to report, trained for a few steps; parallel workers share it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            folder.mkdir()
+            lmmixup("run", write_tiny_run(folder, "run"))
     return folder / "run"

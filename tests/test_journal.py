@@ -52,7 +52,7 @@ def test_an_answer_is_recorded_once(path):
         assert journal["a"] == 1
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}], ids=repr)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"bytes", {1, 2}], ids=repr)
 def test_what_is_not_json_is_refused_and_leaves_no_trace(path, value):
     with Journal(path, SETTINGS) as journal:
         size = path.stat().st_size

@@ -119,6 +119,15 @@ def train(one):
         script.main(one["arguments"])
 
 
+def leave_together():
+    """Wait for the other processes: one that ends while another still receives leaves it waiting for ever."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def fork(one, rank, port):
     pid = os.fork()
     if pid:
@@ -134,6 +143,8 @@ def fork(one, rank, port):
             world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": one["processes"], "MASTER_PORT": port}
             os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="127.0.0.1")
         train(one)
+        if one["processes"] > 1:
+            leave_together()
         code = 0
     except BaseException:
         traceback.print_exc()
