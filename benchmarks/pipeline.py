@@ -118,7 +118,7 @@ def measure(folder: Path, count: int, profile: bool) -> None:
         distiller=DistillerRecipe(mode="training-free", model="stub"),
         select=SelectRecipe(min_score=4),
     )
-    tools = Tools(stubs, stubs.judge, writer=Writer("stub", stubs.generate))
+    tools = Tools(stubs, judge=stubs.judge, writer=Writer("stub", stubs.generate))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     profiler = cProfile.Profile()
     if profile:

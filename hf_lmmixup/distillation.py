@@ -83,6 +83,7 @@ def distill(
     attempts: int = ATTEMPTS,
     seed: int = 0,
     journal: Journal | None = None,
+    at_a_time: int = PROMPTS_AT_A_TIME,
 ) -> DistilledOutcome:
     """Distil every cluster into one row.
 
@@ -96,6 +97,7 @@ def distill(
         attempts: How often a cluster is asked for.
         seed: Seed of the later attempts.
         journal: Where completions are recorded as they come; those already there are not asked for again.
+        at_a_time: Prompts that `generate` gets at a time.
 
     Returns:
         Rows with the columns of `records.DISTILLED`, by cluster; for every source row that is in none of them the
@@ -115,7 +117,7 @@ def distill(
     prompts = 0
     waiting = _requests(clustered, task_type, max_prompt_tokens, count_tokens, dropped)
     # Some prompts at a time: the texts of a large pool, written out as prompts, would fill the memory.
-    while requests := list(islice(waiting, PROMPTS_AT_A_TIME)):
+    while requests := list(islice(waiting, at_a_time)):
         prompts += len(requests)
         records = _written(requests, generate, attempts, seed, task_type, journal)
         completions += records

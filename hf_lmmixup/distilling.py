@@ -124,6 +124,7 @@ class Distilling:
                 attempts=options.attempts,
                 seed=self.recipe.seed,
                 journal=journal,
+                at_a_time=writer.at_a_time,
             )
         self._spent(outcome)
         return outcome

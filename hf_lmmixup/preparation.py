@@ -28,7 +28,7 @@ from hf_lmmixup.recipe import Recipe
 from hf_lmmixup.records import CLUSTERED, LOADED, RATED, Outcome
 from hf_lmmixup.stages import Stages
 from hf_lmmixup.tables import rows_at, table_of
-from hf_lmmixup.vectors import KnownTexts, Vectors, embed
+from hf_lmmixup.vectors import BLOCK, KnownTexts, Vectors, embed
 from hf_lmmixup.writers import Writer
 
 
@@ -53,11 +53,13 @@ class Tools:
     Attributes:
         encoder: Embeds texts.
         judge: Adds `rating`, `score` and `rating_error` to rows, without a datastore.
+        embedded_at_a_time: Rows that the encoder should get at a time, which is what a crash costs.
         rater: The same with one; `rating.rate_with_datastore` or what does its work elsewhere.
         writer: Writes the distillations.
     """
 
     encoder: Encoder | None = None
+    embedded_at_a_time: int = BLOCK
     judge: Callable[[Dataset], Outcome] | None = None
     rater: Callable[[Dataset, ScoredDatastore, Encoder], Outcome] = rating.rate_with_datastore
     writer: Writer | None = None
@@ -131,7 +133,8 @@ class Preparation:
                 self.stages.progress(title, done, len(rows))
 
             with self.stages.timed(EMBED) as facts:
-                embed(rows, self.encoder, folder, earlier=earlier, progress=told)
+                block = self.tools.embedded_at_a_time
+                embed(rows, self.encoder, folder, earlier=earlier, block=block, progress=told)
                 self.stages.progress("building the neighbor graph", 0, 0)
                 assert len(Vectors(folder, ids).graph) == len(rows)
                 directory.adopt(folder, EMBED)

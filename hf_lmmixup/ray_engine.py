@@ -26,13 +26,16 @@ from hf_lmmixup.rating import rate_with_datastore
 from hf_lmmixup.recipe import DistillerRecipe, Recipe
 from hf_lmmixup.records import RATED, Outcome, pair_text
 from hf_lmmixup.vectors import texts_of
-from hf_lmmixup.writers import Writer, open_writer
+from hf_lmmixup.writers import Writer, count_characters, open_writer
 
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 256
 """Rows that an actor gets at a time: what a killed worker costs."""
+
+JOURNEY = 1 << 18
+"""Rows that are sent out at a time: each time the actors open their models anew."""
 
 MISSING_RAY = 'Several machines need Ray: pip install "hf-lmmixup[ray]".'
 
@@ -214,14 +217,30 @@ def cluster_tools(recipe: Recipe, pool: Pool) -> Tools:
     name, options = recipe.encoder, recipe.distiller
     encoder = ClusterEncoder(lambda: load_encoder(name), local.name, pool, local.revision)
     if options.mode != "training-free":
-        return Tools(encoder, rater=cluster_rater(pool))
-    return Tools(encoder, rater=cluster_rater(pool), writer=_cluster_writer(options, pool))
+        return Tools(encoder, JOURNEY, rater=cluster_rater(pool))
+    return Tools(encoder, JOURNEY, rater=cluster_rater(pool), writer=_cluster_writer(options, pool))
 
 
 def _cluster_writer(options: DistillerRecipe, pool: Pool) -> Writer:
     writer = ClusterWriter(lambda: open_writer(options, options.model), pool)
     settings = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature}
-    return Writer(options.model, writer.generate, settings)
+    return Writer(options.model, writer.generate, settings, *_prompt_limit(options), at_a_time=JOURNEY)
+
+
+def _prompt_limit(options: DistillerRecipe) -> tuple[int | None, Callable[[Messages], int]]:
+    """Longest prompt and how it is measured, as the model in an actor does it; here only its tokenizer is loaded."""
+    if options.endpoint is not None:
+        return options.max_prompt_tokens, count_characters
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(options.model)
+    positions = getattr(AutoConfig.from_pretrained(options.model), "max_position_embeddings", None) or 1 << 30
+
+    def count(messages: Messages) -> int:
+        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return min(options.max_prompt_tokens or 1 << 30, positions - options.max_new_tokens), count
 
 
 class _Given:

@@ -110,6 +110,7 @@ def embed(
     folder: Path,
     *,
     earlier: Vectors | None = None,
+    block: int = BLOCK,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write the vectors of rows into a folder; what an earlier call has written there stays.
@@ -119,6 +120,7 @@ def embed(
         encoder: Embeds `records.pair_text` of each.
         folder: Where to; made if needed.
         earlier: Vectors by the same encoder; rows that have one are not encoded.
+        block: Rows between two marks on the disk.
         progress: Called with the number of rows done so far.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,8 +128,8 @@ def embed(
     if (folder / DONE).is_file() and (state := read_json(folder / DONE)) | mark == state:
         done = state["done"]
     matrix = np.load(folder / EMBEDDINGS, mmap_mode="r+") if done else None
-    for start in range(done, len(rows), BLOCK):
-        vectors = _block(rows[start : start + BLOCK], encoder, earlier)
+    for start in range(done, len(rows), block):
+        vectors = _block(rows[start : start + block], encoder, earlier)
         if matrix is None:
             shape = (len(rows), vectors.shape[1])
             matrix = np.lib.format.open_memmap(folder / EMBEDDINGS, "w+", np.float16, shape)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_lmmixup.distillation import Generate, Messages
+from hf_lmmixup.distillation import PROMPTS_AT_A_TIME, Generate, Messages
 from hf_lmmixup.recipe import DistillerRecipe
 
 
@@ -31,6 +31,7 @@ class Writer:
         settings: What the completions depend on besides the name, plain data.
         max_prompt_tokens: Longest prompt; `None` for no limit.
         count_tokens: Length of a prompt.
+        at_a_time: Prompts that it should get at a time.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Writer:
     settings: dict[str, Any] = field(default_factory=dict)
     max_prompt_tokens: int | None = None
     count_tokens: Callable[[Messages], int] | None = None
+    at_a_time: int = PROMPTS_AT_A_TIME
 
 
 def open_writer(options: DistillerRecipe, model: str, name: str | None = None) -> Writer:

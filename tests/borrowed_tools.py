@@ -58,4 +58,4 @@ class CopyingWriter:
 
 def tools(writer=None):
     """Encoder, judge and writer; `writer` is a `CopyingWriter` of which the calls shall be seen."""
-    return Tools(HashingEncoder(), judge, writer=Writer("copying", (writer or CopyingWriter()).generate))
+    return Tools(HashingEncoder(), judge=judge, writer=Writer("copying", (writer or CopyingWriter()).generate))

@@ -32,7 +32,7 @@ def members(folder):
 def test_only_new_rows_are_embedded_and_only_dirty_clusters_distilled(tmp_path):
     run(recipe(tmp_path, "may", OLD, distiller=TRAINING_FREE), tools=tools())
     writer, own = CopyingWriter(), tools()
-    borrowed = type(own)(own.encoder, own.judge, writer=tools(writer).writer)
+    borrowed = type(own)(own.encoder, judge=own.judge, writer=tools(writer).writer)
     finished = run(
         recipe(tmp_path, "june", OLD + NEW, distiller=TRAINING_FREE), tools=borrowed, update=tmp_path / "may"
     )
@@ -116,8 +116,7 @@ def rows_of(count):
     return Dataset.from_list(made)
 
 
-def test_embedding_goes_on_behind_its_last_block(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_lmmixup.vectors.BLOCK", 4)
+def test_embedding_goes_on_behind_its_last_block(tmp_path):
     rows, encoder = rows_of(10), HashingEncoder()
 
     class Dying(HashingEncoder):
@@ -127,9 +126,9 @@ def test_embedding_goes_on_behind_its_last_block(tmp_path, monkeypatch):
             return super().encode(texts)
 
     with pytest.raises(KeyboardInterrupt):
-        embed(rows, Dying(), tmp_path)
+        embed(rows, Dying(), tmp_path, block=4)
     assert json.loads((tmp_path / DONE).read_text())["done"] == 8
-    embed(rows, encoder, tmp_path)
+    embed(rows, encoder, tmp_path, block=4)
     assert len(encoder.encoded) == 2
     vectors = Vectors(tmp_path, rows["id"][:])
     texts = [pair_text(row["prompt"], row["completion"]) for row in rows]
@@ -142,5 +141,5 @@ def test_embedding_goes_on_behind_its_last_block(tmp_path, monkeypatch):
     )
     assert encoder.encoded == ["other"]
     other = rows_of(9)  # other rows do not go on from it
-    embed(other, HashingEncoder(), tmp_path)
+    embed(other, HashingEncoder(), tmp_path, block=4)
     assert len(Vectors(tmp_path, other["id"][:]).matrix) == 9
