@@ -99,6 +99,9 @@ class SentenceTransformerEncoder:
         self._model: Any = SentenceTransformer(
             str(model), revision=revision, device=device, model_kwargs={"dtype": precision}
         )
+        tokenizer = self._model.tokenizer
+        self._padding, self._pads_left = tokenizer.pad_token_id, tokenizer.padding_side == "left"
+        self._has_types = "token_type_ids" in tokenizer.model_input_names
         self._prompt = str(self._model.prompts.get(self._model.default_prompt_name or "") or "")
 
     @property
@@ -112,9 +115,9 @@ class SentenceTransformerEncoder:
         place = {text: number for number, text in enumerate(dict.fromkeys(cleaned))}
         rows = np.zeros((len(place), self._model.get_embedding_dimension()), np.float32)
         longest = self._model.max_seq_length
-        tokens = self._model.tokenizer(list(place), truncation=True, max_length=longest) if place else {}
+        tokens = self._tokens(list(place), longest) if place else []
         shapes: dict[int, list[int]] = {}
-        for number, ids in enumerate(tokens.get("input_ids", ())):
+        for number, ids in enumerate(tokens):
             shapes.setdefault(min(longest, -(-len(ids) // LENGTH_STEP) * LENGTH_STEP), []).append(number)
         for width, members in sorted(shapes.items()):
             size = BATCH_ROWS if width <= WIDE else 1
@@ -123,19 +126,26 @@ class SentenceTransformerEncoder:
                 rows[batch] = self._forward(tokens, batch + batch[-1:] * (size - len(batch)), width)[: len(batch)]
         return unit_rows(rows)[[place[text] for text in cleaned]]
 
-    def _forward(self, tokens: Any, batch: list[int], width: int) -> np.ndarray:
+    def _tokens(self, texts: list[str], longest: int) -> list[list[int]]:
+        """The tokens of each text; masks and types are made batch by batch, from the lengths."""
+        plain = {"return_attention_mask": False, "return_token_type_ids": False}
+        return self._model.tokenizer(texts, truncation=True, max_length=longest, **plain)["input_ids"]
+
+    def _forward(self, tokens: list[list[int]], batch: list[int], width: int) -> np.ndarray:
         import torch
 
-        tokenizer, inputs = self._model.tokenizer, {}
-        filling = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-        for name, values in tokens.items():
-            padded = np.full((len(batch), width), filling.get(name, 0), np.int64)
-            for row, number in zip(padded, batch, strict=True):
-                ids = values[number]
-                row[slice(width - len(ids), None) if tokenizer.padding_side == "left" else slice(len(ids))] = ids
-            inputs[name] = torch.from_numpy(padded).to(self._model.device)
+        ids = np.full((len(batch), width), self._padding, np.int64)
+        mask = np.zeros((len(batch), width), np.int64)
+        for row, number in enumerate(batch):
+            length = len(tokens[number])
+            place = slice(width - length, None) if self._pads_left else slice(length)
+            ids[row, place], mask[row, place] = tokens[number], 1
+        arrays = {"input_ids": ids, "attention_mask": mask}
+        if self._has_types:
+            arrays["token_type_ids"] = np.zeros_like(ids)  # one segment each
+        device = self._model.device
         with torch.inference_mode():
-            output = self._model(inputs)
+            output = self._model({name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
         return output["sentence_embedding"].float().cpu().numpy()
 
 

@@ -11,6 +11,7 @@ One text::
 import zlib
 from collections.abc import Sequence
 from itertools import pairwise
+from math import log1p
 
 import numpy as np
 
@@ -122,17 +123,17 @@ def _counts(head: str, body: str) -> list[float]:
     sentences = [part for part in body.replace("!", ".").replace("?", ".").split(". ") if part]
     characters = max(1, len(body))
     return [
-        np.log1p(len(words)),
-        np.log1p(len(asked)),
-        np.log1p(len(body)),
+        log1p(len(words)),
+        log1p(len(asked)),
+        log1p(len(body)),
         len(distinct) / count**0.8,
         sum(map(len, words)) / count,
         figures / count,
-        np.log1p(figures),
+        log1p(figures),
         body.count(",") / count,
         (body.count(";") + body.count(":")) / count,
-        np.log1p(len(sentences)),
-        np.log1p(len(words) / max(1, len(sentences))),
+        log1p(len(sentences)),
+        log1p(len(words) / max(1, len(sentences))),
         sum(part.lstrip()[:1].isupper() for part in sentences) / max(1, len(sentences)),
         float(body[-1:] in '.!?)"' and bool(body)),
         float(head[-1:] in "?.:" and bool(head)),
@@ -144,11 +145,11 @@ def _counts(head: str, body: str) -> list[float]:
         len(content & asked_for) / max(1, len(content)),
         len(asked_for & distinct) / max(1, len(asked_for)),
         len([word for word in words if len(word) >= 7]) / count,
-        np.log1p(body.count("\n")),
+        log1p(body.count("\n")),
         len([character for character in set(body) - ORDINARY if not character.isalnum()]) / characters**0.5,
         float(".." in body or "!!" in body or "??" in body),
         sum(map(str.isupper, body)) / characters,
-        np.log1p(len(content)),
+        log1p(len(content)),
         float(bool(asked) and asked[0] in ASKING),
     ]
 

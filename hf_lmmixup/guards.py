@@ -134,7 +134,7 @@ def violation(answer: str, *, sources: Sequence[str] = (), reference: str | None
         return "keyword list"
     if _instructs(words, [*sources, reference or ""]):
         return "instructs the rater"
-    return "echo of the inputs" if _echoes(words, [_known_words(text) for text in sources]) else None
+    return "echo of the inputs" if _echoes(words, sources) else None
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -190,12 +190,14 @@ def _instructs(words: list[str], known: Sequence[str]) -> bool:
     return any(not any(phrase in text for text in inputs) for phrase in found)
 
 
-def _echoes(words: list[str], sources: Sequence[list[str]]) -> bool:
-    held: set[tuple[str, ...]] = set().union(*map(_shingles, sources))
-    own = _shingles(words)
-    if not own or len(own & held) < ECHO_SHARE * len(own):
+def _echoes(words: list[str], sources: Sequence[str]) -> bool:
+    known = [_known_words(text) for text in sources]
+    # The cheap conditions first: most answers are shorter than all of their inputs together.
+    if words not in known and len(words) < ECHO_LENGTH * sum(map(len, known)):
         return False
-    return words in sources or len(words) >= ECHO_LENGTH * sum(map(len, sources))
+    own = _shingles(words)
+    held = set().union(*map(_shingles, known))
+    return bool(own) and len(own & held) >= ECHO_SHARE * len(own)
 
 
 def _shingles(words: list[str]) -> set[tuple[str, ...]]:

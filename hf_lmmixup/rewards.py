@@ -125,9 +125,13 @@ def quality_reward(
     values: Rewards = [None] * len(readings)
     expected: Rewards = [None] * len(readings)
     datastore = loaded_datastore()
-    for kind in dict.fromkeys(kinds) if datastore is not None else ():
-        if datastore is not None and kind.value in datastore.transitions:
-            rows = [row for row, own in enumerate(kinds) if own == kind]
+    if datastore is not None:
+        known = [row for row, kind in enumerate(kinds) if kind.value in datastore.transitions]
+        answers = [readings[row].answer for row in known if readings[row].fault is None]
+        # All at once, so that batches are full; what follows finds the vectors remembered.
+        loaded_encoder().encode([text for text in (*answers, *(references[row] for row in known)) if text is not None])
+        for kind in dict.fromkeys(kinds[row] for row in known):
+            rows = [row for row in known if kinds[row] == kind]
             _judge_kind(datastore, kind, rows, readings, references, values, expected)
     return _finish("quality", values, readings, completions, columns, started, expected_score=expected)
 

@@ -275,6 +275,17 @@ def test_one_load_and_one_embedding_of_each_text(hashing, tmp_path, monkeypatch)
     assert len(loads) == 1
 
 
+def test_the_texts_of_all_task_types_are_encoded_together(hashing, tmp_path, monkeypatch):
+    """Batches of one task type each would be half empty."""
+    store(tmp_path, monkeypatch, list(ANSWERS.values()), [5, 4, 3, 2, 1], list(ANSWERS))
+    calls, encode = [], HashingEncoder.encode
+    monkeypatch.setattr(HashingEncoder, "encode", lambda self, texts: calls.append(len(texts)) or encode(self, texts))
+    columns = {"task_type": list(ANSWERS), "reference": [f"{answer} Indeed." for answer in ANSWERS.values()]}
+    for reward in ALL:
+        reward([said(answer) for answer in ANSWERS.values()], **columns)
+    assert calls == [10]
+
+
 def test_what_the_rewards_tell_trl(hashing, tmp_path, monkeypatch):
     store(tmp_path, monkeypatch, [ANSWERS["qa"]], [5], ["qa"])
     extra, metrics = {}, {}
