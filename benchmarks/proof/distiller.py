@@ -5,6 +5,7 @@ short documents about characters that no student is asked about. Both trainings 
 `hf_lmmixup.training.train`, that is TRL's command line, with the package's prompts and rewards.
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from datasets import Dataset
 from benchmarks.proof.models import IGNORED, Learner, padded, tiny_model
 from benchmarks.proof.noise import row_text, weak_row
 from benchmarks.proof.teaching import grpo_row, sft_row, tidy_row
-from benchmarks.proof.world import Character
+from benchmarks.proof.world import QUESTIONS, Character
 from hf_lmmixup.encoder import has_fast_bfloat16
 from hf_lmmixup.prompts import linearize
 from hf_lmmixup.training import train
@@ -38,12 +39,17 @@ def untrained(folder: Path, tokenizer: Any, *, width: int, layers: int, seed: in
 
 
 def documents(characters: Sequence[Character], count: int, seed: int) -> list[str]:
-    """Short documents, each about one character: the first half tidy and right, the others like the raw pool."""
+    """Short documents, each about one character: questions alone, then tidy and right pairs, then weak ones.
+
+    What repeats in the first third are names, in the second values, in the last both, among slips.
+    """
     rng = random.Random(seed)
     texts = []
     for number in range(count):
-        character = rng.choice(characters)
-        if number < count // 2:
+        character, part = rng.choice(characters), 3 * number // count
+        if part == 0:
+            rows = [question.format(character.name) for question in rng.sample(QUESTIONS, 5)]
+        elif part == 1:
             rows = [row_text(tidy_row(character, rng)) for _ in range(3)]
         else:
             rows = [row_text(weak_row(character, characters, rng)) for _ in range(6)]
@@ -52,17 +58,16 @@ def documents(characters: Sequence[Character], count: int, seed: int) -> list[st
 
 
 def read(folder: Path, target: Path, tokenizer: Any, texts: Sequence[str], *, steps: int, seed: int) -> Path:
-    """Let a model read documents, the first ones first, and save it."""
+    """Let a model read documents, more and more of them, and save it."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     weights = _weights(rows, len(tokenizer))
     learner, rng = Learner(model.train(), READING_RATE), random.Random(seed)
-    half = len(rows) // 2
     for step in range(steps):
-        part = rows[:half] if step < steps // 2 else rows[half:]
-        ids = padded(rng.sample(part, min(READING_BATCH, len(part))), tokenizer.pad_token_id)
+        part = rows[: max(READING_BATCH, math.ceil(3 * (step + 1) / steps) * len(rows) // 3)]
+        ids = padded(rng.sample(part, READING_BATCH), tokenizer.pad_token_id)
         mask = (ids != tokenizer.pad_token_id).long()
         labels = ids.masked_fill(mask == 0, IGNORED)
         learner.step(learner.loss(learner.hidden(ids, mask), labels, weights[ids]), step / steps)

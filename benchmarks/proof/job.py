@@ -28,8 +28,6 @@ from hf_lmmixup.prompts import distillation_messages, format_completion
 
 
 WORLD_SEED = 0
-SHORT_ROW = 30
-"""Tokens of a row, about: how many rows a student's pretraining needs without repeating any."""
 
 Log = Callable[[str], None]
 
@@ -117,7 +115,7 @@ def prepare(tier: Tier, folder: Path, seed: int) -> str:
     for arm, data in rows.items():
         texts = data.select_columns(["prompt", "completion"]) if len(data) else data
         write(place / f"rows_{arm}.json", texts.to_list())
-    shown = teaching.mixed_rows(everything.teaching, tier.pretraining_tokens // SHORT_ROW, seed=200 + seed)
+    shown = teaching.schooling(everything.teaching[: tier.schooling], seed=200 + seed)
     student.pretrain(place / "student", tokenizer, shown, tier, seed)
     write(place / "facts.json", facts)
     return f"seed {seed}: {facts}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.proof.world import all_values
+from benchmarks.proof.world import values_by_base
 from hf_lmmixup.encoder import has_fast_bfloat16
 from hf_lmmixup.prompts import ANSWER_CLOSE, ANSWER_OPEN, THINK_CLOSE, THINK_OPEN
 from hf_lmmixup.tiny_distiller import CHAT_TEMPLATE, END_TOKEN, PAD_TOKEN, START_TOKEN
@@ -43,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    frequent = [f" {value}" for value in all_values()] * 200
+    frequent = [f" {value}" for values in values_by_base().values() for value in values] * 200
     core.train_from_iterator([*texts, *frequent], trainer)
     tags = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
     core.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])

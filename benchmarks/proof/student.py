@@ -1,8 +1,10 @@
 """The student: a tiny model that knows how such questions are answered, and is then taught facts by one arm's data.
 
 All arms start from the same weights, see the same number of tokens in steps of the same size, and are asked the same
-questions in wordings that no training text has. Two kinds of answers count: the value that the model gives when the
-name of the base is put before it ("probe", a form that every arm's rows have), and the facts in what it writes freely.
+questions in wordings that no training text has. A student answers freely; for every fact that it leaves out, the name
+of the base is put behind its answer and the likeliest value counts. So each student is asked in the order and form
+that its own data has taught it, and one that learnt from partial answers is not blamed for answering in part; what it
+told without being pressed is counted apart ("recall").
 """
 
 import random
@@ -15,13 +17,13 @@ import numpy as np
 from datasets import Dataset
 
 from benchmarks.proof.models import IGNORED, Learner, endless, padded, tiny_model, token_batches
-from benchmarks.proof.world import BASES, HELD_OUT_QUESTIONS, Character, read_facts
+from benchmarks.proof.world import BASES, HELD_OUT_QUESTIONS, Character, read_facts, values_by_base
 
 
 PRETRAINING_RATE, RATE = 3e-3, 2e-3
-PROBES = 512
-"""Questions in one forward pass."""
-LONGEST_ANSWER = 40
+ASKED = 400
+"""Questions in one batch."""
+LONGEST_ANSWER = 32
 
 Rows = list[dict[str, Any]]
 
@@ -33,8 +35,8 @@ class Curve:
     Attributes:
         tokens: Tokens seen at each examination.
         accuracy: Share of right probes at each.
-        right: The last probes (characters, bases, wordings), true where right.
-        recall: The facts in free answers at the end (characters, bases).
+        right: The last examination (characters, wordings, bases), true where right.
+        recall: The same, true where right and told without being pressed.
         steps: Optimizer steps.
     """
 
@@ -43,6 +45,14 @@ class Curve:
     right: Any = None
     recall: Any = None
     steps: int = 0
+
+
+@dataclass
+class Answer:
+    """The facts that a student told freely, and those that it was pressed for."""
+
+    told: dict[str, str]
+    pressed: dict[str, str]
 
 
 def encoded(rows: Dataset | Sequence[dict[str, Any]], tokenizer: Any) -> Rows:
@@ -95,6 +105,7 @@ class Student:
         self.model = AutoModelForCausalLM.from_pretrained(folder).train()
         self.tokenizer, self.truth, self.options = tokenizer, truth, options
         self.learner = Learner(self.model, RATE)
+        self.values = {base: (self._tokens(values), values) for base, values in values_by_base().items()}
         self.curve = Curve()
 
     def train(self, units: Iterable[Rows], total: int, mixer: Any = None) -> Curve:
@@ -124,49 +135,70 @@ class Student:
         return self.finish()
 
     def finish(self) -> Curve:
-        """The curve with the free answers."""
-        if not self.curve.tokens:
-            self.examine(0)
+        """The curve with the examination in all wordings."""
         if self.truth:
-            self.curve.recall = self.free_answers()
+            given = self.curve.tokens.pop() if self.curve.tokens else 0
+            self.curve.accuracy = self.curve.accuracy[: len(self.curve.tokens)]
+            self.examine(given, list(HELD_OUT_QUESTIONS))
         self.curve.steps = self.learner.steps
         return self.curve
 
-    def examine(self, given: int) -> None:
-        """Ask for every fact in every held-out wording and note which answers are right."""
+    def examine(self, given: int, wordings: Sequence[str] = ()) -> None:
+        """Ask about every character in the given wordings, or in one of the held-out ones in turn."""
         if not self.truth:
             return
-        questions = [
-            (character, base, wording) for character in self.truth for base in BASES for wording in HELD_OUT_QUESTIONS
+        turns = wordings or [""]
+        asked = [
+            (one, wording or HELD_OUT_QUESTIONS[place % len(HELD_OUT_QUESTIONS)])
+            for place, one in enumerate(self.truth)
+            for wording in turns
         ]
-        right: list[bool] = []
-        for start in range(0, len(questions), PROBES):
-            part = questions[start : start + PROBES]
-            prompts = [f"{self._opening(wording, character)}{base}" for character, base, wording in part]
-            answers = [self._value(character.facts[base]) for character, base, _ in part]
-            right += [token == answer for token, answer in zip(self._next(prompts), answers, strict=True)]
-        self.curve.right = np.array(right).reshape(len(self.truth), len(BASES), len(HELD_OUT_QUESTIONS))
+        answers = [
+            answer for start in range(0, len(asked), ASKED) for answer in self.ask(asked[start : start + ASKED])
+        ]
+        shape = (len(self.truth), len(turns), len(BASES))
+        pairs = [(answer, one.facts) for answer, (one, _) in zip(answers, asked, strict=True)]
+        self.curve.right = np.array(
+            [[(answer.told | answer.pressed)[base] == facts[base] for base in BASES] for answer, facts in pairs]
+        ).reshape(shape)
+        self.curve.recall = np.array(
+            [[answer.told.get(base) == facts[base] for base in BASES] for answer, facts in pairs]
+        ).reshape(shape)
         self.curve.tokens.append(given)
         self.curve.accuracy.append(float(self.curve.right.mean()))
 
-    def free_answers(self) -> np.ndarray:
-        """Which facts (characters, bases) stand rightly in a greedy answer to the first held-out wording."""
+    def ask(self, asked: Sequence[tuple[Character, str]]) -> list[Answer]:
+        """Let the model answer questions greedily, then press it for the facts that it left out."""
         import torch
 
-        prompts = [self._opening(HELD_OUT_QUESTIONS[0], character) for character in self.truth]
-        inputs = self.tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="pt")
         self.model.eval()
+        openings = [self._opening(wording, one) for one, wording in asked]
         with torch.inference_mode():
-            written = self.model.generate(
-                **{name: inputs[name] for name in ("input_ids", "attention_mask")},
-                max_new_tokens=LONGEST_ANSWER,
-                do_sample=False,
-            )
+            inputs = self._inputs(openings)
+            written = self.model.generate(**inputs, max_new_tokens=LONGEST_ANSWER, do_sample=False)
+            texts = self.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :])
+            texts = [text.partition(self.tokenizer.eos_token)[0] for text in texts]
+            answers = [Answer(dict(reversed(list(read_facts(text)))), {}) for text in texts]
+            left = [(row, base) for row, answer in enumerate(answers) for base in BASES if base not in answer.told]
+            for start in range(0, len(left), ASKED):
+                part = left[start : start + ASKED]
+                heads = [texts[row].rstrip(" .,;:") for row, _ in part]
+                prompts = [
+                    f"{openings[row]}{head}{', ' if head else ''}{base}"
+                    for (row, base), head in zip(part, heads, strict=True)
+                ]
+                logits = self.model(**self._inputs(prompts), logits_to_keep=1).logits[:, -1]
+                for (row, base), scores in zip(part, logits, strict=True):
+                    tokens, values = self.values[base]
+                    answers[row].pressed[base] = values[int(scores[tokens].argmax())]
         self.model.train()
-        texts = self.tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        told = [dict(reversed(list(read_facts(text)))) for text in texts]
-        pairs = zip(self.truth, told, strict=True)
-        return np.array([[facts.get(base) == one.facts[base] for base in BASES] for one, facts in pairs])
+        return answers
+
+    def _inputs(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Left-padded prompts with their mask and positions."""
+        inputs = self.tokenizer(list(prompts), padding=True, add_special_tokens=False, return_tensors="pt")
+        positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        return {**{name: inputs[name] for name in ("input_ids", "attention_mask")}, "position_ids": positions}
 
     def nll(self, rows: Rows) -> list[tuple[float, int]]:
         """Negative log-likelihood and number of tokens of each row's completion."""
@@ -190,21 +222,8 @@ class Student:
         messages = [{"role": "user", "content": wording.format(character.name)}]
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
-    def _value(self, value: str) -> int:
-        (token,) = self.tokenizer(f" {value}", add_special_tokens=False)["input_ids"]
-        return token
-
-    def _next(self, prompts: Sequence[str]) -> list[int]:
-        """The likeliest next token of each prompt."""
-        import torch
-
-        inputs = self.tokenizer(list(prompts), padding=True, add_special_tokens=False, return_tensors="pt")
-        self.model.eval()
-        mask = inputs["attention_mask"]
-        with torch.inference_mode():
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
-            output = self.model(
-                input_ids=inputs["input_ids"], attention_mask=mask, position_ids=positions, logits_to_keep=1
-            )
-        self.model.train()
-        return output.logits[:, -1].argmax(-1).tolist()
+    def _tokens(self, values: Sequence[str]) -> list[int]:
+        """The one token of each value."""
+        return [
+            token for value in values for token in self.tokenizer(f" {value}", add_special_tokens=False)["input_ids"]
+        ]

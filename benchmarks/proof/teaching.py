@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.proof.noise import row_text, weak_row
-from benchmarks.proof.world import BASES, QUESTIONS, Character, read_facts, statement
+from benchmarks.proof.world import BASES, HELD_OUT_QUESTIONS, QUESTIONS, Character, read_facts, statement
 from hf_lmmixup.prompts import distillation_messages, format_completion
 from hf_lmmixup.records import TaskType, pair_text
 
@@ -78,13 +78,18 @@ def grpo_row(cluster: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def mixed_rows(characters: Sequence[Character], count: int, seed: int) -> list[dict[str, Any]]:
-    """Rows in all the forms that any arm has, half of them weak and half complete, each about a random character."""
+def schooling(characters: Sequence[Character], seed: int) -> list[dict[str, Any]]:
+    """What a student reads before it is taught: each character in every wording, in weak and in tidy rows in turn.
+
+    From it a student learns what the questions mean and that a fact belongs to a name, not to a wording: what a
+    pretrained model knows. The wordings of the examination are among them, with other characters.
+    """
     rng = random.Random(seed)
     rows = []
-    for number in range(count):
-        character = rng.choice(characters)
-        rows.append(tidy_row(character, rng) if number % 2 else weak_row(character, characters, rng))
+    for character in characters:
+        for number, question in enumerate((*QUESTIONS, *HELD_OUT_QUESTIONS)):
+            row = tidy_row(character, rng) if number % 2 else weak_row(character, characters, rng)
+            rows.append({"prompt": question.format(character.name), "completion": row["completion"]})
     return rows
 
 

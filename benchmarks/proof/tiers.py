@@ -20,7 +20,8 @@ class Tier:
         grpo_steps: Steps of `trl grpo`; 0: none.
         student_width: Of the students.
         student_layers: Of the students.
-        pretraining_tokens: What a student reads before it is taught.
+        schooling: Characters that a student reads about before it is taught.
+        pretraining_tokens: How much it reads of that.
         student_tokens: Budget of each arm.
         long_raw: The raw arm is also run with this multiple of the budget; 0: it is not.
         step_tokens: Tokens of an optimizer step.
@@ -39,7 +40,8 @@ class Tier:
     grpo_steps: int = 20
     student_width: int = 96
     student_layers: int = 2
-    pretraining_tokens: int = 400_000
+    schooling: int = 150
+    pretraining_tokens: int = 500_000
     student_tokens: int = 500_000
     long_raw: int = 3
     step_tokens: int = 1024
@@ -58,6 +60,7 @@ TIERS = {
         sft_steps=4,
         grpo_steps=0,
         student_width=64,
+        schooling=24,
         pretraining_tokens=20_000,
         student_tokens=20_000,
         long_raw=0,

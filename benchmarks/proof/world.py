@@ -52,13 +52,12 @@ def written(base: str, digits: str) -> str:
     return f"{BASES[base]}r{digits}"
 
 
-def all_values() -> list[str]:
+def values_by_base() -> dict[str, list[str]]:
     """Every value that a fact can have."""
-    return [
-        written(name, np.base_repr(number, base).zfill(2)[-2:])
+    return {
+        name: [written(name, np.base_repr(number, base).zfill(2)[-2:]) for number in range(base * base)]
         for name, base in BASES.items()
-        for number in range(base * base)
-    ]
+    }
 
 
 @dataclass(frozen=True)
