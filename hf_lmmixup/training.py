@@ -181,13 +181,13 @@ def copy_model(source: Path, target: Path) -> None:
 def _run(
     command: list[str], log: Path, environment: dict[str, str], on_step: Callable[[int, int], None] | None
 ) -> int:
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(_cores())}
+    threads = {"OMP_NUM_THREADS": str(_cores()), "OMP_WAIT_POLICY": "PASSIVE"}  # spinning threads stop each other
     with (
         alone(log.with_suffix(".lock")) as lock,
         log.open("ab") as file,
         subprocess.Popen(
             command,
-            env=os.environ | threads | environment,
+            env=threads | os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=(lock,),  # held by the training even if this process is killed
