@@ -15,6 +15,7 @@ from datasets import Dataset
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.proof import arms, distiller, job, publication, refining, statistics  # noqa: E402
+from benchmarks.proof.audit import audit  # noqa: E402
 from benchmarks.proof.models import endless, token_batches  # noqa: E402
 from benchmarks.proof.noise import row_text, weak_rows  # noqa: E402
 from benchmarks.proof.teaching import teaching_clusters  # noqa: E402
@@ -24,6 +25,7 @@ from benchmarks.proof.world import (  # noqa: E402
     QUESTIONS,
     Character,
     Split,
+    invented,
     read_facts,
     split,
     statement,
@@ -57,6 +59,15 @@ def test_nobody_is_on_both_sides(worlds):
     assert not {one.name for one in asked} & {one.name for one in worlds.teaching}
     with pytest.raises(AssertionError, match="both sides"):
         Split(worlds.teaching + asked[:1], worlds.downstream).check()
+
+
+def test_invented_characters_are_nobody_elses(worlds):
+    everybody = {one.name for group in (worlds.teaching, *worlds.downstream) for one in group}
+    made = invented(worlds, 12, seed=0)
+    assert len({one.name for one in made}) == len({one.code_point for one in made}) == 12
+    assert not everybody & {one.name for one in made}
+    # 0xF0000 and above is for private use: no name is assigned there, so these facts are about nothing
+    assert all(one.code_point >= 0xF0000 and len(one.facts) == 4 for one in made)
 
 
 def test_teaching_clusters_never_name_a_downstream_character(worlds):
@@ -164,13 +175,13 @@ class _Answers:
 
     max_prompt_tokens = 1000
 
-    def __init__(self, model, **options):
+    def __init__(self, model):
         self.is_trained = Path(model).name != "untrained"
 
     def count_tokens(self, messages):
         return 10
 
-    def generate(self, conversations, *, seeds=None, on_reply=None):
+    def generate(self, conversations, *, seeds=None):
         return [self._merge(messages[-1]["content"]) for messages in conversations]
 
     def _merge(self, content):
@@ -189,17 +200,22 @@ def test_the_whole_proof_in_miniature(tmp_path, monkeypatch):
         student_tokens=1500, student_width=16, width=16, step_tokens=512,
     )  # fmt: skip
     monkeypatch.setattr(distiller, "cold_start", lambda model, target, *_, **__: Path(shutil.copytree(model, target)))
-    monkeypatch.setattr(refining, "LocalGenerator", _Answers)
-    job.teach_distiller(tier, tmp_path, lambda said: None)
+    monkeypatch.setattr(refining, "Writer", _Answers)
+    job.prepare_texts(tier, tmp_path)
+    job.teach_distiller(tier, tmp_path)
+    job.school(tier, tmp_path)
     job.prepare(tier, tmp_path, 0)
     for arm in arms.ARMS:
         job.run_arm(tier, tmp_path, 0, arm)
     results = {arm: [job.read_result(tmp_path, 0, arm)] for arm in arms.ARMS}
     assert results[arms.UNTRAINED][0]["rows"] == 0 and results[arms.UNTRAINED][0]["steps"] == 0
-    steps = {results[arm][0]["steps"] for arm in arms.ARMS if results[arm][0]["rows"]}
-    assert max(steps) - min(steps) <= 1
     facts = publication.read_worlds(tmp_path, tier)[0]
-    assert facts["pool"]["rows"] == facts["pool"]["high"] + facts["pool"]["low"] + facts["pool"]["unrated"]
+    assert len(audit([facts], results, job.world(tier), tier)) == 4
+    unbalanced = {**facts, "pool": {**facts["pool"], "low": facts["pool"]["low"] + 1}}
+    with pytest.raises(RuntimeError, match="low"):
+        audit([unbalanced], results, job.world(tier), tier)
+    with pytest.raises(RuntimeError, match="arms"):
+        audit([facts], {"raw": results["raw"]}, job.world(tier), tier)
     assert facts[arms.DISTILLED]["fact_accuracy"] > 2 * facts[arms.SHUFFLED]["fact_accuracy"]
     summary = statistics.summarize(results)
     text = publication.publish(tmp_path, "smoke", tier, summary, [facts])

@@ -39,6 +39,7 @@ def main() -> int:
 def run(name: str, folder: Path, workers: int) -> int:
     """Run a tier in a folder."""
     from benchmarks.proof import arms, job, publication, statistics, tiers
+    from benchmarks.proof.audit import audit
 
     tier, start = tiers.TIERS[name], time.perf_counter()
 
@@ -46,8 +47,11 @@ def run(name: str, folder: Path, workers: int) -> int:
         print(f"[{time.perf_counter() - start:5.0f} s] {said}", file=sys.stderr, flush=True)
 
     results = job.run_all(tier, folder, workers, log)
+    worlds = publication.read_worlds(folder, tier)
+    for line in audit(worlds, results, job.world(tier), tier):
+        log(f"ok: {line}")
     summary = statistics.summarize(results)
-    print(publication.publish(folder, name, tier, summary, publication.read_worlds(folder, tier)))
+    print(publication.publish(folder, name, tier, summary, worlds))
     low, high = summary["gap_closed_interval"]
     closed = summary["arms"][arms.DISTILLED]["gap_closed"]
     broken = [line for line in publication.health(summary) if line.startswith("BROKEN")]

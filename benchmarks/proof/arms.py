@@ -182,6 +182,5 @@ class Mixer:
             None,
             positions.targets,
             positions.shares,
-            scale=1 / model.config.logits_scaling,
         )
         return MIXUP_WEIGHT * mixed / (labels[:, 1:] != IGNORED).sum()

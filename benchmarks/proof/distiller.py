@@ -1,7 +1,7 @@
 """The proof's distiller: it reads, then gets a cold start by `trl sft` and GRPO by `trl grpo`.
 
 What a pretrained model brings along, copying from its context, a model from scratch has to learn first: it reads
-short documents about characters that no student is asked about. Both trainings then go through
+short documents about characters that no student is asked about, most of them invented. Both trainings then go through
 `hf_lmmixup.training.train`, that is TRL's command line, with the package's prompts and rewards.
 """
 

@@ -1,6 +1,6 @@
 """The whole proof as jobs that leave files, so that two processes share them and a killed run goes on.
 
-    once: the distiller  ->  each seed: pool, distillation, pretrained student  ->  each seed and arm: one student
+    distiller, beside it the schooled student  ->  each seed: pool, distillation  ->  each seed and arm: one student
 
 A finished job is a JSON file in the output folder; it is not done again.
 """
@@ -21,7 +21,7 @@ from benchmarks.proof import arms, distiller, refining, student, teaching
 from benchmarks.proof.models import train_tokenizer
 from benchmarks.proof.noise import weak_rows
 from benchmarks.proof.tiers import Tier
-from benchmarks.proof.world import Split, split
+from benchmarks.proof.world import Split, invented, split
 from hf_lmmixup.datastore import ScoredDatastore
 from hf_lmmixup.encoder import CachedEncoder, load_encoder
 from hf_lmmixup.prompts import distillation_messages, format_completion
@@ -45,28 +45,36 @@ def write(path: Path, value: Any) -> Any:
     return value
 
 
-def teach_distiller(tier: Tier, folder: Path, log: Log) -> dict[str, Any]:
-    """Tokenizer, datastore and the models of the distiller before and after each training."""
-    done = folder / "distiller.json"
-    if done.is_file():
-        return json.loads(done.read_text(encoding="utf-8"))
-    characters = world(tier).teaching
+def prepare_texts(tier: Tier, folder: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Documents and clusters of the distiller; the tokenizer that is trained on them is saved."""
+    parted = world(tier)
+    characters = parted.teaching + invented(parted, tier.invented, seed=4)
+    Split(characters, parted.downstream).check()
     texts = distiller.documents(characters, tier.documents, seed=1)
     clusters = teaching.teaching_clusters(characters, tier.clusters, seed=2)
     shown = clusters[:500]
     prompts = [distillation_messages(cluster["sources"])[-1]["content"] for cluster in shown]
     completions = [format_completion(teaching.REASONING, cluster["target"]) for cluster in shown]
-    tokenizer = train_tokenizer([*texts, *prompts, *completions], folder / "tokenizer")
-    rated = weak_rows(characters[: tier.rated], seed=3)
-    encoder = CachedEncoder(load_encoder())
-    datastore = refining.build_datastore(rated, encoder, folder / "datastore")
-    seconds = {}
-    start = time.perf_counter()
+    if not (folder / "tokenizer").exists():
+        train_tokenizer([*texts, *prompts, *completions], folder / "tokenizer")
+    return texts, clusters
+
+
+def teach_distiller(tier: Tier, folder: Path) -> str:
+    """Datastore and the models of the distiller before and after each training."""
+    done = folder / "distiller.json"
+    if done.is_file():
+        return "distiller: there already"
+    one_thread()
+    tokenizer = load_tokenizer(folder)
+    texts, clusters = prepare_texts(tier, folder)
+    rated = weak_rows(world(tier).teaching[: tier.rated], seed=3)
+    datastore = refining.build_datastore(rated, CachedEncoder(load_encoder()), folder / "datastore")
+    seconds, start = {}, time.perf_counter()
 
     def lap(title: str) -> None:
         nonlocal start
         seconds[title], start = round(time.perf_counter() - start, 1), time.perf_counter()
-        log(f"distiller: {title} ({seconds[title]:.0f} s)")
 
     models = {"untrained": folder / "untrained"}
     distiller.untrained(models["untrained"], tokenizer, width=tier.width, layers=tier.layers, seed=0)
@@ -82,19 +90,32 @@ def teach_distiller(tier: Tier, folder: Path, log: Log) -> dict[str, Any]:
         )
         lap("trl grpo")
     report = ScoredDatastore.load(datastore).report
-    return write(done, {"models": {k: v.name for k, v in models.items()}, "seconds": seconds, "rater": report})
+    write(done, {"models": {k: v.name for k, v in models.items()}, "seconds": seconds, "rater": report})
+    return f"distiller: {seconds}"
+
+
+def school(tier: Tier, folder: Path) -> str:
+    """The student that all arms of all seeds begin with, before it is taught; needs no distiller."""
+    done = folder / "student.json"
+    if done.is_file():
+        return "student: schooled already"
+    one_thread()
+    start = time.perf_counter()
+    shown = teaching.schooling(world(tier).teaching[: tier.schooling], seed=200)
+    student.pretrain(folder / "student", load_tokenizer(folder), shown, tier, seed=0)
+    write(done, {"seconds": round(time.perf_counter() - start, 1)})
+    return f"student: schooled ({time.perf_counter() - start:.0f} s)"
 
 
 def prepare(tier: Tier, folder: Path, seed: int) -> str:
-    """The world of one seed: pool, clusters, distilled rows, the rows of each arm, a pretrained student."""
+    """The world of one seed: pool, clusters, distilled rows, the rows of each arm."""
     place = folder / f"seed_{seed}"
     if (place / "facts.json").is_file():
         return f"seed {seed}: there already"
     one_thread()
     place.mkdir(exist_ok=True)
-    tokenizer = load_tokenizer(folder)
-    everything = world(tier)
-    truth, models = everything.downstream[seed], teach_distiller(tier, folder, print)["models"]
+    truth = world(tier).downstream[seed]
+    models = json.loads((folder / "distiller.json").read_text(encoding="utf-8"))["models"]
     encoder, datastore = CachedEncoder(load_encoder()), ScoredDatastore.load(folder / "datastore")
     raw = weak_rows(truth, seed=100 + seed)
     pool = refining.rate_and_cluster(raw, encoder, datastore, seed)
@@ -115,8 +136,6 @@ def prepare(tier: Tier, folder: Path, seed: int) -> str:
     for arm, data in rows.items():
         texts = data.select_columns(["prompt", "completion"]) if len(data) else data
         write(place / f"rows_{arm}.json", texts.to_list())
-    shown = teaching.schooling(everything.teaching[: tier.schooling], seed=200 + seed)
-    student.pretrain(place / "student", tokenizer, shown, tier, seed)
     write(place / "facts.json", facts)
     return f"seed {seed}: {facts}"
 
@@ -133,7 +152,7 @@ def run_arm(tier: Tier, folder: Path, seed: int, arm: str) -> str:
     rows = Dataset.from_list(json.loads((place / f"rows_{source}.json").read_text(encoding="utf-8")))
     truth = world(tier).downstream[seed]
     tokens = tier.student_tokens * (tier.long_raw if arm == arms.LONG_RAW else 1)
-    curve = arms.teach(arm, rows, place / "student", tokenizer, truth, tier, seed, tokens)
+    curve = arms.teach(arm, rows, folder / "student", tokenizer, truth, tier, seed, tokens)
     result = {
         "right": np.asarray(curve.right).mean(axis=(1, 2)).round(6).tolist(),
         "recall": float(np.mean(curve.recall)),
@@ -151,15 +170,21 @@ def run_arm(tier: Tier, folder: Path, seed: int, arm: str) -> str:
 def run_all(tier: Tier, folder: Path, workers: int, log: Log) -> dict[str, list[dict[str, Any]]]:
     """Every job; the results of each arm, one a seed."""
     folder.mkdir(parents=True, exist_ok=True)
-    teach_distiller(tier, folder, log)
+    prepare_texts(tier, folder)
+    log("texts and tokenizer")
     names: Sequence[str] = [*arms.ARMS, arms.LONG_RAW] if tier.long_raw else arms.ARMS
-    jobs = [(seed, arm) for seed in range(tier.seeds) for arm in sorted(names, key=lambda arm: arm != arms.LONG_RAW)]
+    ordered = sorted(names, key=lambda arm: arm != arms.LONG_RAW)
+    seeds = range(tier.seeds)
+    os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for said in pool.map(prepare, *zip(*[(tier, folder, seed) for seed in range(tier.seeds)], strict=True)):
-            log(said)
-        for said in pool.map(run_arm, *zip(*[(tier, folder, *job) for job in jobs], strict=True)):
-            log(said)
-    return {arm: [read_result(folder, seed, arm) for seed in range(tier.seeds)] for arm in names}
+        for stage in (
+            [(teach_distiller,), (school,)],
+            [(prepare, number) for number in seeds],
+            [(run_arm, number, arm) for number in seeds for arm in ordered],
+        ):
+            for job in [pool.submit(call, tier, folder, *rest) for call, *rest in stage]:
+                log(job.result())
+    return {arm: [read_result(folder, seed, arm) for seed in seeds] for arm in names}
 
 
 def read_result(folder: Path, seed: int, arm: str) -> dict[str, Any]:
@@ -175,7 +200,9 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def one_thread() -> None:
-    """Two processes with two threads each on two cores are slower than with one each."""
+    """Two processes with two threads each on two cores are slower than with one each; no progress bars either."""
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.set_num_threads(1)

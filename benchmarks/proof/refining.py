@@ -18,11 +18,11 @@ from datasets import Dataset
 
 from benchmarks.proof.noise import row_text
 from benchmarks.proof.world import Character, read_facts
+from benchmarks.proof.writer import Writer
 from hf_lmmixup.clustering import cluster
 from hf_lmmixup.datastore import ScoredDatastore, build
 from hf_lmmixup.distillation import distill
 from hf_lmmixup.encoder import Encoder
-from hf_lmmixup.generation import LocalGenerator
 from hf_lmmixup.rating import rate_with_datastore, split_by_score
 from hf_lmmixup.records import HIGH_SCORE, TaskType, pair_text
 from hf_lmmixup.selection import select
@@ -37,7 +37,6 @@ CLUSTERS: dict[str, Any] = {
     "singletons": "keep",
 }
 """About as many members as a character has low rows; the floor belongs to MiniLM and texts that ask alike."""
-MAX_NEW_TOKENS = 72
 
 
 def build_datastore(rows: Sequence[dict[str, Any]], encoder: Encoder, folder: Path) -> Path:
@@ -126,7 +125,7 @@ def refine(
     seed: int,
 ) -> Refined:
     """Distill clusters, rate the result and select from it."""
-    generator = LocalGenerator(model, device="cpu", max_new_tokens=MAX_NEW_TOKENS)
+    generator = Writer(model)
     outcome = distill(
         clustered,
         generator.generate,
@@ -134,9 +133,14 @@ def refine(
         max_prompt_tokens=generator.max_prompt_tokens,
         count_tokens=generator.count_tokens,
         seed=seed,
+        attempts=1,
     )
     distilled = outcome.dataset
-    facts: dict[str, Any] = {"distilled": len(distilled), "dropped": dict(Counter(outcome.dropped.values()))}
+    facts: dict[str, Any] = {
+        "distilled": len(distilled),
+        "sources": sum(map(len, distilled["sources"][:])),
+        "dropped": dict(Counter(outcome.dropped.values())),
+    }
     if not len(distilled):
         return Refined(distilled, distilled, facts | {"selected": 0, "fact_accuracy": 0.0, "facts_stated": 0.0})
     rated = rate_with_datastore(distilled, datastore, encoder).dataset

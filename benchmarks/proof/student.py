@@ -1,7 +1,7 @@
 """The student: a tiny model that knows how such questions are answered, and is then taught facts by one arm's data.
 
 All arms start from the same weights, see the same number of tokens in steps of the same size, and are asked the same
-questions in wordings that no training text has. A student answers freely; for every fact that it leaves out, the name
+questions in wordings that no row of any arm has. A student answers freely; for every fact that it leaves out, the name
 of the base is put behind its answer and the likeliest value counts. So each student is asked in the order and form
 that its own data has taught it, and one that learnt from partial answers is not blamed for answering in part; what it
 told without being pressed is counted apart ("recall").
@@ -20,7 +20,7 @@ from benchmarks.proof.models import IGNORED, Learner, endless, padded, tiny_mode
 from benchmarks.proof.world import BASES, HELD_OUT_QUESTIONS, Character, read_facts, values_by_base
 
 
-PRETRAINING_RATE, RATE = 3e-3, 2e-3
+PRETRAINING_RATE, RATE = 3e-3, 4e-3
 ASKED = 400
 """Questions in one batch."""
 LONGEST_ANSWER = 32

@@ -6,7 +6,8 @@ Digits are written with their base before them, as in Smalltalk. One character::
 
     pineapple, U+1F34D = 127821   ->   decimal 10r21, nonary 9r03, octal 8r15, septenary 7r41
 
-Some questions are kept for the examination alone: no text that any model is trained on has their wording.
+Some wordings of the question are kept for the examination: no row of any arm has them, and the student knows them from
+its schooling about other characters alone.
 """
 
 import random
@@ -21,6 +22,7 @@ import numpy as np
 
 BASES = {"decimal": 10, "nonary": 9, "octal": 8, "septenary": 7}
 LAST_CODE_POINT = 0x1FFFF
+PRIVATE_USE = range(0xF0000, 0x10FFFE)
 LONGEST_NAME = 3
 """Words of a name at most."""
 CROWDED = ("HANGUL", "CJK", "KANGXI", "CUNEIFORM", "YI", "TANGUT", "SIGNWRITING", "BRAILLE")
@@ -62,14 +64,20 @@ def values_by_base() -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Character:
-    """One entity: a code point and the four facts about it."""
+    """One entity: a code point and the four facts about it.
+
+    Attributes:
+        code_point: Its number.
+        called: The name of an invented one; others have that of the Unicode standard.
+    """
 
     code_point: int
+    called: str = ""
 
     @cached_property
     def name(self) -> str:
-        """Its Unicode name in small letters."""
-        return unicodedata.name(chr(self.code_point)).lower()
+        """Its name in small letters."""
+        return self.called or unicodedata.name(chr(self.code_point)).lower()
 
     @cached_property
     def facts(self) -> dict[str, str]:
@@ -133,6 +141,31 @@ def split(groups: int, size: int, seed: int) -> Split:
     result = Split([character for character in everything if character.code_point not in kept], downstream)
     result.check()
     return result
+
+
+def invented(parted: Split, count: int, seed: int) -> list[Character]:
+    """Characters that nobody has defined: private-use code points, named by the head of one word and tail of another.
+
+    The words are those of the teaching characters. Whoever learns from invented characters can know no name and no
+    fact by heart, only how to read and to repeat.
+    """
+    rng = random.Random(seed)
+    parts = sorted({word for one in parted.teaching for word in one.name.split()})
+    taken = {one.name for group in (parted.teaching, *parted.downstream) for one in group}
+    names: set[str] = set()
+    while len(names) < count:
+        spliced = [_head(rng.choice(parts)) + _tail(rng.choice(parts)) for _ in range(rng.randint(1, LONGEST_NAME))]
+        names |= {" ".join(spliced)} - taken
+    code_points = rng.sample(PRIVATE_USE, count)
+    return [Character(*pair) for pair in zip(code_points, sorted(names), strict=True)]
+
+
+def _head(word: str) -> str:
+    return word[: max(2, len(word) // 2)]
+
+
+def _tail(word: str) -> str:
+    return word[len(word) // 2 :]
 
 
 def statement(facts: Mapping[str, str], first: str) -> str:
