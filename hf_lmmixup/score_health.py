@@ -87,8 +87,8 @@ def score_health(scores: Sequence[int | None], lengths: Sequence[int]) -> ScoreH
             )
         if correlation is not None and abs(correlation) >= LENGTH_CORRELATION:
             warnings.append(
-                f"Scores follow text length (rank correlation {correlation:.2f}). "
-                "Take another model, or combine it with a rater that does not."
+                f"Scores follow text length (rank correlation {correlation:.2f}): either the better rows are longer "
+                "ones here, or the rater takes length for quality. A second rater would tell."
             )
     return ScoreHealth(rated, len(scores) - rated, shares, correlation, warnings)
 
