@@ -1,8 +1,10 @@
 """The offline proof: its world is exact and disjoint, its figures are right, its parts fit together."""
 
 import dataclasses
+import json
 import random
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -196,14 +198,16 @@ class _Answers:
 def test_the_whole_proof_in_miniature(tmp_path, monkeypatch):
     """Every job but the two TRL trainings, which `--tier smoke` runs, with a voter in the distiller's place."""
     tier = dataclasses.replace(
-        TIERS["smoke"], characters=8, rated=12, documents=20, reading_steps=2, clusters=8, pretraining_tokens=2500,
-        student_tokens=1500, student_width=16, width=16, step_tokens=512,
+        TIERS["smoke"], grpo_steps=0, characters=8, rated=12, documents=20, reading_steps=2, clusters=8,
+        pretraining_tokens=2500, student_tokens=1500, student_width=16, width=16, step_tokens=512,
     )  # fmt: skip
     monkeypatch.setattr(distiller, "cold_start", lambda model, target, *_, **__: Path(shutil.copytree(model, target)))
     monkeypatch.setattr(refining, "Writer", _Answers)
     job.prepare_texts(tier, tmp_path)
     job.teach_distiller(tier, tmp_path)
     job.school(tier, tmp_path)
+    truth = job.world(tier).downstream[0]
+    job.write_rows(tmp_path / "seed_0", arms.known_rows(job.raw_pool(tier, 0), truth, 0))
     job.prepare(tier, tmp_path, 0)
     for arm in arms.ARMS:
         job.run_arm(tier, tmp_path, 0, arm)
@@ -221,6 +225,24 @@ def test_the_whole_proof_in_miniature(tmp_path, monkeypatch):
     text = publication.publish(tmp_path, "smoke", tier, summary, [facts])
     assert all(f"| {arm} |" in text for arm in arms.ARMS)
     assert (tmp_path / "proof.svg").read_text().startswith("<svg")
+
+
+def test_the_page_says_what_was_measured():
+    docs = Path(__file__).parents[1] / "docs"
+    page, facts = (docs / "proof.md").read_text(), json.loads((docs / "proof.json").read_text())
+    assert publication.tables(facts, facts["worlds"]) in page
+    assert publication.verdict(facts) in page
+    assert (docs / "proof.svg").read_text() == publication.plot(facts)
+
+
+@pytest.mark.slow
+def test_the_smoke_tier_runs_with_both_trl_trainings():
+    """One minute alone; `trl sft` and `trl grpo` in processes of their own."""
+    command = [sys.executable, "-m", "benchmarks.proof", "--tier", "smoke"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("ok: ") == 4
+    assert done.stdout.startswith("Smoke checks the machinery")
 
 
 def test_rows_are_what_the_pipeline_reads(worlds):

@@ -29,6 +29,7 @@ GOLD, MAJORITY = "gold", "majority"
 MOSAIC, SFTMIX = "distilled+high+mosaic", "distilled+high+sftmix"
 SHUFFLED, UNTRAINED = "shuffled", "untrained"
 LONG_RAW = "raw, longer"
+NEED_NO_DISTILLER = (LONG_RAW, RAW, GOLD, MAJORITY)
 """The raw arm with a larger budget; beside the comparison, for token efficiency."""
 ARMS = (RAW, "random", "top-rated", DISTILLED, HIGH, MOSAIC, SFTMIX, GOLD, MAJORITY, SHUFFLED, UNTRAINED)
 
@@ -38,35 +39,39 @@ MIXUP_WEIGHT, MIXUP_ALPHA = 0.2, 0.5
 CONFIDENCE_CHECKPOINTS = 3
 
 
-def arm_rows(
-    pool: Pool,
-    selected: dict[str, Dataset],
-    raw: Sequence[dict[str, Any]],
-    truth: Sequence[Character],
-    seed: int,
-) -> dict[str, Dataset]:
-    """The rows of each arm that is a set of rows.
+def known_rows(raw: Sequence[dict[str, Any]], truth: Sequence[Character], seed: int) -> dict[str, Dataset]:
+    """The rows of the arms that need no distiller.
 
     Args:
-        pool: The rated pool.
-        selected: Selected rows of the distilled arm and of the two controls.
-        raw: The pool's rows with their code points, for the majority vote alone.
+        raw: The pool's rows with their code points, which the majority vote alone looks at.
         truth: The characters, for the gold arm alone.
-        seed: Of the random subset and of the wording of both oracles.
+        seed: Of the wording of both oracles.
     """
     rng = random.Random(seed)
-    size = len(selected[DISTILLED])
-    high = select(pool.high, min_score=None, embeddings=_of(pool, pool.high)).dataset
     groups: dict[int, list[str]] = defaultdict(list)
     for row in sorted(raw, key=lambda row: row["id"]):
         groups[row["code_point"]].append(row["completion"])
     return {
-        RAW: pool.rated,
+        RAW: Dataset.from_list([{name: row[name] for name in ("prompt", "completion")} for row in raw]),
+        GOLD: _oracle({one: one.facts for one in truth}, rng),
+        MAJORITY: _oracle({one: votes(groups[one.code_point]) for one in truth}, rng),
+    }
+
+
+def arm_rows(pool: Pool, selected: dict[str, Dataset], seed: int) -> dict[str, Dataset]:
+    """The rows of the other arms.
+
+    Args:
+        pool: The rated pool.
+        selected: Selected rows of the distilled arm and of the two controls.
+        seed: Of the random subset.
+    """
+    size = len(selected[DISTILLED])
+    high = select(pool.high, min_score=None, embeddings=_of(pool, pool.high)).dataset
+    return {
         "random": pool.rated.shuffle(seed=seed).select(range(min(size, len(pool.rated)))),
         "top-rated": select(pool.rated, size=size, min_score=None, embeddings=pool.embeddings).dataset,
         HIGH: merge(high, selected[DISTILLED]).dataset,
-        GOLD: _oracle({one: one.facts for one in truth}, rng),
-        MAJORITY: _oracle({one: votes(groups[one.code_point]) for one in truth}, rng),
         **selected,
     }
 

@@ -107,18 +107,29 @@ def school(tier: Tier, folder: Path) -> str:
     return f"student: schooled ({time.perf_counter() - start:.0f} s)"
 
 
+def raw_pool(tier: Tier, seed: int) -> list[dict[str, Any]]:
+    """The weak rows of one seed."""
+    return weak_rows(world(tier).downstream[seed], seed=100 + seed)
+
+
+def write_rows(place: Path, rows: dict[str, Dataset]) -> None:
+    """Write the rows of some arms, each to a file."""
+    place.mkdir(parents=True, exist_ok=True)
+    for arm, data in rows.items():
+        texts = data.select_columns(["prompt", "completion"]) if len(data) else data
+        write(place / f"rows_{arm}.json", texts.to_list())
+
+
 def prepare(tier: Tier, folder: Path, seed: int) -> str:
-    """The world of one seed: pool, clusters, distilled rows, the rows of each arm."""
+    """The world of one seed: pool, clusters, distilled rows, the rows of the arms that need them."""
     place = folder / f"seed_{seed}"
     if (place / "facts.json").is_file():
         return f"seed {seed}: there already"
     one_thread()
-    place.mkdir(exist_ok=True)
     truth = world(tier).downstream[seed]
     models = json.loads((folder / "distiller.json").read_text(encoding="utf-8"))["models"]
     encoder, datastore = CachedEncoder(load_encoder()), ScoredDatastore.load(folder / "datastore")
-    raw = weak_rows(truth, seed=100 + seed)
-    pool = refining.rate_and_cluster(raw, encoder, datastore, seed)
+    pool = refining.rate_and_cluster(raw_pool(tier, seed), encoder, datastore, seed)
     facts: dict[str, Any] = {"pool": pool.facts}
     selected = {}
     last = list(models)[-1]
@@ -132,10 +143,7 @@ def prepare(tier: Tier, folder: Path, seed: int) -> str:
         facts[name] = refined.facts | {"seconds": round(time.perf_counter() - start, 1)}
         selected[name] = refined.selected
     selected.pop("sft alone", None)
-    rows = arms.arm_rows(pool, selected, raw, truth, seed)
-    for arm, data in rows.items():
-        texts = data.select_columns(["prompt", "completion"]) if len(data) else data
-        write(place / f"rows_{arm}.json", texts.to_list())
+    write_rows(place, arms.arm_rows(pool, selected, seed))
     write(place / "facts.json", facts)
     return f"seed {seed}: {facts}"
 
@@ -168,22 +176,27 @@ def run_arm(tier: Tier, folder: Path, seed: int, arm: str) -> str:
 
 
 def run_all(tier: Tier, folder: Path, workers: int, log: Log) -> dict[str, list[dict[str, Any]]]:
-    """Every job; the results of each arm, one a seed."""
+    """Every job; the results of each arm, one a seed. While the distiller trains, arms without one have their turn."""
     folder.mkdir(parents=True, exist_ok=True)
     prepare_texts(tier, folder)
     log("texts and tokenizer")
-    names: Sequence[str] = [*arms.ARMS, arms.LONG_RAW] if tier.long_raw else arms.ARMS
-    ordered = sorted(names, key=lambda arm: arm != arms.LONG_RAW)
     seeds = range(tier.seeds)
+    for seed in seeds:
+        write_rows(folder / f"seed_{seed}", arms.known_rows(raw_pool(tier, seed), world(tier).downstream[seed], seed))
+    names: Sequence[str] = [*arms.ARMS, arms.LONG_RAW] if tier.long_raw else arms.ARMS
+    early = [arm for arm in arms.NEED_NO_DISTILLER if arm in names]
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for stage in (
-            [(teach_distiller,), (school,)],
-            [(prepare, number) for number in seeds],
-            [(run_arm, number, arm) for number in seeds for arm in ordered],
-        ):
-            for job in [pool.submit(call, tier, folder, *rest) for call, *rest in stage]:
-                log(job.result())
+        distiller_is_taught = pool.submit(teach_distiller, tier, folder)
+        log(pool.submit(school, tier, folder).result())
+        jobs = [pool.submit(run_arm, tier, folder, seed, arm) for seed in seeds for arm in early]
+        log(distiller_is_taught.result())
+        for job in [pool.submit(prepare, tier, folder, seed) for seed in seeds]:
+            log(job.result())
+        late = [arm for arm in names if arm not in early]
+        jobs += [pool.submit(run_arm, tier, folder, seed, arm) for seed in seeds for arm in late]
+        for job in jobs:
+            log(job.result())
     return {arm: [read_result(folder, seed, arm) for seed in seeds] for arm in names}
 
 

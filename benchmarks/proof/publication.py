@@ -14,7 +14,15 @@ from hf_lmmixup.drawings import draw
 from hf_lmmixup.figures import Figure
 
 
-DRAWN = (arms.RAW, arms.DISTILLED, arms.HIGH, arms.GOLD, arms.SHUFFLED)
+DRAWN = {
+    arms.RAW: "@series-1",
+    arms.DISTILLED: "@series-2",
+    arms.HIGH: "@series-3",
+    arms.GOLD: "@series-4",
+    arms.MAJORITY: "@series-5",
+    arms.SHUFFLED: "@dropped",
+}
+"""Arms of the plot and their colors."""
 ONE_ROW = (arms.DISTILLED, arms.SHUFFLED, arms.UNTRAINED, "random", "top-rated")
 """Arms of as many rows as the gold oracle has; the others show several wordings of a question."""
 EXPLAINED = {
@@ -57,13 +65,16 @@ def health(summary: Mapping[str, Any]) -> list[str]:
     return [f"{'ok' if holds else 'BROKEN'}: {name}" for name, holds in checks.items()]
 
 
-def markdown(tier_name: str, tier: Tier, summary: Mapping[str, Any], worlds: Sequence[Mapping[str, Any]]) -> str:
-    """The report's tables."""
+def markdown(tier_name: str, summary: Mapping[str, Any], worlds: Sequence[Mapping[str, Any]]) -> str:
+    """The report: what came out, and its tables."""
+    answer = "Smoke checks the machinery; its figures mean nothing." if tier_name == "smoke" else verdict(summary)
+    facts = f"Tier `{tier_name}`, {summary['seeds']} seeds, {date.today().isoformat()}, {machine()}."
+    return f"{answer}\n\n{facts}\n\n{tables(summary, worlds)}"
+
+
+def tables(summary: Mapping[str, Any], worlds: Sequence[Mapping[str, Any]]) -> str:
+    """Arms, efficiency, checks, curves and worlds in Markdown; docs/proof.md holds them whole."""
     lines = [
-        f"{verdict(summary)}",
-        "",
-        f"Tier `{tier_name}`, {summary['seeds']} seeds, {date.today().isoformat()}, {machine()}.",
-        "",
         "| arm | what it is | rows | accuracy | by seed | minus raw (95 %) | gap closed | free recall |",
         "|---|---|--:|--:|---|---|--:|--:|",
     ]
@@ -90,7 +101,11 @@ def _efficiency_lines(summary: Mapping[str, Any]) -> list[str]:
         )
     reached = facts["raw_reaches_distilled"]
     needs = f"needs {reached:,.0f} tokens" if reached else f"does not get there in {facts['raw_longer']:,.0f} tokens"
-    lines.append(f"For distilled's final accuracy raw {needs} (it ends at {facts['raw_longer_accuracy']:.3f} there).")
+    best = max(summary["arms"].get(arms.LONG_RAW, summary["arms"][arms.RAW])["curve"]["accuracy"])
+    lines.append(
+        f"For distilled's final accuracy raw {needs}; with {facts['raw_longer']:,.0f} tokens it ends at "
+        f"{facts['raw_longer_accuracy']:.3f} and is at {best:.3f} at its best on the way."
+    )
     return lines
 
 
@@ -131,10 +146,10 @@ def plot(summary: Mapping[str, Any]) -> str:
             "name": arm,
             "x": [round(tokens / 1000) for tokens in summary["arms"][arm]["curve"]["tokens"]],
             "y": summary["arms"][arm]["curve"]["accuracy"],
-            "marker": {"color": f"@series-{number}"},
-            "line": {"color": f"@series-{number}"},
+            "marker": {"color": color},
+            "line": {"color": color},
         }
-        for number, arm in enumerate(DRAWN, start=1)
+        for arm, color in DRAWN.items()
         if len(summary["arms"][arm]["curve"]["tokens"]) > 1
     ]
     layout = {"xaxis": {"title": "thousand tokens"}, "yaxis": {"title": "exact match"}}
@@ -145,10 +160,12 @@ def publish(
     folder: Path, tier_name: str, tier: Tier, summary: Mapping[str, Any], worlds: Sequence[Mapping[str, Any]]
 ) -> str:
     """Write `proof.md`, `proof.json` and `proof.svg`; returns the Markdown."""
-    text = markdown(tier_name, tier, summary, worlds)
+    text = markdown(tier_name, summary, worlds)
     (folder / "proof.md").write_text(text, encoding="utf-8")
     (folder / "proof.svg").write_text(plot(summary), encoding="utf-8")
-    facts = {**summary, "worlds": list(worlds), "machine": machine(), "tier": vars(tier)}
+    taught = json.loads((folder / "distiller.json").read_text(encoding="utf-8"))
+    facts = {**summary, "worlds": list(worlds), "distiller": taught, "tier": vars(tier)}
+    facts |= {"date": date.today().isoformat(), "machine": machine()}
     write(folder / "proof.json", _known(facts))
     return text
 
