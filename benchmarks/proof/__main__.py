@@ -1,7 +1,7 @@
 """Does fine-tuning on a little distilled data beat the whole raw pool at the same budget?
 
-    python -m benchmarks.proof --tier smoke     checks the machinery, two minutes
-    python -m benchmarks.proof --tier small     answers the question, half an hour on two quiet cores
+    python -m benchmarks.proof --tier smoke     checks the machinery, about a minute
+    python -m benchmarks.proof --tier small     answers the question, under 25 minutes on two cores
     python -m benchmarks.proof --tier full      more seeds, larger models, hours
 
 Everything is offline: facts from the standard library, models from scratch, the package's own stages in between. The
@@ -52,6 +52,9 @@ def run(name: str, folder: Path, workers: int) -> int:
         log(f"ok: {line}")
     summary = statistics.summarize(results)
     print(publication.publish(folder, name, tier, summary, worlds))
+    if name == "smoke":
+        print(f"proof: machinery ok ({time.perf_counter() - start:.0f} s)")
+        return 0
     low, high = summary["gap_closed_interval"]
     closed = summary["arms"][arms.DISTILLED]["gap_closed"]
     broken = [line for line in publication.health(summary) if line.startswith("BROKEN")]
@@ -59,7 +62,7 @@ def run(name: str, folder: Path, workers: int) -> int:
         f"proof: gap_closed={closed:.2f} target>{GAP_TARGET} {'ok' if low > GAP_TARGET else 'short'} "
         f"(mean of {summary['seeds']} seeds, 95 % {low:.2f}-{high:.2f}; {time.perf_counter() - start:.0f} s)"
     )
-    return 1 if broken and name != "smoke" else 0
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

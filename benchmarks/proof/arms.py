@@ -33,7 +33,7 @@ NEED_NO_DISTILLER = (LONG_RAW, RAW, GOLD, MAJORITY)
 """The raw arm with a larger budget; beside the comparison, for token efficiency."""
 ARMS = (RAW, "random", "top-rated", DISTILLED, HIGH, MOSAIC, SFTMIX, GOLD, MAJORITY, SHUFFLED, UNTRAINED)
 
-MOSAICS = {"max_items": 3, "max_tokens": 256}
+MOSAICS: dict[str, Any] = {"max_items": 3, "max_tokens": 256}
 MIXUP_WEIGHT, MIXUP_ALPHA = 0.2, 0.5
 """SFTMix, arXiv 2410.05248."""
 CONFIDENCE_CHECKPOINTS = 3

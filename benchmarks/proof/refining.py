@@ -74,7 +74,7 @@ def rate_and_cluster(rows: Sequence[dict[str, Any]], encoder: Encoder, datastore
     high, low, unrated = split_by_score(rated)
     place = {identifier: number for number, identifier in enumerate(rated["id"][:])}
     found = cluster(low, embeddings[[place[name] for name in low["id"][:]]], seed=seed, **CLUSTERS)
-    facts = {"rows": len(rated), "high": len(high), "low": len(low), "unrated": len(unrated)}
+    facts: dict[str, Any] = {"rows": len(rated), "high": len(high), "low": len(low), "unrated": len(unrated)}
     facts |= cluster_facts(found.dataset, {row["id"]: row["code_point"] for row in rows})
     true = np.array([row["score"] for row in rows])
     given = np.array([-1 if score is None else score for score in rated["score"][:]])

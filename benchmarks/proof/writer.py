@@ -8,7 +8,7 @@ it. `distill` takes any function from conversations to replies. One reply::
     A: octal 8r15, septenary 7r41, decimal 10r21, nonary 9r03.</answer>
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,11 @@ class Writer:
         return len(self.tokenizer(self._prompt(messages), add_special_tokens=False)["input_ids"])
 
     def generate(
-        self, conversations: Sequence[Sequence[dict[str, str]]], *, seeds: Sequence[int] | None = None
+        self,
+        conversations: Sequence[Sequence[dict[str, str]]],
+        *,
+        seeds: Sequence[int] | None = None,
+        on_reply: Callable[[int, str | None], None] | None = None,
     ) -> list[str | None]:
         """The likeliest reply to each conversation; the seeds are not needed for that."""
         import torch
@@ -55,6 +59,8 @@ class Writer:
             for place, tokens in zip(places, written[:, asked["input_ids"].shape[1] :], strict=True):
                 text = self.tokenizer.decode(tokens, skip_special_tokens=False)
                 replies[place] = text.partition(self.tokenizer.eos_token)[0].strip()
+                if on_reply is not None:
+                    on_reply(place, replies[place])
         return replies
 
     def _prompt(self, messages: Sequence[dict[str, str]]) -> str:
