@@ -181,7 +181,7 @@ def copy_model(source: Path, target: Path) -> None:
 def _run(
     command: list[str], log: Path, environment: dict[str, str], on_step: Callable[[int, int], None] | None
 ) -> int:
-    threads = {"OMP_NUM_THREADS": str(_cores()), "OMP_WAIT_POLICY": "PASSIVE"}  # spinning threads stop each other
+    threads = {"OMP_NUM_THREADS": str(_cores()), "GOMP_SPINCOUNT": "10000"}  # as in `cli`
     with (
         alone(log.with_suffix(".lock")) as lock,
         log.open("ab") as file,
