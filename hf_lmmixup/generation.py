@@ -114,7 +114,8 @@ class LocalGenerator:
             raise ValueError(f"The tokenizer of {self.name!r} has no chat template; take an instruct model.")
         loader: Any = AutoModelForCausalLM
         self.model = loader.from_pretrained(model_path, revision=revision, dtype=dtype).to(self.device).eval()
-        if getattr(self.model, "_is_stateful", False):
+        layers = getattr(self.model.config, "layer_types", None) or ()
+        if getattr(self.model, "_is_stateful", False) or any("attention" not in kind for kind in layers):
             raise ValueError(f"{self.name!r} is a recurrent model; serve it and use its endpoint instead.")
         positions = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         self.max_prompt_tokens = min(max_prompt_tokens or 1 << 30, positions - max_new_tokens)

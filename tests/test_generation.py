@@ -190,3 +190,17 @@ def test_arguments_are_checked(model, arguments, message):
 def test_seeds_must_match(model, conversations):
     with pytest.raises(ValueError, match="1 seeds for 12 conversations"):
         LocalGenerator(model, max_new_tokens=2).generate(conversations, seeds=[1])
+
+
+def test_models_whose_memory_is_no_list_of_positions_are_refused(model, tmp_path):
+    """Rows leave a batch by cutting their keys and values out, which convolutions do not have."""
+    from transformers import AutoTokenizer, Lfm2Config, Lfm2ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    kinds = ["conv", "full_attention"]
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = Lfm2Config(vocab_size=len(tokenizer), num_hidden_layers=2, layer_types=kinds, **sizes)
+    Lfm2ForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="recurrent model; serve it"):
+        LocalGenerator(tmp_path)
