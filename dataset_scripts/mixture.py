@@ -1,23 +1,27 @@
-"""Build MIXTURE datasets: the bundled mini as a Hub repository, or one of your own from articles.
+"""Build MIXTURE datasets: the bundled mini, checked, as a Hub repository, or one of your own from articles.
 
+    python dataset_scripts/mixture.py check
     python dataset_scripts/mixture.py mini dataset_scripts/mixture
     python dataset_scripts/mixture.py build my_mixture --docstrings stdlib numpy pandas
     python dataset_scripts/mixture.py build my_mixture --articles articles.jsonl --chat-model gpt-4o-mini \
         --base-url https://api.openai.com/v1 --dry-run
 
-Both write a folder with Parquet files and a card: `load_dataset("my_mixture", "sft")` reads it, and the Hub takes it
-as it is. Without a chat model targets are cut from the text and spoilt by rule. With one, its answers are kept in
-`FOLDER.journal`; a run that was stopped goes on there.
+`check` finds the weak texts of the mini that have to be drawn again. The others write a folder with Parquet files and
+a card: `load_dataset("my_mixture", "sft")` reads it, and the Hub takes it as it is. Without a chat model targets are
+cut from the text and spoilt by rule. With one, its answers are kept in `FOLDER.journal`; a run that was stopped goes
+on there.
 
 Exit codes: 0 done, 1 cannot start, 2 usage, 3 the model stopped.
 """
 
 import argparse
+import json
 import logging
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from datasets import disable_progress_bars
 from docstrings import read_docstrings
@@ -28,11 +32,13 @@ from hf_lmmixup.chat_model import ModelStopped
 from hf_lmmixup.chat_writer import ChatWriter, estimate, journal_settings
 from hf_lmmixup.construction import Construction, construct
 from hf_lmmixup.construction_plan import Plan, Writer, make_drafts
-from hf_lmmixup.encoder import load_encoder
+from hf_lmmixup.corruption import names
+from hf_lmmixup.datastore import build
+from hf_lmmixup.encoder import CachedEncoder, Encoder, load_encoder
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.mixture_repository import Configuration, Origin, license_of, write_repository
 from hf_lmmixup.offline_writer import OfflineWriter
-from hf_lmmixup.records import TaskType
+from hf_lmmixup.records import TaskType, row_id
 
 
 MINI_TEXT = """
@@ -40,7 +46,9 @@ The hand-written sample of [MIXTURE](https://arxiv.org/abs/2510.20449) that ship
 texts, each with one excellent text that merges them and the reasoning in between. All texts were written for this
 project: 45 topics of general knowledge for each of five task types, a fifth of the topics held out as `test`. Two or
 three weak texts of a cluster are written by hand, the others are seeded corruptions of the target: truncation, typos,
-vague wording, missing reasoning, cross-topic merging.
+vague wording, missing reasoning, cross-topic merging. Each weak text is rated below its target by the quality judge
+that ships with the package, a linear one that learns from the `train` texts alone; {redrawn} draws of a corruption
+that were not were rejected.
 
 All configurations show the same clusters. The sample is small: it teaches a model the form of a distillation, no more.
 
@@ -53,8 +61,12 @@ load_dataset("dataset_scripts/mixture", "grpo")   # prompts and references for r
 """
 
 
+MARGIN = 0.1
+"""Points of score by which the judge must see a corruption below its target; low precision moves it by 0.02."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one of the two commands; returns the exit code."""
+    """Run one of the three commands; returns the exit code."""
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     disable_progress_bars()
@@ -72,12 +84,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The two commands and their options."""
+    """The three commands and their options."""
     whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = whole.add_subparsers(required=True)
     mini = commands.add_parser("mini", help="write the bundled mini as a dataset repository")
     mini.add_argument("folder", type=Path)
     mini.set_defaults(run=write_mini)
+    check = commands.add_parser("check", help="find the corruptions of the mini that have to be drawn again")
+    check.set_defaults(run=check_mini)
     build = commands.add_parser("build", help="make a dataset from articles")
     build.add_argument("folder", type=Path)
     source = build.add_mutually_exclusive_group(required=True)
@@ -101,6 +115,37 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
+def check_mini(options: argparse.Namespace) -> int:
+    """Draw the mini's corruptions again until the judge rates each below its target; keep the list of those."""
+    encoder = CachedEncoder(load_encoder(precision="float32"))
+    rejected: set[str] = set()
+    while found := not_weaker(bundled.complete_clusters(rejected), encoder):
+        rejected |= found
+        print(f"{len(found)} corruptions are not rated below their targets; drawing again")
+    file = Path(bundled.__file__).parent / bundled.FOLDER / bundled.REDRAWN
+    file.write_text(json.dumps(sorted(rejected), indent=0) + "\n")
+    print(f"{len(rejected)} ids in {file}")
+    return 0
+
+
+def not_weaker(clusters: list[dict[str, Any]], encoder: Encoder) -> set[str]:
+    """The corruptions that a judge learnt from the train split does not rate below their targets, as `redrawn` does.
+
+    Args:
+        clusters: What `bundled.complete_clusters` made.
+        encoder: The judge's.
+    """
+    rows = bundled.rated_texts("train", clusters)
+    judge = build([r.text for r in rows], [r.score for r in rows], [r.task_type for r in rows], encoder)
+    found = set()
+    for cluster in clusters:
+        weak = [variant["text"] for variant in cluster["weak"] if variant["flaw"] in names()]
+        texts = [cluster["target"], *weak]
+        target, *values = judge.judge_embedded(texts, encoder.encode(texts), cluster["task_type"])
+        found |= {row_id(cluster["id"], t) for t, v in zip(weak, values, strict=True) if v > target - MARGIN}
+    return found
+
+
 def write_mini(options: argparse.Namespace) -> int:
     """The bundled mini as a repository."""
     clusters = {split: [] for split in ("train", "test")}
@@ -112,9 +157,8 @@ def write_mini(options: argparse.Namespace) -> int:
         configurations.append(Configuration(kind.value, "sft", part))
     topics = {cluster["topic"] for rows in clusters.values() for cluster in rows}
     origin = Origin("written for hf_lmmixup", "apache-2.0", len(topics))
-    files = write_repository(
-        options.folder, configurations, title="MIXTURE mini", description=MINI_TEXT, origins=[origin]
-    )
+    text = MINI_TEXT.format(redrawn=len(bundled.redrawn()))
+    files = write_repository(options.folder, configurations, title="MIXTURE mini", description=text, origins=[origin])
     print(f"{len(files)} files in {options.folder}: {sum(map(len, clusters.values()))} clusters.")
     return 0
 

@@ -7,12 +7,14 @@ One cluster::
 
 `read_mini` gives the files as they were written: two or three careless variants a cluster. `mini_clusters` adds seeded
 corruptions of the target, so that clusters hold 2 to 8 weak texts, and the split: a fifth of the topics is held out,
-the same ones for all task types.
+the same ones for all task types. A corruption that the quality judge did not find weaker than its target is drawn
+again; `redrawn` names these, and `dataset_scripts/mixture.py check` finds them.
 """
 
 import hashlib
 import json
 import random
+from collections.abc import Iterable, Set
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -28,6 +30,14 @@ HELD_OUT = 5
 
 SIZES = (2, 3, 3, 3, 4, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 7, 8)
 """Weak texts of a cluster, drawn with these weights; never fewer than were written by hand."""
+
+DRAWS = 4 * max(SIZES)
+"""Corruptions tried for a cluster before it stays smaller than drawn."""
+
+REDRAWS = 20
+"""How often one corruption is drawn again before the next one has its turn."""
+
+REDRAWN = "redrawn.json"
 
 
 @cache
@@ -133,17 +143,19 @@ def mixture_clusters(split: str | None = None) -> list[dict[str, Any]]:
     return [row for turn in zip(*by_type, strict=True) for row in turn]
 
 
-def rated_texts(split: str | None = "train") -> list[RatedText]:
+def rated_texts(split: str | None = "train", clusters: Iterable[dict[str, Any]] | None = None) -> list[RatedText]:
     """Every distinct text of the mini MIXTURE with its score: targets, hand-written and corrupted variants.
 
     Args:
         split: Only the texts of this split, so that held-out topics stay unseen; `None` gives all.
+        clusters: What `complete_clusters` made; by default the clusters of the package.
 
     Returns:
         The rows from which the bundled datastore is built, cluster by cluster, target first.
     """
+    known = mini_clusters(split=split) if clusters is None else clusters
     rows: dict[tuple[str, str], RatedText] = {}
-    for cluster in mini_clusters(split=split):
+    for cluster in (cluster for cluster in known if split in (None, cluster["split"])):
         for text, score in [
             (cluster["target"], cluster["score"]),
             *((w["text"], w["score"]) for w in cluster["weak"]),
@@ -154,8 +166,17 @@ def rated_texts(split: str | None = "train") -> list[RatedText]:
 
 
 @cache
-def _completed() -> tuple[dict[str, Any], ...]:
-    """All clusters with id, split and corrupted variants; not to be changed by callers."""
+def redrawn() -> frozenset[str]:
+    """The corrupted variants that were drawn again: the `row_id` of cluster id and text of each."""
+    return frozenset(json.loads(resources.files("hf_lmmixup").joinpath(FOLDER, REDRAWN).read_text(encoding="utf-8")))
+
+
+def complete_clusters(rejected: Set[str]) -> list[dict[str, Any]]:
+    """All clusters with id, split and corrupted variants, fresh on every call.
+
+    Args:
+        rejected: The variants to draw again, in the form of `redrawn`.
+    """
     held_out = held_out_topics()
     completed: list[dict[str, Any]] = []
     for kind in TaskType:
@@ -165,12 +186,18 @@ def _completed() -> tuple[dict[str, Any], ...]:
             cluster["split"] = "test" if cluster["topic"] in held_out else "train"
         targets = {part: [c["target"] for c in clusters if c["split"] == part] for part in ("train", "test")}
         for cluster in clusters:
-            cluster["weak"] += _spoilt(cluster, targets[cluster["split"]])
+            cluster["weak"] += _spoilt(cluster, targets[cluster["split"]], rejected)
         completed += clusters
-    return tuple(completed)
+    return completed
 
 
-def _spoilt(cluster: dict[str, Any], targets: list[str]) -> list[dict[str, Any]]:
+@cache
+def _completed() -> tuple[dict[str, Any], ...]:
+    """The clusters of the package; not to be changed by callers."""
+    return tuple(complete_clusters(redrawn()))
+
+
+def _spoilt(cluster: dict[str, Any], targets: list[str], rejected: Set[str]) -> list[dict[str, Any]]:
     """Corrupted variants of a cluster's target, as many as its drawn size still needs."""
     rng = random.Random(row_seed(0, cluster["id"]))
     size = SIZES[int(rng.random() * len(SIZES))]
@@ -178,13 +205,23 @@ def _spoilt(cluster: dict[str, Any], targets: list[str]) -> list[dict[str, Any]]
     strangers = [target for target in targets if target != cluster["target"]]
     taken = {cluster["target"], *(weak["text"] for weak in cluster["weak"])}
     spoilt: list[dict[str, Any]] = []
-    for attempt in range(4 * max(SIZES)):
+    for attempt in range(DRAWS):
         if len(cluster["weak"]) + len(spoilt) >= size:
             break
-        name, seed = order[attempt % len(order)], row_seed(2 + attempt, cluster["id"])
-        other = {"other": strangers[seed % len(strangers)]} if name == "cross-topic merging" else {}
-        text = corrupt(cluster["target"], name, seed=seed, **other)
-        if text not in taken:
+        name = order[attempt % len(order)]
+        text = _drawn(cluster, name, attempt, strangers, rejected)
+        if text is not None and text not in taken:
             taken.add(text)
             spoilt.append({"text": text, "score": weak_score(cluster["score"], name), "flaw": name})
     return spoilt
+
+
+def _drawn(cluster: dict[str, Any], name: str, attempt: int, strangers: list[str], rejected: Set[str]) -> str | None:
+    """One corruption of the target by the first seed whose text was not rejected; None if `REDRAWS` were in vain."""
+    for again in range(1 + REDRAWS):
+        seed = row_seed(2 + attempt + DRAWS * again, cluster["id"])
+        other = {"other": strangers[seed % len(strangers)]} if name == "cross-topic merging" else {}
+        text = corrupt(cluster["target"], name, seed=seed, **other)
+        if row_id(cluster["id"], text) not in rejected:
+            return text
+    return None

@@ -194,7 +194,7 @@ def builder_hash() -> str:
     shaping = (bundled, corruption, mixture_rows, prompts, published, records, row_stream, wording)
     for module in (*shaping, sys.modules[__name__]):
         digest.update(_source(module))
-    digest.update(json.dumps(bundled.read_mini(), sort_keys=True).encode())
+    digest.update(json.dumps([bundled.read_mini(), sorted(bundled.redrawn())], sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ from datasets import Dataset, get_dataset_config_names, load_dataset
 
 from hf_lmmixup import bundled, mixture
 from hf_lmmixup.articles import segment
+from hf_lmmixup.corruption import names
 from hf_lmmixup.mixture_repository import Configuration, Origin, escape, license_of, write_repository
 from hf_lmmixup.mixture_rows import GRPO, RAW, SFT
 
@@ -78,6 +79,35 @@ def test_the_repository_is_what_the_script_writes(tmp_path, capsys):
         str(p.relative_to(SCRIPTS / "mixture")) for p in (SCRIPTS / "mixture").rglob("*") if p.is_file()
     )
     assert committed == names
+
+
+def test_check_rejects_what_is_not_rated_below_its_target(tmp_path, monkeypatch, capsys):
+    """With a judge that counts letters: rounds go on until no corruption is as long as its target."""
+
+    class Letters:
+        def judge_embedded(self, texts, embeddings, task_type):
+            return [float(len(text)) for text in texts]
+
+    class Blind(Letters):
+        def encode(self, texts):
+            return texts
+
+    monkeypatch.setattr(script, "load_encoder", lambda precision: Blind())
+    monkeypatch.setattr(script, "CachedEncoder", lambda encoder: encoder)
+    monkeypatch.setattr(script, "build", lambda texts, scores, kinds, encoder: Letters())
+    monkeypatch.setattr(bundled, "REDRAWN", str(tmp_path / "redrawn.json"))
+    lines = bundled._lines
+    monkeypatch.setattr(bundled, "_lines", lambda kind: lines(kind)[::3])
+    assert script.main(["check"]) == 0
+    written = json.loads((tmp_path / "redrawn.json").read_text())
+    assert f"{len(written)} ids in" in capsys.readouterr().out and written == sorted(set(written)) != []
+    before, after = bundled.complete_clusters(frozenset()), bundled.complete_clusters(set(written))
+
+    def long(rows):
+        spoilt = [(row["target"], weak) for row in rows for weak in row["weak"] if weak["flaw"] in names()]
+        return sum(len(weak["text"]) >= len(target) for target, weak in spoilt)
+
+    assert long(before) > 0 == long(after)
 
 
 def test_own_articles_end_to_end(articles, tmp_path, capsys):
