@@ -23,6 +23,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from hf_lmmixup.cell_search import STEPS, nearest_in_cells
 from hf_lmmixup.exact_search import search, search_all
 
 
@@ -49,11 +50,6 @@ MAX_PROBES = 32
 
 BLOCK = 65_536
 """Rows converted to single precision at a time."""
-
-STEPS = 32_767
-"""Similarities are rounded to multiples of 1 / 32,767. Two bytes hold them, like half-precision floats, whose steps
-near 1 are sixteen times wider and would mix up near-duplicates; and a cosine's last bits, which depend on where in a
-matrix its row stood, are gone."""
 
 NO_HORIZON = -2.0
 """Below every cosine: the horizon of a row whose neighbours are all other rows."""
@@ -190,31 +186,8 @@ def _cell_graph(embeddings: np.ndarray, width: int, seed: int) -> NeighborGraph:
     near_cells = np.concatenate([top_k(centers, block, MAX_PROBES)[1].astype(np.int32) for block in blocks])
     probes, recall = _measure(embeddings, near_cells, width, seed)
     logger.info("Neighbor graph of %d rows: %d of %d cells a row, recall %.3f", n, probes, len(centers), recall)
-    members, own_bounds = _by_cell(near_cells[:, 0], len(centers))
-    visits, bounds = _by_cell(near_cells[:, :probes].ravel(), len(centers))
-    indices, similarities = np.full((n, width), -1, np.int32), np.full((n, width), NO_HORIZON, np.float32)
-    # Cell by cell, not row by row: all rows that ask for a cell are one matrix product with it.
-    for cell in np.flatnonzero(np.diff(own_bounds)):
-        own = members[own_bounds[cell] : own_bounds[cell + 1]]
-        rows = visits[bounds[cell] : bounds[cell + 1]] // probes
-        cosines, found = top_k(embeddings[own], embeddings[rows], width + 1)
-        _improve(indices, similarities, rows, own[found], rounded(cosines))
-    indices, similarities = _ordered(indices, np.where(indices < 0, np.float32(-1), similarities))
+    indices, similarities = nearest_in_cells(embeddings, near_cells[:, :probes], width)
     return NeighborGraph(indices, similarities, _horizon(similarities, n), recall)
-
-
-def _improve(
-    indices: np.ndarray, similarities: np.ndarray, rows: np.ndarray, found: np.ndarray, cosines: np.ndarray
-) -> None:
-    """Let what was found for some rows (m, j) take the place of worse neighbours, in place."""
-    cosines = np.where(found == rows[:, None], np.float32(-np.inf), cosines)
-    better = cosines.max(1) > similarities[rows, -1]
-    rows = rows[better]
-    both = np.concatenate([similarities[rows], cosines[better]], axis=1)
-    order = np.argsort(-both, axis=1, kind="stable")[:, : similarities.shape[1]]
-    similarities[rows] = np.take_along_axis(both, order, axis=1)
-    names = np.concatenate([indices[rows], found[better]], axis=1)
-    indices[rows] = np.take_along_axis(names, order, axis=1)
 
 
 def _centers(embeddings: np.ndarray, seed: int) -> np.ndarray:
@@ -225,12 +198,6 @@ def _centers(embeddings: np.ndarray, seed: int) -> np.ndarray:
     kmeans = faiss.Kmeans(d, count, niter=TRAINING_ROUNDS, seed=seed, spherical=True, min_points_per_centroid=1)
     kmeans.train(_matrix(embeddings[np.sort(sample)]))
     return _matrix(kmeans.centroids)
-
-
-def _by_cell(cells: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places in order of their cell, and where each of the `count` cells begins and ends (count + 1,)."""
-    order = np.argsort(cells, kind="stable")
-    return order, np.searchsorted(cells[order], np.arange(count + 1))
 
 
 def _measure(embeddings: np.ndarray, near_cells: np.ndarray, width: int, seed: int) -> tuple[int, float]:
