@@ -25,8 +25,8 @@ Use::
                 journal.add(key, ask(key))      # any JSON value
         answers = [journal[key] for key in ids]
 
-Only the keys and places of the answers are kept in memory. A journal belongs to one thread. The settings must not hold
-secrets: they are written as they are.
+An answer takes 16 bytes of memory (`key_places`). A journal belongs to one thread. The settings must not hold secrets:
+they are written as they are.
 """
 
 import hashlib
@@ -40,6 +40,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from hf_lmmixup.key_places import KeyPlaces
 
 
 logger = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class Journal:
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._places: dict[str, int] = {}
+        self._places = KeyPlaces()
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
         self._reader = open(self.path, "rb")
         try:
@@ -89,19 +91,20 @@ class Journal:
         self.close()
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places
+        return self._entry(key) is not None
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __iter__(self) -> Iterator[str]:
         """The keys, in the order in which they were added."""
-        return iter(self._places)
+        return (self._entry_at(place)[0] for place in self._places)
 
     def __getitem__(self, key: str) -> Any:
-        self._reader.seek(self._places[key])
-        _, value = json.loads(self._reader.readline()[CHECKSUM_BYTES:])
-        return value
+        entry = self._entry(key)
+        if entry is None:
+            raise KeyError(key)
+        return entry[1]
 
     def add(self, key: str, value: Any) -> None:
         """Record an answer.
@@ -114,10 +117,10 @@ class Journal:
             ValueError: If the key is recorded already, the value is no JSON value, or the journal is closed.
             OSError: If the disk is full or fails; the file then ends with the last whole line.
         """
-        if key in self._places:
+        if key in self:
             raise ValueError(f"Key {key!r} is recorded in {self.path} already. An answer is recorded once.")
         place = self._append([key, value])
-        self._places[key] = place
+        self._places.add(key, place)
         if time.monotonic() - self._synced_at >= SYNC_SECONDS:
             self.flush()
 
@@ -134,6 +137,14 @@ class Journal:
                 self.flush()
             finally:
                 self._release()
+
+    def _entry(self, key: str) -> list[Any] | None:
+        entries = map(self._entry_at, self._places.candidates(key))
+        return next((entry for entry in entries if entry[0] == key), None)
+
+    def _entry_at(self, place: int) -> list[Any]:
+        self._reader.seek(place)
+        return json.loads(self._reader.readline()[CHECKSUM_BYTES:])
 
     def _append(self, content: Any) -> int:
         """Write one line at the end and return its place."""
@@ -181,14 +192,17 @@ class Journal:
         """Note the place of each key; returns the end of the last good line and how many bad ones lie before it."""
         place = end = start
         bad = damaged = 0
-        for line in self._reader:
-            content = _content(line)
-            if isinstance(content, list) and len(content) == 2 and isinstance(content[0], str):
-                self._places.setdefault(content[0], place)
-                end, damaged = place + len(line), bad
-            else:
-                bad += 1
-            place += len(line)
+        with open(self.path, "rb") as lines:
+            lines.seek(start)
+            for line in lines:
+                content = _content(line)
+                if isinstance(content, list) and len(content) == 2 and isinstance(content[0], str):
+                    if content[0] not in self:
+                        self._places.add(content[0], place)
+                    end, damaged = place + len(line), bad
+                else:
+                    bad += 1
+                place += len(line)
         return end, damaged
 
     def _release(self) -> None:

@@ -199,7 +199,7 @@ def split_by_score(dataset: Dataset, threshold: int = HIGH_SCORE) -> tuple[Datas
 
 def health_of(rated: Dataset) -> ScoreHealth:
     """Whether the scores of rated rows can be trusted; see `score_health`."""
-    lengths = [len(text) for _, texts in _texts(rated) for text in texts]
+    lengths = np.fromiter((len(text) for _, texts in _texts(rated) for text in texts), np.int64)
     return score_health(rated["score"][:], lengths)
 
 
@@ -263,6 +263,6 @@ def _with_judgements(dataset: Dataset, judgements: Iterator[Judgement]) -> Datas
             chunk.append(pa.array(values, kind))
     kept = dataset.remove_columns([name for name in names if name in dataset.column_names])
     for name, chunk in zip(names, chunks, strict=True):
-        column: Any = pa.concat_arrays(chunk)
+        column: Any = pa.chunked_array(chunk)
         kept = kept.add_column(name, column, feature=RATED[name])
     return kept

@@ -7,7 +7,6 @@ follow it in silence. One report::
                 warnings=["91 % of the rows have score 3: the rater hardly tells rows apart. ..."])
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -62,7 +61,7 @@ class Agreement:
     correlation: float | None
 
 
-def score_health(scores: Sequence[int | None], lengths: Sequence[int]) -> ScoreHealth:
+def score_health(scores: Sequence[int | None], lengths: Sequence[int] | np.ndarray) -> ScoreHealth:
     """Report how scores are spread and whether they follow length.
 
     Args:
@@ -72,11 +71,11 @@ def score_health(scores: Sequence[int | None], lengths: Sequence[int]) -> ScoreH
     Returns:
         The report.
     """
-    pairs = [(score, length) for score, length in zip(scores, lengths, strict=True) if score is not None]
-    rated = len(pairs)
-    counts = Counter(score for score, _ in pairs)
-    shares = {score: counts[score] / rated for score in sorted(counts)}
-    correlation = rank_correlation([score for score, _ in pairs], [length for _, length in pairs])
+    values = np.array(scores, dtype=np.float64)  # None becomes NaN
+    known = ~np.isnan(values)
+    values, rated = values[known], int(known.sum())
+    shares = {int(score): int(count) / rated for score, count in zip(*np.unique(values, return_counts=True), strict=True)}
+    correlation = rank_correlation(values, np.asarray(lengths)[known])
     warnings = []
     if rated >= MIN_ROWS:
         score, share = max(shares.items(), key=lambda pair: pair[1])
@@ -121,9 +120,9 @@ def agreement(first: Sequence[int | None], second: Sequence[int | None]) -> Agre
 
 def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float | None:
     """Spearman's rank correlation, ties at their mean rank; `None` if one side is constant or has under two values."""
-    a, b = _ranks(np.asarray(first, dtype=np.float64)), _ranks(np.asarray(second, dtype=np.float64))
-    if len(a) < 2 or a.std() == 0 or b.std() == 0:
+    if any(len(side) < 2 or min(side) == max(side) for side in (first, second)):
         return None
+    a, b = _ranks(np.asarray(first, dtype=np.float64)), _ranks(np.asarray(second, dtype=np.float64))
     return float(((a - a.mean()) * (b - b.mean())).mean() / (a.std() * b.std()))
 
 

@@ -7,6 +7,7 @@ One address and what becomes of it: `https://host/v1/` -> `https://host/v1`; `ht
 is this machine or `allow_http` is set.
 """
 
+import functools
 import ipaddress
 import logging
 import ssl
@@ -60,15 +61,14 @@ def open_client(base_url: str, key: str) -> Any:
         ImportError: If the `rate` extra is missing.
     """
     try:
-        import aiohttp  # noqa: F401 -- the transport needs it
-        import httpx2
+        import aiohttp  # noqa: F401 -- what sends
         import openai
     except ImportError as error:
         raise ImportError('Asking an endpoint needs the openai client: pip install "hf-lmmixup[rate]".') from error
     headers: dict[str, Any] = {name: openai.Omit() for name in STAINLESS_HEADERS}
     # A server that compresses could send a bomb; replies are small, so nothing is asked to be compressed.
     headers["Accept-Encoding"] = "identity"
-    http_client = httpx2.AsyncClient(transport=_aiohttp_transport(), follow_redirects=False, timeout=None)
+    http_client = _http_client()
     return openai.AsyncOpenAI(
         base_url=base_url,
         api_key=key,
@@ -89,23 +89,30 @@ def passing_errors() -> tuple[type[BaseException], ...]:
     return (openai.APIConnectionError, aiohttp.ClientError, OSError)
 
 
-def _aiohttp_transport() -> Any:
-    import aiohttp
+def _http_client() -> Any:
+    """The client under `openai`'s: it takes a request as `openai` built it, and `aiohttp` sends it.
+
+    httpx's own client would merge cookies, parameters and redirects into every request; none is used here, and that
+    takes as long as sending does.
+    """
     import httpx2
     from yarl import URL
 
-    class Transport(httpx2.AsyncBaseTransport):
+    class Client(httpx2.AsyncClient):
         """Sends with aiohttp and reads bodies up to the cap."""
 
-        session: aiohttp.ClientSession | None = None
+        session: Any = None
 
-        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        def build_request(self, method: str, url: Any, *, content: Any = None, headers: Any = None, **other: Any) -> Any:
+            return httpx2.Request(method, parsed(url), headers=headers, stream=httpx2.ByteStream(content or b""))
+
+        async def send(self, request: Any, **other: Any) -> Any:
             if self.session is None:
                 self.session = _open_session()
             async with self.session.request(
                 request.method,
-                URL(str(request.url), encoded=True),
-                data=await request.aread(),
+                destination(str(request.url)),
+                data=request.read(),
                 headers=request.headers.multi_items(),
                 allow_redirects=False,
             ) as response:
@@ -114,13 +121,18 @@ def _aiohttp_transport() -> Any:
                     body += chunk
                     if len(body) > MAX_BODY_BYTES:
                         raise BodyTooLong(f"a response of more than {MAX_BODY_BYTES} bytes")
-                return httpx2.Response(response.status, headers=list(response.headers.items()), content=bytes(body))
+            return httpx2.Response(
+                response.status, headers=list(response.headers.items()), content=bytes(body), request=request
+            )
 
         async def aclose(self) -> None:
             if self.session is not None:
                 await self.session.close()
+            await super().aclose()
 
-    return Transport()
+    parsed = functools.cache(httpx2.URL)  # a run has one address
+    destination = functools.cache(functools.partial(URL, encoded=True))
+    return Client(timeout=None, trust_env=False)
 
 
 def _open_session() -> Any:
