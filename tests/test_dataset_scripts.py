@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,21 @@ def test_the_repository_of_the_mini_is_the_mini():
     assert load_dataset(repository)["train"][0] == load_dataset("mixture")["train"][0]
     streamed = load_dataset(repository, "grpo", split="test", streaming=True)
     assert len(list(streamed)) == 45
+
+
+def test_the_repository_of_the_mini_needs_no_package(tmp_path):
+    """In a program that cannot import the package, from the checkout, by the path that the card names."""
+    program = """
+        import sys
+        sys.modules["hf_lmmixup"] = None
+        from datasets import load_dataset
+        print({split: len(part) for split, part in load_dataset("dataset_scripts/mixture").items()})
+        print(next(iter(load_dataset("dataset_scripts/mixture", "mcq", split="test", streaming=True)))["task_type"])
+    """
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "{'train': 180, 'test': 45}\nmcq\n"), done.stderr
 
 
 def test_the_repository_is_what_the_script_writes(tmp_path, capsys):

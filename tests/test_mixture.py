@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from itertools import product
 from unittest.mock import Mock
 
@@ -311,6 +312,23 @@ def test_a_file_that_is_not_mixture(content, message, tmp_path):
         with pytest.raises(RowError, match="merged_train_qa_noisy.json: ") as caught:
             list(load_dataset("mixture", "sft", data_dir=str(folder), split="train", streaming=streaming))
         assert message in str(caught.value)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """A file of 16 MB: neither the array nor its text is ever held whole; benchmarks/mixture_load.py does 1 GB."""
+    file = tmp_path / "copy" / "train.json"
+    file.parent.mkdir()
+    rows = [{**ROW, "task_type": "qa", "input": f"Q: {number}\nA: {'word ' * 16_000}"} for number in range(200)]
+    file.write_text(json.dumps(rows))
+    del rows
+    part = load_dataset("mixture", "grpo", data_dir=str(file.parent), split="train", streaming=True)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in part) == 200
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < file.stat().st_size / 4
 
 
 @pytest.mark.parametrize(
