@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hf_lmmixup.figures import DISTILLED, MISSING, ORIGINAL, Facts, Figure, decimal, finite, slug
+from hf_lmmixup.figures import DISTILLED, MISSING, ORIGINAL, Facts, Figure, decimal, finite, signed, slug
 
 
 def arms(facts: Facts) -> list[Figure]:
@@ -53,7 +53,7 @@ def _arm_row(entry: dict[str, Any], interval: tuple[float | None, float | None])
     above = finite(entry.get("difference"))
     ends = finite(entry.get("difference_low")), finite(entry.get("difference_high"))
     counts = [_count(entry.get(name)) for name in ("seeds", "tokens", "steps")]
-    difference = [MISSING if above is None else f"{above:+.3f}", _between(ends)]
+    difference = [MISSING if above is None else signed(above), _between(ends)]
     return [str(entry["arm"]), decimal(entry.get("mean")), _between(interval), *difference, *counts]
 
 

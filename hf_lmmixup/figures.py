@@ -24,6 +24,9 @@ MISSING = "–"
 """What a table shows where nothing is known."""
 
 
+LYING_BAR, LYING_MARGIN = 11, 130
+"""Pixels of a lying bar, and of legend and axis around all of them."""
+
 TEST_SCORES = (
     "format",
     "alignment",
@@ -40,6 +43,15 @@ that a chat model gives."""
 
 
 @dataclass(frozen=True)
+class Narrow:
+    """What a narrow page draws: traces, axes, and pixels of height."""
+
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    height: int
+
+
+@dataclass(frozen=True)
 class Figure:
     """One figure.
 
@@ -52,7 +64,8 @@ class Figure:
         columns: Head of the table with the same numbers.
         rows: Cells of that table.
         height: Pixels.
-        narrowest: Pixels; on a narrower page it is scrolled sideways.
+        narrow: What a page as narrow as a telephone draws instead, where that must differ.
+        steps: Whether the arrow keys go through its points.
         wide: Whether it takes the width of the page.
         open: Whether its table is shown from the start.
     """
@@ -65,7 +78,8 @@ class Figure:
     columns: list[str]
     rows: list[list[str]]
     height: int = 320
-    narrowest: int = 0
+    narrow: Narrow | None = None
+    steps: bool = False
     wide: bool = False
     open: bool = False
 
@@ -96,6 +110,27 @@ def signed(value: float) -> str:
 def category(title: str) -> dict[str, Any]:
     """An axis of names."""
     return {"title": title, "type": "category"}
+
+
+def lying(data: list[dict[str, Any]], layout: Mapping[str, Any]) -> Narrow:
+    """Grouped bars turned to lie one below the other: on a narrow page their names would not fit side by side.
+
+    Args:
+        data: Bars with names as `x`, whose hover templates name `%{x}` and `%{y}`.
+        layout: Their axes.
+
+    Returns:
+        The same bars, first name on top.
+    """
+    bars = [
+        bar
+        | {"orientation": "h", "x": bar["y"], "y": bar["x"]}
+        | {"hovertemplate": bar["hovertemplate"].replace("%{x", "%{?").replace("%{y", "%{x").replace("%{?", "%{y")}
+        for bar in data
+    ]
+    names = max((len(bar["y"]) for bar in bars), default=0)
+    axes = {"xaxis": layout["yaxis"], "yaxis": {**layout["xaxis"], "autorange": "reversed"}}
+    return Narrow(bars, {**layout, **axes}, LYING_MARGIN + LYING_BAR * names * (len(bars) + 1))
 
 
 def number_key(text: str) -> tuple[int, float, str]:

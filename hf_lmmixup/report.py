@@ -8,19 +8,23 @@ of rows are shown, never interpreted: the template escapes all of them, and the 
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_lmmixup.differences import compare
-from hf_lmmixup.figures import by_model, decimal
+from hf_lmmixup.figures import Figure, by_model, decimal
 from hf_lmmixup.run_figures import figure_sections
 from hf_lmmixup.secrecy import public_settings
 from hf_lmmixup.training_figures import Edges, reward_edges
 
 
 TEMPLATE = "report.html.jinja"
+
+NARROW = 560
+"""Pixels of a page below which figures and tables take their narrow form."""
 
 LONGEST_TEXT = 6_000
 """Characters of one text that the page shows."""
@@ -48,6 +52,7 @@ def render_report(facts: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"thousands": "{:,}".format, "decimal": decimal, "clip": _clip, "compare": _compare}
+    environment.filters["parts"] = re.compile(r"[^._]*[._]?").findall
     sections = figure_sections(facts)
     html = environment.get_template(TEMPLATE).render(
         facts=facts,
@@ -60,7 +65,8 @@ def render_report(facts: Mapping[str, Any]) -> str:
         examples=facts.get("examples") or [],
         settings=_flat(public_settings(facts.get("recipe") or {})),
         versions=facts.get("versions") or {},
-        figures=_json([{"name": f.name, "data": f.data, "layout": f.layout} for _, fs in sections for f in fs]),
+        figures=_json([_drawn(figure) for _, figures in sections for figure in figures]),
+        narrow=NARROW,
         plotly=_plotly(),
     )
     return html.encode("utf-8", "replace").decode("utf-8")
@@ -119,6 +125,14 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
                 )
             )
     return tiles
+
+
+def _drawn(figure: Figure) -> dict[str, Any]:
+    """What the page's script needs of a figure."""
+    drawn: dict[str, Any] = {"name": figure.name, "data": figure.data, "layout": figure.layout, "steps": figure.steps}
+    if figure.narrow is not None:
+        drawn["narrow"] = {"data": figure.narrow.data, "layout": figure.narrow.layout}
+    return drawn
 
 
 def _compare(text: Any, others: list[Any]) -> list[tuple[str, bool]]:

@@ -10,6 +10,7 @@ from hf_lmmixup.figures import (
     ORIGINAL,
     Facts,
     Figure,
+    Narrow,
     category,
     decimal,
     number_key,
@@ -21,8 +22,14 @@ from hf_lmmixup.figures import (
 CLASSES = ("0", "1", "2", "3", "4", "5")
 """The scores that a row can have (arXiv 2510.20449); a row that was not judged is `none`."""
 
-LONGEST_LABEL = 44
+LONGEST_LABEL = 84
 """Characters of a reason that a flow shows; the ledger beside it has all of them."""
+
+REASONS = 7
+"""Place of the first reason among the nodes of a flow."""
+
+LABEL_LINE, NARROW_LINE = 45, 15
+"""Characters of one line of such a reason, on wide and on narrow pages."""
 
 LONGEST_HOVER = 160
 """Characters of a row that the map shows."""
@@ -64,7 +71,8 @@ def score_histogram(facts: Facts) -> Figure | None:
     return Figure(
         "scores",
         "Scores before and after",
-        "Share of the rows with each score, 0 (poor) to 5 (excellent).",
+        "Share of the rows with each score, 0 (poor) to 5 (excellent). A score is an estimate; none checks whether a "
+        "text is true or makes sense: read the clusters side by side.",
         data,
         {"barmode": "group", "xaxis": category("score"), "yaxis": {"title": "share of rows", "tickformat": ".0%"}},
         ["score", *(label for label, _, _ in shown)],
@@ -97,16 +105,44 @@ def ledger_flow(facts: Facts) -> Figure | None:
     if not ledger.get("rows_in"):
         return None
     made = [f"{ledger['kept']:,} original rows", f"{ledger.get('distilled_rows', 0):,} distilled rows"]
-    labels = ["raw rows", "kept", "merged", "dropped", *made, "dataset", *(_short(reason) for reason in dropped)]
+    labels = ["raw rows", "kept", "merged", "dropped", *made, "dataset"]  # as many as REASONS, which come next
+    labels += [_words(plain(reason), LONGEST_LABEL) for reason in dropped]
     colors = [ORIGINAL, ORIGINAL, DISTILLED, DROPPED, ORIGINAL, DISTILLED, AFTER, *([DROPPED] * len(dropped))]
     bands = [(0, 1, ledger["kept"]), (0, 2, ledger["merged"]), (0, 3, sum(dropped.values()))]
     bands += [(1, 4, ledger["kept"]), (2, 5, ledger["merged"]), (4, 6, ledger["kept"]), (5, 6, ledger["merged"])]
-    bands += [(3, 7 + place, count) for place, count in enumerate(dropped.values())]
+    bands += [(3, REASONS + place, count) for place, count in enumerate(dropped.values())]
     bands = [band for band in bands if band[2]]
-    data: dict[str, Any] = {
+    return Figure(
+        "flow",
+        "Where the rows went",
+        "Each band is as wide as the number of raw rows in it.",
+        [_flow(labels, colors, bands, LABEL_LINE)],
+        _room(labels, LABEL_LINE),
+        ["from", "to", "raw rows"],
+        [[labels[source], labels[target], f"{count:,}"] for source, target, count in bands],
+        height=max(300, 80 + 40 * len(dropped)),
+        narrow=Narrow(
+            [_flow(labels, colors, bands, NARROW_LINE)], _room(labels, NARROW_LINE), 240 + 80 * len(dropped)
+        ),
+        wide=True,
+    )
+
+
+def _flow(labels: list[str], colors: list[str], bands: list[tuple[int, int, int]], width: int) -> dict[str, Any]:
+    """Bands (from, to, rows) between named nodes, whose names are broken into lines."""
+    names = [_wrapped(label, width) for label in labels]
+    return {
         "type": "sankey",
         "arrangement": "snap",
-        "node": {"label": labels, "color": colors, "pad": 14, "thickness": 14, "align": "left", "line": {"width": 0}},
+        "textfont": {"size": 13 if width == LABEL_LINE else 11},
+        "node": {
+            "label": ["<br>".join(lines) for lines in names],
+            "color": colors,
+            "pad": 14 * max(map(len, names)),
+            "thickness": 14,
+            "align": "left",
+            "line": {"width": 0},
+        },
         "link": {
             "source": [source for source, _, _ in bands],
             "target": [target for _, target, _ in bands],
@@ -116,24 +152,18 @@ def ledger_flow(facts: Facts) -> Figure | None:
         "valueformat": ",d",
         "valuesuffix": " raw rows",
     }
-    return Figure(
-        "flow",
-        "Where the rows went",
-        "Each band is as wide as the number of raw rows in it.",
-        [data],
-        {},
-        ["from", "to", "raw rows"],
-        [[labels[source], labels[target], f"{count:,}"] for source, target, count in bands],
-        height=max(300, 60 + 34 * len(dropped)),
-        wide=True,
-        narrowest=760,
-    )
+
+
+def _room(labels: list[str], width: int) -> dict[str, Any]:
+    """Room above and below a flow for names of several lines, which stand beside the middle of their nodes."""
+    lines = [len(_wrapped(label, width)) for label in labels]
+    return {"margin": {"l": 8, "r": 8, "t": 8 * max(lines[:REASONS]), "b": 8 * max(lines)}}
 
 
 def score_transitions(facts: Facts) -> list[Figure]:
     """How the scores of neighbors go together, per task type.
 
-    `facts["transitions"]`: task type -> `classes`, `matrix` (row: true score, column: score that is seen) and `prior`.
+    `facts["transitions"]`: task type -> `classes`, `matrix` (row: own score, column: a neighbor's) and `prior`.
     """
     figures = []
     for name, transition in (facts.get("transitions") or {}).items():
@@ -152,20 +182,20 @@ def score_transitions(facts: Facts) -> list[Figure]:
             "ygap": 2,
             "text": [[f"{value:.2f}" for value in row] for row in matrix],
             "texttemplate": "%{text}",
-            "hovertemplate": "true %{y}, seen %{x}: %{z:.1%}<extra></extra>",
+            "hovertemplate": "beside score %{y}: score %{x} in %{z:.1%}<extra></extra>",
         }
-        axes = {"xaxis": category("score that is seen"), "yaxis": category("true score") | {"autorange": "reversed"}}
+        axes = {"xaxis": category("score of a neighbor"), "yaxis": {**category("own score"), "autorange": "reversed"}}
         rows = [[value, *(decimal(cell, 2) for cell in row)] for value, row in zip(classes, matrix, strict=True)]
         priors = ["share", *(decimal(value, 2) for value in transition["prior"])]
         figures.append(
             Figure(
                 f"transition-{slug(str(name))}",
                 f"Score transitions: {name}",
-                "How likely a rater gives a score (column) to a row whose true score is the row's; estimated from "
-                "neighbors, without any true score. The last line of the table is how common each true score is.",
+                "How often a row of the datastore with the score of a line has a neighbor with that of a column; the "
+                "judge reads the scores around a text by it. The last line of the table is how common each score is.",
                 [heat],
                 axes,
-                ["true score", *(f"seen {value}" for value in classes)],
+                ["own ↓ neighbor →", *classes],
                 [*rows, priors],
                 height=340,
             )
@@ -197,12 +227,13 @@ def cluster_map(facts: Facts) -> Figure | None:
         "map",
         "Map of the clusters",
         "Similar rows lie near each other: the two directions in which the embeddings differ most. A diamond is what "
-        "the distiller made of the weak rows around it. Point at one to read it.",
+        "the distiller made of the weak rows around it. Point at one to read it, or take the arrow keys.",
         data,
         {"xaxis": bare, "yaxis": bare, "hovermode": "closest"},
         ["cluster", "weak rows shown", "one of its rows"],
         table,
         height=460,
+        steps=True,
         wide=True,
     )
 
@@ -216,6 +247,7 @@ def _dots(rows: list[tuple[Any, ...]], label: str, color: str, symbol: str, size
         "x": [row[0] for row in rows],
         "y": [row[1] for row in rows],
         "text": [_hover(row) for row in rows],
+        "customdata": [row[2] for row in rows],
         "hoverinfo": "text",
         "marker": {"color": color, "symbol": symbol, "size": size, "opacity": 0.75},
     }
@@ -225,10 +257,6 @@ def _classes(counts: Iterable[Mapping[str, int]]) -> list[str]:
     found = {value for count in counts for value in count}
     known = sorted(found | set(CLASSES) - {"none"}, key=number_key)
     return [value for value in known if value != "none"] + (["none"] if "none" in found else [])
-
-
-def _short(reason: str) -> str:
-    return _words(plain(reason), LONGEST_LABEL)
 
 
 def _hover(row: tuple[Any, ...]) -> str:

@@ -17,6 +17,7 @@ from hf_lmmixup.figures import (
     decimal,
     finite,
     given_scores,
+    lying,
     plain,
     score_text,
     score_title,
@@ -61,15 +62,17 @@ def held_out_rewards(facts: Facts) -> Figure | None:
         }
         for place, (state, result) in enumerate(judged.items())
     ]
+    layout = {"barmode": "group", "xaxis": category(""), "yaxis": {"title": "mean reward", "rangemode": "tozero"}}
     prompts = max(int(result.get("prompts") or 0) for result in judged.values())
     return Figure(
         "held-out",
         "Rewards on held-out prompts",
         f"Means over {prompts:,} prompts of topics that no training saw. A dash: the reward abstained.",
         data,
-        {"barmode": "group", "xaxis": category(""), "yaxis": {"title": "mean reward", "rangemode": "tozero"}},
+        layout,
         ["distiller", *names],
         [[state, *(decimal(result.get(name)) for name in names)] for state, result in judged.items()],
+        narrow=lying(data, layout),
         wide=True,
         open=True,
     )
@@ -98,6 +101,7 @@ def systems(facts: Facts) -> Figure | None:
         }
         for place, entry in enumerate(entries)
     ]
+    layout = {"barmode": "group", "xaxis": category(""), "yaxis": {"title": "mean", "rangemode": "tozero"}}
     partial = [str(entry["system"]) for entry in entries if entry["rows"] < found["rows"]]
     remark = f" {', '.join(partial)}: only the task types that it can write." if partial else ""
     return Figure(
@@ -106,15 +110,15 @@ def systems(facts: Facts) -> Figure | None:
         f"Means over {found['rows']:,} prompts ({found['data']}); a malformed completion earns 0, a dash means that "
         f"nothing could be judged.{remark}",
         data,
-        {"barmode": "group", "xaxis": category(""), "yaxis": {"title": "mean", "rangemode": "tozero"}},
+        layout,
         ["system", "prompts", *map(score_title, names)],
         [
             [str(entry["system"]), f"{entry['rows']:,}", *(score_text(n, entry["means"].get(n)) for n in names)]
             for entry in entries
         ],
+        narrow=lying(data, layout),
         wide=True,
         open=True,
-        narrowest=620,
     )
 
 
@@ -176,7 +180,7 @@ def loss_curve(title: str, history: History) -> Figure | None:
         data.append({"type": "scatter", "mode": "lines", "name": name, "x": accuracy_steps, "y": accuracies})
         data[-1] |= {"yaxis": "y2", "line": line}
         layout["yaxis2"] = {"overlaying": "y", "side": "right", "tickformat": ".0%", "range": [0, 1]}
-        layout["yaxis2"] |= {"showgrid": False, "dtick": 0.25}
+        layout["yaxis2"] |= {"showgrid": False, "tickvals": [0.25, 0.5, 0.75, 1]}  # 0 % would touch the last step
         rows.append(["token accuracy", decimal(accuracies[0]), decimal(accuracies[-1])])
     return Figure(
         f"loss-{slug(title)}",

@@ -178,6 +178,52 @@ def test_every_plot_has_its_data_and_its_table():
     assert html.count('<details class="numbers"') == len(places) == 6
 
 
+SYSTEMS = [
+    {"system": "SFT", "rows": 9, "means": {"format": 0.5, "rouge_l": 0.25, "length": 80.0}},
+    {"system": "GRPO", "rows": 9, "means": {"format": 1.0, "rouge_l": None, "length": 90.0}},
+]
+
+
+def drawn_on(html):
+    """What the script of a page draws, by name."""
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', html, re.S).group(1))
+    return {figure["name"]: figure for figure in figures}
+
+
+def test_a_narrow_page_breaks_labels_and_lays_bars_down():
+    ledger = {**LEDGER, "dropped": {"distill: answer has not the form of its task": 2}}
+    html = render_report(full(ledger=ledger, mixture_test={"data": "t", "rows": 9, "systems": SYSTEMS}))
+    figures = drawn_on(html)
+    wide, narrow = (figure["data"][0]["node"] for figure in (figures["flow"], figures["flow"]["narrow"]))
+    assert wide["label"][-1] == "distill: answer has not the form of its task"
+    assert narrow["label"][-1] == "distill: answer<br>has not the<br>form of its<br>task"
+    assert narrow["pad"] > wide["pad"]  # lines take room
+    for name in ("held-out", "systems"):
+        bars, lying = figures[name]["data"], figures[name]["narrow"]["data"]
+        assert [(bar["x"], bar["y"]) for bar in bars] == [(bar["y"], bar["x"]) for bar in lying]
+        assert all(bar["orientation"] == "h" and bar["hovertemplate"].startswith("%{y}: %{x:.3f}") for bar in lying)
+    places = [attrs["style"] for _, attrs in Page(html).elements if attrs.get("class") == "plot"]
+    assert all(re.fullmatch(r"--height: \d+px; --narrow: \d+px", style) for style in places)
+
+
+def test_every_cell_of_a_wide_table_knows_its_column():
+    html = render_report(full(mixture_test={"data": "t", "rows": 9, "systems": SYSTEMS}))
+    table = next(part for part in html.split("<table")[1:] if ">system</th>" in part).partition("</table>")[0]
+    assert table.startswith(' class="many">')  # more columns than a narrow page has room for: rows are stacked
+    assert re.findall(r'data-column="([^"]*)"', table) == ["prompts", "format", "ROUGE-L", "length"] * 2
+
+
+def test_the_keys_reach_every_point_of_the_map_cluster_by_cluster():
+    kinds = ["source", "source", "source", "distilled", "distilled"]
+    points = {"x": [0.1] * 5, "y": [0.2] * 5, "cluster": [4, 7, 4, 7, 4], "score": [1] * 5, "kind": kinds}
+    html = render_report(full(map={**points, "text": list("abcde")}))
+    figure = drawn_on(html)["map"]
+    assert figure["steps"] and [trace["customdata"] for trace in figure["data"]] == [[4, 7, 4], [7, 4]]
+    assert [len(trace["text"]) for trace in figure["data"]] == [3, 2]
+    said = [attrs for tag, attrs in Page(html).elements if attrs.get("aria-live")]
+    assert [attrs["id"] for attrs in said] == ["point-map"]
+
+
 def test_every_link_of_the_page_has_its_place():
     page = Page(render_report(full()))
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
