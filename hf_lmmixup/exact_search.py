@@ -1,37 +1,44 @@
 """The k most similar rows of every row, exactly, with a part of the arithmetic.
 
+All pairs of rows are compared once, block by block, for both rows of each pair; from the first block on, a row needs
+only what beats its k best so far (`nearest.Nearest`).
+
 Embeddings of texts vary mostly along few directions. On the first p principal axes, with what lies beyond them only
 measured by its length, the cosine of two unit rows has an upper bound (Cauchy-Schwarz)::
 
     x . y  <=  x_p . y_p + |x_rest| |y_rest|
 
-which is itself an inner product of p + 1 numbers, (x_p, |x_rest|) . (y_p, |y_rest|). So: find the m rows with the
-highest bounds, compute their true cosines, and if the k-th true cosine is no less than the m-th bound, no other row
-can be among the k. Rows where that fails, few where the embeddings have structure, are compared with all rows.
+which is itself an inner product of p + 1 numbers, (x_p, |x_rest|) . (y_p, |y_rest|). So bounds are compared instead of
+cosines, and the true cosine is computed only where the bound beats what a row has found.
 
-p is chosen by trying the bound on a sample; where it does not pay (rows without structure) the search is plain.
+p is chosen by trying bounds on a sample; where they do not pay (rows without structure) cosines are compared.
 """
+
+from threading import Lock
 
 import faiss
 import numpy as np
+
+from hf_lmmixup.nearest import Nearest, Products, in_threads
 
 
 # FAISS compares a block of under 128,000 / d queries vector by vector. Measured with 256 queries, d = 384 and 16,384
 # rows on one core: 13 GFLOP/s, against 117 as a matrix product. Below 20 queries the former is the faster one.
 faiss.cvar.distance_compute_blas_threshold = 20
 
-BOUNDED_FROM = 16_384
-"""Row count from which bounds are tried: below, ranking the candidates costs what the shorter products save."""
+BLOCK_FROM = 16_384
+"""Row count from which `nearest_of_all` is faster than `search`."""
 
-SPARE = 96
-"""Candidates beyond k whose true cosines are computed."""
+BLOCK, QUERIES = 1024, 512
+"""Rows of a block and rows compared with it at a time: their product has 2 MB and stays in the cache."""
 
-SAMPLE_ROWS = 256
+SAMPLE_ROWS, SAMPLE_OTHERS = 256, 8192
 FRACTIONS = (1 / 8, 1 / 6, 1 / 4, 1 / 3, 1 / 2)
 """Widths tried, as parts of the whole width."""
 
-OVERHEAD = 0.4
-"""What ranking and checking the candidates costs, in units of the plain search; measured at 384 dimensions."""
+PER_AXIS, PER_PAIR, PER_RIVAL = 1 / 60, 0.8, 400.0
+"""Nanoseconds of one core for one axis of a pair's product, for comparing it with two bars, and for a true cosine with
+what follows from it; only their ratios matter."""
 
 MARGIN = 1e-5
 """Rounding of single-precision inner products; a bound counts only by more than this."""
@@ -43,64 +50,86 @@ def search(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, n
     return cosines, found
 
 
-def search_all(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows nearest to each row, itself among them (unless k of its duplicates stand in its place).
+def nearest_of_all(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest other rows of every row.
 
     Args:
         rows: Unit rows (n, d), float32, contiguous.
-        k: How many, at most n.
+        k: How many, under n.
 
     Returns:
-        Cosines (n, k) in descending order and row numbers (n, k).
+        Row numbers (n, k) int32, most similar first, equal similarities by ascending row number, and their rounded
+        cosines (n, k) float32.
     """
-    width = _bound_width(rows, k) if len(rows) >= max(BOUNDED_FROM, 4 * (k + SPARE)) else None
-    if width is None:
-        return search(rows, rows, k)
-    bounded = _bounded(rows, _axes(rows), width)
-    bounds, candidates = search(bounded, bounded, k + SPARE)
-    cosines = _cosines(rows, candidates)
-    order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
-    cosines, found = np.take_along_axis(cosines, order, axis=1), np.take_along_axis(candidates, order, axis=1)
-    open_rows = np.flatnonzero(cosines[:, -1] < bounds[:, -1] + MARGIN)
-    if len(open_rows):
-        cosines[open_rows], found[open_rows] = search(rows, rows[open_rows], k)
-    return cosines, found
+    n, nearest = len(rows), Nearest(len(rows), k)
+    width = _bound_width(rows, k)
+    bounds = rows if width is None else bounded(rows, axes(rows), width)
+    lock = Lock()
+
+    def within(start: int) -> None:
+        block = np.arange(start, min(start + BLOCK, n))
+        cosines = Products(rows[block]).of(rows[block])
+        place, other = np.nonzero(cosines >= nearest.expect(block, cosines)[:, None])
+        nearest.offer(block, place, block[other], cosines[place, other])
+
+    def beyond(start: int) -> None:
+        block = np.arange(start, min(start + BLOCK, n))
+        products = Products(bounds[block])
+        for begin in range(start + BLOCK, n, QUERIES):
+            queries = np.arange(begin, min(begin + QUERIES, n))
+            highest = products.of(bounds[queries])
+            for_query = np.flatnonzero(highest >= nearest.bars[queries][:, None])
+            for_block = np.flatnonzero(highest >= nearest.bars[block])
+            for_block = for_block[np.argsort(for_block % len(block), kind="stable")]
+            pairs = [np.divmod(better, len(block)) for better in (for_query, for_block)]
+            if width is None:
+                cosines = [highest.ravel()[better] for better in (for_query, for_block)]
+            else:
+                cosines = [_cosines(rows, queries[query], block[place]) for query, place in pairs]
+            with lock:
+                nearest.offer(queries, pairs[0][0], block[pairs[0][1]], cosines[0])
+                nearest.offer(block, pairs[1][1], queries[pairs[1][0]], cosines[1])
+
+    in_threads(within, range(0, n, BLOCK))
+    in_threads(beyond, range(0, n - BLOCK, BLOCK))
+    return nearest.neighbors()
 
 
 def _bound_width(rows: np.ndarray, k: int) -> int | None:
     """The number of axes for which the whole search is cheapest; `None` if that is the plain search."""
     n, d = rows.shape
-    sample = np.linspace(0, n - 1, SAMPLE_ROWS).astype(np.int64)
-    lowest = search(rows, rows[sample], k)[0][:, -1:]
-    axes = _axes(rows)
-    best, cost = None, 1.0
+    sample = np.linspace(0, n - 1, min(n, SAMPLE_ROWS)).astype(np.int64)
+    others = np.linspace(0, n - 1, min(n, SAMPLE_OTHERS)).astype(np.int64)
+    lowest = search(rows, rows[sample], min(k + 1, n))[0][:, -1:]
+    directions = axes(rows[others])
+    best, cost = None, d * PER_AXIS
     for width in (int(d * fraction) for fraction in FRACTIONS):
-        bounded = _bounded(rows, axes, width)
-        rivals = (bounded[sample] @ bounded.T > lowest - MARGIN).sum(1)
-        expected = (width + 1) / d + float((rivals > k + SPARE).mean()) + OVERHEAD
+        highest = bounded(rows[sample], directions, width) @ bounded(rows[others], directions, width).T
+        rivals = float((highest > lowest - MARGIN).mean())
+        expected = (width + 1) * PER_AXIS + 2 * rivals * PER_RIVAL
         if width and expected < cost:
             best, cost = width, expected
     return best
 
 
-def _axes(rows: np.ndarray) -> np.ndarray:
+def axes(rows: np.ndarray) -> np.ndarray:
     """Orthogonal axes (d, d), those along which the rows are longest first."""
-    axes: np.ndarray = np.linalg.eigh(rows.T @ rows)[1][:, ::-1]
-    return axes
+    directions: np.ndarray = np.linalg.eigh(rows.T @ rows)[1][:, ::-1]
+    return directions
 
 
-def _bounded(rows: np.ndarray, axes: np.ndarray, width: int) -> np.ndarray:
+def bounded(rows: np.ndarray, directions: np.ndarray, width: int) -> np.ndarray:
     """(n, width + 1): the rows on the first axes, and the length of what lies beyond them."""
-    bounded = np.empty((len(rows), width + 1), np.float32)
-    np.matmul(rows, np.ascontiguousarray(axes[:, :width]), out=bounded[:, :width])
-    squares = np.einsum("nd,nd->n", rows, rows) - np.einsum("nd,nd->n", bounded[:, :width], bounded[:, :width])
-    bounded[:, width] = np.sqrt(np.maximum(squares, 0) + MARGIN)
-    return bounded
+    short = np.empty((len(rows), width + 1), np.float32)
+    np.matmul(rows, np.ascontiguousarray(directions[:, :width]), out=short[:, :width])
+    squares = np.einsum("nd,nd->n", rows, rows) - np.einsum("nd,nd->n", short[:, :width], short[:, :width])
+    short[:, width] = np.sqrt(np.maximum(squares, 0) + MARGIN)
+    return short
 
 
-def _cosines(rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """True inner products (n, m) of each row with its candidates."""
-    cosines = np.empty(candidates.shape, np.float32)
-    pointers = (faiss.swig_ptr(array) for array in (cosines, rows, rows, candidates))
-    faiss.fvec_inner_products_by_idx(*pointers, rows.shape[1], *candidates.shape)  # type: ignore[attr-defined]
+def _cosines(rows: np.ndarray, some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """True inner products (p,) of pairs of rows."""
+    cosines = np.empty(len(some), np.float32)
+    pointers = (faiss.swig_ptr(array) for array in (rows, some, rows, others, cosines))
+    faiss.pairwise_indexed_inner_product(rows.shape[1], len(some), *pointers)  # type: ignore[attr-defined]
     return cosines

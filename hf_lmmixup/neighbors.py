@@ -23,8 +23,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hf_lmmixup.cell_search import STEPS, nearest_in_cells
-from hf_lmmixup.exact_search import search, search_all
+from hf_lmmixup.cell_search import nearest_in_cells
+from hf_lmmixup.exact_search import BLOCK_FROM, nearest_of_all, search
+from hf_lmmixup.nearest import STEPS
 
 
 logger = logging.getLogger(__name__)
@@ -171,11 +172,15 @@ def build_graph(embeddings: np.ndarray, k: int, *, exact_below: int = EXACT_BELO
     if width == 0:
         nothing = np.full(n, NO_HORIZON, np.float32)
         return NeighborGraph(np.zeros((n, 0), np.int32), np.zeros((n, 0), np.float32), nothing)
-    if n <= exact_below:
-        similarities, found = search_all(_matrix(embeddings), width + 1)
-        indices, cosines = _others(found, similarities, np.arange(n), width)
-        return NeighborGraph(indices, cosines, _horizon(cosines, n))
-    return _cell_graph(embeddings, width, seed)
+    if n > exact_below:
+        return _cell_graph(embeddings, width, seed)
+    rows = _matrix(embeddings)
+    if n < BLOCK_FROM:
+        cosines, found = search(rows, rows, width + 1)
+        indices, similarities = _others(found, cosines, np.arange(n), width)
+    else:
+        indices, similarities = nearest_of_all(rows, width)
+    return NeighborGraph(indices, similarities, _horizon(similarities, n))
 
 
 def _cell_graph(embeddings: np.ndarray, width: int, seed: int) -> NeighborGraph:

@@ -4,7 +4,9 @@ import faiss
 import numpy as np
 import pytest
 
-from hf_lmmixup.cell_search import STEPS, by_cell, nearest_in_cells
+from hf_lmmixup import cell_search
+from hf_lmmixup.cell_search import by_cell, nearest_in_cells
+from hf_lmmixup.nearest import STEPS
 
 
 def rows_and_cells(n: int, d: int, cells: int, probes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,6 +52,14 @@ def test_finds_what_a_plain_loop_finds(n: int, d: int, cells: int, probes: int, 
     # A cosine in the middle between two steps may be rounded either way; no more than a few are.
     assert same.mean() > 0.98
     assert ((indices < 0) == (expected < 0)).all()
+
+
+def test_cells_larger_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, near = rows_and_cells(500, 6, 3, 2, seed=3)
+    whole = nearest_in_cells(rows, near, 9)
+    monkeypatch.setattr(cell_search, "BLOCK", 50)
+    parts = nearest_in_cells(rows, near, 9)
+    assert (whole[0] == parts[0]).mean() > 0.98 and np.abs(whole[1] - parts[1]).max() <= 1.01 / STEPS
 
 
 def test_any_number_of_threads_finds_the_same() -> None:

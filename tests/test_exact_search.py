@@ -1,8 +1,10 @@
+import faiss
 import numpy as np
 import pytest
 
 from hf_lmmixup import exact_search
-from hf_lmmixup.exact_search import search, search_all
+from hf_lmmixup.exact_search import nearest_of_all, search
+from hf_lmmixup.nearest import STEPS
 
 
 def drawn(n, d, decay, seed=0):
@@ -15,6 +17,24 @@ def drawn(n, d, decay, seed=0):
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+def check(rows, k):
+    """The neighbors are those that a sorted matrix of all cosines has, up to the rounding of the cosines."""
+    plain = rows @ rows.T
+    np.fill_diagonal(plain, -2)
+    indices, cosines = nearest_of_all(rows, k)
+    np.testing.assert_allclose(cosines, -np.sort(-plain, axis=1)[:, :k], atol=1 / STEPS)
+    np.testing.assert_allclose(np.take_along_axis(plain, indices, axis=1), cosines, atol=1 / STEPS)
+    assert all(len(set(found)) == k for found in indices.tolist())
+    ties = cosines[:, 1:] == cosines[:, :-1]
+    assert (cosines[:, 1:] <= cosines[:, :-1]).all() and (indices[:, 1:] > indices[:, :-1])[ties].all()
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(exact_search, "BLOCK", 256)
+    monkeypatch.setattr(exact_search, "QUERIES", 100)
+
+
 @pytest.mark.parametrize(
     ("decay", "pays"),
     [
@@ -24,39 +44,61 @@ def drawn(n, d, decay, seed=0):
         (0.0, False),
     ],
 )
-def test_bounds_change_nothing_but_the_work(decay, pays, monkeypatch):
-    monkeypatch.setattr(exact_search, "BOUNDED_FROM", 1)
-    rows = drawn(3000, 48, decay)
+def test_bounds_change_nothing_but_the_work(decay, pays):
+    rows = drawn(3000, 384, decay)
     assert (exact_search._bound_width(rows, 8) is not None) == pays
-    plain = rows @ rows.T
-    cosines, found = search_all(rows, 8)
-    np.testing.assert_allclose(cosines, -np.sort(-plain, axis=1)[:, :8], atol=1e-5)
-    np.testing.assert_allclose(np.take_along_axis(plain, found, axis=1), cosines, atol=1e-5)
+    check(rows, 8)
 
 
-@pytest.mark.parametrize("width", [1, 6, 24, 47])
-def test_rows_that_the_bound_leaves_open_are_searched_in_full(width, monkeypatch):
-    """Whatever the width, even one that is far too small, the answer is exact."""
-    monkeypatch.setattr(exact_search, "BOUNDED_FROM", 1)
+@pytest.mark.parametrize("width", [None, 1, 6, 24, 47])
+def test_exact_whatever_the_width(width, monkeypatch):
+    """Even one that is far too small."""
     monkeypatch.setattr(exact_search, "_bound_width", lambda rows, k: width)
-    monkeypatch.setattr(exact_search, "SPARE", 4)
-    rows = drawn(900, 48, 0.5)
-    np.testing.assert_allclose(search_all(rows, 5)[0], -np.sort(-(rows @ rows.T), axis=1)[:, :5], atol=1e-5)
+    check(drawn(900, 48, 0.5), 5)
+
+
+@pytest.mark.parametrize(
+    ("n", "k"),
+    [
+        # one block, and one row more
+        (256, 3),
+        (257, 3),
+        # the last rows to compare with are a few
+        (301, 7),
+        # more neighbors than a block has rows
+        (700, 300),
+        # all others
+        (40, 39),
+    ],
+)
+def test_any_number_of_rows_and_neighbors(n, k):
+    check(drawn(n, 16, 0.5, seed=n), k)
+
+
+def test_any_number_of_threads_finds_the_same():
+    rows = drawn(2000, 32, 1.0)
+    before, found = faiss.omp_get_max_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            faiss.omp_set_num_threads(threads)
+            found.append(nearest_of_all(rows, 12))
+    finally:
+        faiss.omp_set_num_threads(before)
+    assert all((indices == found[0][0]).all() and (cosines == found[0][1]).all() for indices, cosines in found[1:])
 
 
 def test_the_bound_is_a_bound():
     rows = drawn(300, 20, 0.7)
     for width in (1, 5, 19):
-        bounded = exact_search._bounded(rows, exact_search._axes(rows), width)
+        bounded = exact_search.bounded(rows, exact_search.axes(rows), width)
         assert (bounded @ bounded.T >= rows @ rows.T - 1e-6).all()
 
 
-def test_zeros_and_duplicates(monkeypatch):
-    monkeypatch.setattr(exact_search, "BOUNDED_FROM", 1)
+def test_zeros_and_duplicates():
     rows = drawn(1200, 16, 1.0)
     rows[:600] = rows[0]
     rows[600:700] = 0
-    np.testing.assert_allclose(search_all(rows, 3)[0], -np.sort(-(rows @ rows.T), axis=1)[:, :3], atol=1e-5)
+    check(rows, 3)
 
 
 def test_search_takes_few_queries_and_many():

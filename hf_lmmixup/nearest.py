@@ -1,0 +1,133 @@
+"""The k most similar other rows that each row has met so far.
+
+Whoever compares rows with rows, block by block, needs almost none of the cosines: only those above the bar of a row,
+the worst of its k best so far, change anything. `Nearest` keeps the bars and takes what lies above them. What a row
+has found is k numbers that sort as neighbors do, by cosine and then by row::
+
+    cosine 0.5 to row 7  ->  16,384 << 32 | 2**32 - 1 - 7
+
+so the result depends neither on the order in which neighbors come nor on how many threads bring them.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import faiss
+import numpy as np
+
+
+STEPS = 32_767
+"""Similarities are rounded to multiples of 1 / 32,767. Two bytes hold them, like half-precision floats, whose steps
+near 1 are sixteen times wider and would mix up near-duplicates; and a cosine's last bits, which depend on where in a
+matrix its row stood, are gone."""
+
+NOTHING = -(1 << 62)
+"""Below every neighbor."""
+
+LAST_ROW = (1 << 32) - 1
+
+MAX_THREADS = 16
+
+
+class Nearest:
+    """The best neighbors of every row so far.
+
+    Args:
+        n: Number of rows.
+        k: Neighbors kept of each.
+
+    Attributes:
+        bars: No cosine below it can be among a row's neighbors (n,), float32.
+    """
+
+    def __init__(self, n: int, k: int) -> None:
+        self.k = k
+        self.bars = np.full(n, -np.inf, np.float32)
+        self._found = np.full((n, k), NOTHING, np.int64)
+        self._worst = np.full(n, NOTHING, np.int64)
+
+    def expect(self, rows: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+        """The bars of rows (m,) that are about to meet others.
+
+        Args:
+            rows: Distinct row numbers (m,).
+            cosines: What they are going to be offered (m, size), the row itself at most once.
+        """
+        bars, size = self.bars[rows], cosines.shape[1]
+        new = np.flatnonzero(np.isneginf(bars))
+        if len(new) and size > self.k + 1:
+            bars[new] = np.partition(cosines[new], size - self.k - 1, axis=1)[:, size - self.k - 1] - 1 / STEPS
+        return bars
+
+    def offer(self, rows: np.ndarray, place: np.ndarray, others: np.ndarray, cosines: np.ndarray) -> None:
+        """Let better neighbors take the place of worse ones; each pair of rows is offered once.
+
+        Args:
+            rows: Distinct row numbers (m,).
+            place: Which of `rows` is meant (p,), ascending.
+            others: The rows that they met (p,); a row is not its own neighbor.
+            cosines: How similar they are (p,).
+        """
+        steps = np.rint(cosines.clip(-1, 1) * STEPS).astype(np.int64)
+        names = np.where(others == rows[place], NOTHING, steps << 32 | LAST_ROW - others)
+        better = np.flatnonzero(names > self._worst[rows][place])  # not all: duplicates are as similar and no better
+        place, names = place[better], names[better]
+        counts = np.bincount(place, minlength=len(rows))
+        changed = np.flatnonzero(counts)
+        if not len(changed):
+            return
+        counts, rows = counts[changed], rows[changed]
+        both = np.full((len(rows), self.k + counts.max()), NOTHING)
+        both[:, : self.k] = self._found.take(rows, axis=0)
+        row = np.repeat(np.arange(len(rows)), counts)
+        both[row, self.k + np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)] = names
+        both.partition(both.shape[1] - self.k, axis=1)
+        self._found[rows] = both[:, -self.k :]
+        worst = both[:, -self.k]
+        self._worst[rows] = worst
+        # A little below the middle between two steps, for what rounding does to the products.
+        self.bars[rows] = np.where(worst == NOTHING, -np.inf, ((worst >> 32) - 0.51) / STEPS)
+
+    def neighbors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers (n, k) int32, most similar first, and their cosines (n, k) float32.
+
+        Cosines are rounded, equal ones stand by ascending row number; -1 and -1 where a row has met fewer.
+        """
+        found = np.sort(self._found, axis=1)[:, ::-1]
+        holes = found == NOTHING
+        indices = np.where(holes, -1, LAST_ROW - (found & LAST_ROW)).astype(np.int32)
+        return indices, np.where(holes, -1, (found >> 32) / STEPS).astype(np.float32)
+
+
+class Products:
+    """Inner products with some rows (m, d), on the calling thread.
+
+    NumPy's would be shared among threads of its own, for which all that call it wait in turn.
+    """
+
+    def __init__(self, rows: np.ndarray) -> None:
+        flat = np.ascontiguousarray(rows, np.float32)
+        self._transform = faiss.LinearTransform(flat.shape[1], len(flat))
+        faiss.copy_array_to_vector(flat.ravel(), self._transform.A)
+        self._transform.is_trained = True
+
+    def of(self, queries: np.ndarray) -> np.ndarray:
+        """Products (q, m) of queries (q, d) with the rows."""
+        products: np.ndarray = self._transform.apply(np.ascontiguousarray(queries, np.float32))
+        return products
+
+
+def threads() -> int:
+    """How many threads may work; `OMP_NUM_THREADS` bounds them."""
+    return int(min(faiss.omp_get_max_threads(), MAX_THREADS))
+
+
+def in_threads(work: Callable[[int], None], parts: Iterable[int]) -> None:
+    """Do the parts of some work, several at a time, each on a single thread."""
+
+    def alone(part: int) -> None:
+        faiss.omp_set_num_threads(1)  # of this thread
+        work(part)
+
+    with ThreadPoolExecutor(threads()) as pool:
+        list(pool.map(alone, parts))
