@@ -35,7 +35,7 @@ def test_command_of_the_unpacked_wheel_finds_its_recipes(wheel, tmp_path):
     program = (
         "import hf_lmmixup, hf_lmmixup.recipe as r, hf_lmmixup.bundled as b\n"
         "assert hf_lmmixup.__file__.startswith(r.__file__[:5]) and 'site' in hf_lmmixup.__file__\n"
-        "print(r.load_recipe(r.find_recipe('quickstart')).name, len(b.read_mini()))"
+        "print(r.load_recipe(r.find_recipe('quickstart')).name, len(b.mini_clusters()))"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     told = subprocess.run(
