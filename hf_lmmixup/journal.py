@@ -46,9 +46,9 @@ from hf_lmmixup.key_places import KeyPlaces
 
 logger = logging.getLogger(__name__)
 
-SYNC_SECONDS = 0.2
-"""Group commit: one sync, of some milliseconds, serves all answers of this time. One sync each would cap a run at a
-few hundred answers a second."""
+SYNC_SECONDS = 1.0
+"""Group commit: one sync serves all answers of this time. It takes some milliseconds, in which nothing else is done;
+one for each answer would cap a run at a few hundred answers a second."""
 
 FORMAT_VERSION = 1
 HEADER_START = f'{{"journal":{FORMAT_VERSION},"settings":{{'.encode()

@@ -47,5 +47,7 @@ class KeyPlaces:
         """The places where the key's line may begin; nowhere else does it."""
         if (place := self._newest.get(key)) is not None:
             return [place]
-        first, last = np.searchsorted(self._hashes, hash(key), "left"), np.searchsorted(self._hashes, hash(key), "right")
+        if not len(self._hashes):
+            return []
+        first, last = (np.searchsorted(self._hashes, hash(key), side) for side in ("left", "right"))
         return self._places[first:last].tolist()

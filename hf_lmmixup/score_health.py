@@ -74,7 +74,8 @@ def score_health(scores: Sequence[int | None], lengths: Sequence[int] | np.ndarr
     values = np.array(scores, dtype=np.float64)  # None becomes NaN
     known = ~np.isnan(values)
     values, rated = values[known], int(known.sum())
-    shares = {int(score): int(count) / rated for score, count in zip(*np.unique(values, return_counts=True), strict=True)}
+    classes, counts = np.unique(values, return_counts=True)
+    shares = {int(score): int(count) / rated for score, count in zip(classes, counts, strict=True)}
     correlation = rank_correlation(values, np.asarray(lengths)[known])
     warnings = []
     if rated >= MIN_ROWS:

@@ -103,8 +103,9 @@ def _http_client() -> Any:
 
         session: Any = None
 
-        def build_request(self, method: str, url: Any, *, content: Any = None, headers: Any = None, **other: Any) -> Any:
-            return httpx2.Request(method, parsed(url), headers=headers, stream=httpx2.ByteStream(content or b""))
+        def build_request(self, method: str, url: Any, **given: Any) -> Any:
+            body = httpx2.ByteStream(given["content"])
+            return httpx2.Request(method, parsed(url), headers=given["headers"], stream=body)
 
         async def send(self, request: Any, **other: Any) -> Any:
             if self.session is None:
