@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 BUDGETS = ("tokens", "steps")
 SEEDS = 3
 COUNTS = ("tokens", "steps", "rows")
+WINDOW = 1024
+"""Tokens of a row that TRL keeps unless a recipe says otherwise (`SFTConfig.max_length`)."""
 
 Trainer = Callable[[str, Path, Mapping[str, Any], Path], Any]
 """`(method, recipe, overrides, folder)`: leaves a model in the folder; see `training.train`."""
@@ -149,11 +151,12 @@ def _trained(
     config = read_yaml(plan.recipe)
     batch = int(config.get("per_device_train_batch_size", 8)) * int(config.get("gradient_accumulation_steps", 1))
     target = plan.epochs * len(rows.raw)
-    mean_raw = _mean_tokens(rows.raw, tokenizer)
+    window = config.get("max_length", WINDOW)
+    mean_raw = _mean_tokens(rows.raw, tokenizer, window)
     chosen = arm_rows(rows, arm, seed=seed, passes=1)
     if arm == MOSAIC:
         chosen = arm_rows(rows, arm, seed=seed, passes=int(np.ceil(target / len(chosen))))
-    mean = _mean_tokens(chosen, tokenizer)
+    mean = _mean_tokens(chosen, tokenizer, window)
     wanted = target if budget == "steps" else target * mean_raw / mean
     steps = max(1, round(wanted / batch))
     folder = plan.folder / f"{slug(arm)}-{budget}-{seed}"
@@ -205,9 +208,10 @@ def _as_trained(rows: Dataset, tokenizer: Any, arm: str) -> Dataset:
     return Dataset.from_dict({"prompt": [turn[0] for turn in turns], "completion": [turn[1] for turn in turns]})
 
 
-def _mean_tokens(rows: Dataset, tokenizer: Any) -> float:
+def _mean_tokens(rows: Dataset, tokenizer: Any, window: int | None) -> float:
+    """Tokens of a row that a training reads: what lies behind the window is cut off there, too."""
     pairs = rows.select_columns(["prompt", "completion"]).to_list()
-    return float(np.mean([len(tokenized(tokenizer, row)[1]) for row in pairs]))
+    return float(np.mean([len(tokenized(tokenizer, row)[1][:window]) for row in pairs]))
 
 
 def _mark(plan: Comparison, chosen: Dataset, test: Dataset, steps: int, seed: int) -> str:

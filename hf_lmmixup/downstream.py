@@ -8,8 +8,10 @@ A metric is any function `(model, rows) -> list[float | None]`, named by its dot
 They need one score a row, not one number, so that models can be compared row by row.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.lm_eval_tasks.questions import final
@@ -25,7 +27,7 @@ Metric = Callable[[str, Sequence[Row]], Scores]
 
 
 def find_metric(name: str) -> tuple[str, Metric]:
-    """A metric by name or dotted path, and what it is called.
+    """A metric by name or dotted path, and what it is called; modules of the current folder are found, too.
 
     Raises:
         ValueError: If there is none.
@@ -34,12 +36,15 @@ def find_metric(name: str) -> tuple[str, Metric]:
     if name in own:
         return name, own[name]
     module, _, function = name.rpartition(".")
+    if module and str(Path.cwd()) not in sys.path:  # a console script does not look there, `trl` does
+        sys.path.append(str(Path.cwd()))
+    found, reason = None, ""
     try:
         found = getattr(import_module(module), function) if module else None
-    except (ImportError, AttributeError):
-        found = None
+    except (ImportError, AttributeError) as error:
+        reason = f" ({error})"
     if not callable(found):
-        raise ValueError(f"No metric {name!r}. Expected one of {list(own)}, or package.module.function.")
+        raise ValueError(f"No metric {name!r}{reason}. Expected one of {list(own)}, or package.module.function.")
     return function, found
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -98,6 +99,14 @@ def test_equal_steps_and_equal_tokens(plan, rows):
     assert best["low"] < best["mean"] < best["high"] and "difference" not in by_arm["full raw", "tokens"]
 
 
+def test_tokens_behind_the_window_of_the_training_do_not_count(plan, rows):
+    plan.recipe.write_text(f"per_device_train_batch_size: {BATCH}\nmax_length: 3\n")
+    trainer = FakeTrainer()
+    entries = compare(plan, rows, trainer=trainer)
+    assert {steps for _, _, steps, _ in trainer.asked} == {40 / BATCH}  # every row, however long, is 3 tokens
+    assert {entry["tokens"] for entry in entries} == {3 * 40}
+
+
 def test_an_interrupted_comparison_goes_on_and_models_are_gone(plan, rows):
     first = FakeTrainer()
     entries = compare(plan, rows, trainer=first)
@@ -146,6 +155,17 @@ def test_metrics_by_name(model):
     assert find_metric("rouge")[0] == "rouge" and find_metric("test_comparison.scored")[1] is not None
     with pytest.raises(ValueError, match="No metric 'accuracy'"):
         find_metric("accuracy")
+
+
+def test_a_metric_of_the_current_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])  # as in a console script
+    (tmp_path / "own_metric.py").write_text("def halves(model, rows):\n    return [0.5 for _ in rows]\n")
+    title, metric = find_metric("own_metric.halves")
+    assert (title, metric("m", [{}, {}])) == ("halves", [0.5, 0.5])
+    (tmp_path / "broken_metric.py").write_text("import module_that_is_not_there\n")
+    with pytest.raises(ValueError, match="'broken_metric.halves' .No module named 'module_that_is_not_there'"):
+        find_metric("broken_metric.halves")
 
 
 def test_no_arm_sees_a_test_row(finished_run, tmp_path):
