@@ -66,14 +66,18 @@ def dataset_sources(path: Path) -> list[Source]:
     return [_source((facts.get("recipe") or {}).get("input"), "dataset", BUNDLED_POOL, path)]
 
 
-def distiller_sources(path: Path, *, base_model: str | None = None, merge_adapter: bool = False) -> list[Source]:
+def distiller_sources(
+    path: Path, *, base_model: str | None = None, merge_adapter: bool = False, datasets: Sequence[str] = ()
+) -> list[Source]:
     """The model that a distiller started from, and what it was trained on."""
+    if wrong := [name for name in datasets if not is_repo_id(name)]:
+        raise ValueError(f"{wrong[0]!r} is no dataset on the Hub. Expected OWNER/NAME.")
     facts = read_facts(path)
     folder = _artefact(path, "distiller", ("config.json", "adapter_config.json"))
     base = base_model or base_model_of(folder) or ((facts.get("recipe") or {}).get("distiller") or {}).get("model")
     started = Source("the tiny model", license=OWN_LICENSE) if base == "tiny" else _source(base, "model", "", folder)
     trained = [Source(BUNDLED_MIXTURE, license=OWN_LICENSE)] if facts.get("models") else []
-    return [started, *trained]
+    return [started, *trained, *(Source(name, "dataset") for name in datasets)]
 
 
 def datastore_sources(path: Path) -> list[Source]:
@@ -104,7 +108,13 @@ def dataset_publication(path: Path, repo_id: str, *, licenses: Sequence[str]) ->
 
 
 def distiller_publication(
-    path: Path, repo_id: str, *, licenses: Sequence[str], base_model: str | None = None, merge_adapter: bool = False
+    path: Path,
+    repo_id: str,
+    *,
+    licenses: Sequence[str],
+    base_model: str | None = None,
+    merge_adapter: bool = False,
+    datasets: Sequence[str] = (),
 ) -> Publication:
     """The weights, tokenizer and configuration of a model or adapter, the card with its plots, and evaluations."""
     folder = _artefact(path, "distiller", ("config.json", "adapter_config.json"))
@@ -119,6 +129,7 @@ def distiller_publication(
     facts.setdefault("name", repo_id.partition("/")[2])
     start = ((facts.get("recipe") or {}).get("distiller") or {}).get("model")
     facts["base_model"] = base or (start if start and is_repo_id(start) else None)
+    facts["datasets"] = list(datasets) or facts.get("datasets")
     facts["library"] = "peft" if is_adapter(weights) else "transformers"
     facts["evaluations"] = facts.get("evaluations") or _kept_evaluations(folder)
     extra, facts["plots"] = _plots(facts, ("held-out", "systems", "rewards-grpo", "loss-cold-start"))

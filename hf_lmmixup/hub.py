@@ -151,8 +151,8 @@ def prepare(
         repo_id: `OWNER/NAME`.
         license: Hub license id of what no source on the Hub accounts for, such as your own raw rows.
         api: The Hub to ask for the licenses of the sources.
-        options: `base_model` (Hub id, for an adapter whose base is a local folder) and `merge_adapter`, for a
-            distiller.
+        options: For a distiller `base_model` (Hub id, for an adapter whose base is a local folder), `merge_adapter`,
+            and `datasets` (Hub ids of what it was trained on; their licenses are inherited, too).
 
     Returns:
         The files, with their digests.

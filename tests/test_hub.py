@@ -343,9 +343,11 @@ def test_a_tag_of_other_files_is_refused(hub, client, run, name):
 # Kills
 
 
-def test_killed_at_every_request_then_run_again(hub, client, run, name):
-    client.call("push", "dataset", run, f"{name}-whole")
+@pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+def test_killed_at_every_request_then_run_again(hub, client, run, name, xet):
+    client.call("push", "dataset", run, f"{name}-whole", xet=xet)
     steps = len(hub.requests)
+    assert bool(requests_of(hub, "xet-write-token")) is xet
     whole = hub.store.files(f"datasets/{name}-whole")
     assert steps > 12
     for step in range(steps):
@@ -356,13 +358,13 @@ def test_killed_at_every_request_then_run_again(hub, client, run, name):
         def arrange(pid, step=step):
             hub.faults[:] = [Fault(mode="kill", skip=step, pid=pid)]
 
-        assert client.call("push", "dataset", run, repo_id, before=arrange) is None
+        assert client.call("push", "dataset", run, repo_id, xet=xet, before=arrange) is None
         hub.faults.clear()
         key = f"datasets/{repo_id}"
         half = hub.store.repositories.get(key)
         if half is not None and half["tags"]:
             assert sorted(hub.store.files(key, next(iter(half["tags"])))) == DATASET_FILES  # a tag is whole
-        pushed = client.call("push", "dataset", run, repo_id)
+        pushed = client.call("push", "dataset", run, repo_id, xet=xet)
         files = hub.store.files(key)
         assert files.pop("README.md") == whole["README.md"].replace(f"{name}-whole".encode(), repo_id.encode())
         assert files == {path: content for path, content in whole.items() if path != "README.md"}

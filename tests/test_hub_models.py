@@ -154,6 +154,22 @@ def test_an_adapter_on_a_local_folder_needs_a_name_for_it(hub, client, run, base
     assert str(run).encode() not in b"".join(files.values())
 
 
+def test_what_it_was_trained_on_is_in_the_card_and_its_license_counts(hub, client, adapter, base):
+    for name, license in (("tester/open", "cc-by-4.0"), ("tester/closed", "cc-by-nd-4.0")):
+        hub.store.create(f"datasets/{name}", private=False, user="tester")
+        tree = {"README.md": hub.store.small_entry(f"---\nlicense: {license}\n---\n".encode())}
+        hub.store.commit(f"datasets/{name}", "main", None, tree, "card", "tester")
+    pushed = client.call("push", "distiller", adapter, "tester/told", datasets=["tester/open"])
+    assert pushed["licenses"] == ["apache-2.0", "cc-by-4.0"]  # of the base's card and of the data
+    head = head_of(hub, "models/tester/told")
+    assert (head["datasets"], head["license"]) == (["tester/open"], "other")
+    assert head["license_name"] == "apache-2.0-and-cc-by-4.0"
+    with pytest.raises(Raised, match="tester/closed is licensed cc-by-nd-4.0, which allows no adaptations"):
+        client.call("push", "distiller", adapter, "tester/told", datasets=["tester/closed"])
+    with pytest.raises(Raised, match="'rows.jsonl' is no dataset on the Hub"):
+        client.call("push", "distiller", adapter, "tester/told", datasets=["rows.jsonl"])
+
+
 def test_a_folder_of_links_to_weights_is_no_model(client, run, tmp_path):
     for name in MODEL_FILES:
         (tmp_path / name).symlink_to(run / "distiller" / name)

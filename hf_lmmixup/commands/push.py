@@ -59,6 +59,15 @@ def distiller(
     merge_adapter: Annotated[
         bool, typer.Option("--merge-adapter", help="Publish an adapter merged into its base model.")
     ] = False,
+    datasets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            metavar="REPO_ID",
+            help="Hub id of a dataset that it was trained on, for the card; its license is inherited, too. May be "
+            "given several times.",
+        ),
+    ] = None,
     dry_run: DryRun = False,
     yes: Yes = False,
 ) -> None:
@@ -68,8 +77,8 @@ def distiller(
 
         lmmixup push distiller runs/quickstart ada/quickstart-distiller
     """
-    options = {"license": license, "base_model": base_model, "merge_adapter": merge_adapter}
-    _push("distiller", path, repo_id, public, tag, dry_run, yes, **options)
+    options = {"base_model": base_model, "merge_adapter": merge_adapter, "datasets": datasets or []}
+    _push("distiller", path, repo_id, public, tag, dry_run, yes, license=license, **options)
 
 
 @app.command()
