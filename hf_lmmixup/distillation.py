@@ -112,23 +112,23 @@ def distill(
         raise ValueError(f"attempts={attempts} must be at least 1.")
     task_type = TaskType(task_type)
     dropped: dict[str, str] = {}
-    done: list[Distilled] = []
     completions: list[dict[str, Any]] = []
-    prompts = 0
     waiting = _requests(clustered, task_type, max_prompt_tokens, count_tokens, dropped)
-    # Some prompts at a time: the texts of a large pool, written out as prompts, would fill the memory.
-    while requests := list(islice(waiting, at_a_time)):
-        prompts += len(requests)
-        records = _written(requests, generate, attempts, seed, task_type, journal)
-        completions += records
-        last = {record["prompt_hash"]: record["reason"] for record in records}
-        for one in requests:
-            if one.distillation is None:
-                dropped |= dict.fromkeys(one.sources, last[one.hash])
-            else:
-                done.append(Distilled(one.rows, one.distillation, one.hash))
-    dataset = distilled_dataset(done, task_type, distiller_name)
-    logger.info("Distilled %d prompts into %d rows; %d rows dropped.", prompts, len(dataset), len(dropped))
+
+    def done() -> Iterator[Distilled]:
+        # Some prompts at a time: the texts of a large pool, written out as prompts, would fill the memory.
+        while requests := list(islice(waiting, at_a_time)):
+            records = _written(requests, generate, attempts, seed, task_type, journal)
+            completions.extend(records)
+            last = {record["prompt_hash"]: record["reason"] for record in records}
+            for one in requests:
+                if one.distillation is None:
+                    dropped.update(dict.fromkeys(one.sources, last[one.hash]))
+                else:
+                    yield Distilled(one.rows, one.distillation, one.hash)
+
+    dataset = distilled_dataset(done(), task_type, distiller_name)
+    logger.info("Distilled %d rows; %d rows dropped.", len(dataset), len(dropped))
     return DistilledOutcome(dataset, dropped, completions)
 
 

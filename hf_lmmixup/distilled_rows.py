@@ -61,7 +61,7 @@ def clusters_of(clustered: Dataset, dropped: dict[str, str]) -> Iterator[list[di
 
 def source_text(row: dict[str, Any], task_type: TaskType | str = TaskType.QA) -> str:
     """A row as the distiller reads it: a labelled pair, or for other task types its texts as they are."""
-    if TaskType(task_type) is TaskType.QA:
+    if task_type is TaskType.QA or TaskType(task_type) is TaskType.QA:
         return pair_text(row["prompt"], row["completion"])
     return "\n".join(text for text in (row["prompt"], row["completion"]) if text)
 
@@ -92,26 +92,16 @@ def distilled_dataset(results: Iterable[Distilled], task_type: TaskType, distill
 
     Clusters with the same result become one row that names the sources of all.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    place: dict[str, int] = {}
+    columns: dict[str, list[Any]] = {name: [] for name in DISTILLED}
     for result in results:
         best = max(result.rows, key=score_of)
         prompt, completion = split_answer(result.distillation.answer, task_type, best["prompt"])
         identifier = row_id(prompt, completion)
-        row = rows.setdefault(
-            identifier,
-            {
-                "id": identifier,
-                "prompt": prompt,
-                "completion": completion,
-                "reasoning": result.distillation.reasoning,
-                "cluster_id": result.rows[0]["cluster_id"],
-                "sources": [],
-                "source_scores": [],
-                "distiller": distiller_name,
-                "prompt_hash": result.prompt_hash,
-            },
-        )
-        row["sources"] += [source["id"] for source in result.rows]
-        row["source_scores"] += [source.get("score") for source in result.rows]
-    columns = {name: [row[name] for row in rows.values()] for name in DISTILLED}
+        if place.setdefault(identifier, len(place)) == len(columns["id"]):
+            row = (identifier, prompt, completion, result.distillation.reasoning, result.rows[0]["cluster_id"])
+            for name, value in zip(DISTILLED, (*row, [], [], distiller_name, result.prompt_hash), strict=True):
+                columns[name].append(value)
+        columns["sources"][place[identifier]] += [source["id"] for source in result.rows]
+        columns["source_scores"][place[identifier]] += [source.get("score") for source in result.rows]
     return dataset_of(pa.table(columns, schema=DISTILLED.arrow_schema))

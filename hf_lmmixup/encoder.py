@@ -167,6 +167,11 @@ class CachedEncoder:
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit rows (n, d), float32."""
         new = [text for text in dict.fromkeys(texts) if text not in self._rows]
+        if new and len(new) == len(texts):
+            rows = self._encoder.encode(new)
+            self._rows.update(zip(new[-self._capacity :], rows[-self._capacity :].copy(), strict=True))
+            self._forget()
+            return rows
         known = {text: self._rows[text] for text in texts if text in self._rows}
         if new or not texts:
             rows = self._encoder.encode(new)
@@ -176,9 +181,12 @@ class CachedEncoder:
         for text in dict.fromkeys(texts):
             self._rows[text] = known[text]
             self._rows.move_to_end(text)
+        self._forget()
+        return np.stack([known[text] for text in texts])
+
+    def _forget(self) -> None:
         while len(self._rows) > self._capacity:
             self._rows.popitem(last=False)
-        return np.stack([known[text] for text in texts])
 
 
 def load_encoder(name: str | None = None, *, revision: str | None = None, precision: str = "auto") -> Encoder:

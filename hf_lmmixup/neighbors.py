@@ -89,7 +89,11 @@ class NeighborGraph:
         place[rows] = np.arange(len(rows), dtype=np.int32)
         indices = place[self.indices[rows]]
         similarities = np.where(indices < 0, np.float32(-1), self.similarities[rows])
-        indices, similarities = _ordered(indices, similarities)
+        if (np.diff(rows) > 0).all():  # equal similarities stay in order; only the holes go last
+            order = np.argsort(indices < 0, axis=1, kind="stable")
+            indices, similarities = (np.take_along_axis(values, order, axis=1) for values in (indices, similarities))
+        else:
+            indices, similarities = _ordered(indices, similarities)
         return NeighborGraph(indices, similarities, self.horizon[rows], self.recall)
 
     def save(self, path: str | Path) -> None:

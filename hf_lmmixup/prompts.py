@@ -53,6 +53,9 @@ ANSWER_LABELS = {
 """The labels of an answer, in order: the first opens the text, each other one opens a line, each holds some text."""
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True)  # `json.dumps` would make one for each call
+
+
 def linearize(texts: Sequence[str]) -> str:
     """Join the members of a cluster into one text, separated by blank lines (`Linearize` in arXiv 2510.20449)."""
     return "\n\n".join(text.strip() for text in texts)
@@ -81,7 +84,7 @@ def distillation_messages(texts: Sequence[str], task_type: TaskType | str = Task
 
 def prompt_hash(messages: Sequence[dict[str, str]]) -> str:
     """The first 16 hex digits of the SHA-256 of a message list: the lineage key of a distilled row."""
-    return hashlib.sha256(json.dumps(list(messages), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(_ENCODER.encode(list(messages)).encode()).hexdigest()[:16]
 
 
 def format_completion(reasoning: str, answer: str) -> str:
@@ -142,7 +145,7 @@ def split_pair(answer: str) -> tuple[str, str] | None:
 
 def has_words(text: str) -> bool:
     """Whether there is at least one letter or digit in the text."""
-    return any(character.isalnum() for character in text)
+    return any(map(str.isalnum, text))
 
 
 def _fields(body: str, labels: Sequence[str]) -> list[str]:
