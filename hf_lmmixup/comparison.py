@@ -34,6 +34,7 @@ from datasets import Dataset
 from hf_lmmixup.data_arms import ARMS, FULL, MOSAIC, SFTMIX, RunRows, arm_rows
 from hf_lmmixup.downstream import Metric, as_messages, find_metric, tokenized
 from hf_lmmixup.figures import slug
+from hf_lmmixup.generation import opened
 from hf_lmmixup.intervals import Interval, differences, intervals
 from hf_lmmixup.recipe import bundled_recipes, read_yaml
 from hf_lmmixup.run_directory import write_json
@@ -119,13 +120,14 @@ def compare(
 
     Raises:
         ImportError: If the `train` extra is missing.
+        FileNotFoundError: If there is no such model.
         RuntimeError: If a training fails.
         ValueError: If an arm has no row, or the metric is unknown.
     """
     from transformers import AutoTokenizer
 
     title, metric = find_metric(plan.metric)
-    tokenizer: Any = AutoTokenizer.from_pretrained(plan.model)
+    tokenizer: Any = opened(AutoTokenizer, plan.model)
     for arm in plan.arms:  # an arm without rows stops the comparison before anything is trained
         arm_rows(rows, arm, seed=0)
     places = [(arm, budget, seed) for budget in plan.budgets for arm in plan.arms for seed in range(plan.seeds)]

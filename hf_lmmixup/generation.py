@@ -61,6 +61,21 @@ class Row:
         return self.prompt + self.written
 
 
+def opened(loader: Any, model: str | Path, **options: Any) -> Any:
+    """What a class of `transformers` reads from a model.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+    """
+    try:
+        return loader.from_pretrained(model, **options)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"No model can be read from {str(model)!r}. Expected a folder with config.json and tokenizer, or a Hub id "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+
+
 class LocalGenerator:
     """A chat model of `transformers` on this machine.
 
@@ -79,6 +94,7 @@ class LocalGenerator:
 
     Raises:
         ImportError: If the `train` extra is missing.
+        FileNotFoundError: If there is no such model.
         ValueError: If the tokenizer has no chat template or the model keeps a state that cannot be batched.
     """
 
@@ -109,11 +125,11 @@ class LocalGenerator:
         self.name = str(model_path)
         self.batch_size, self.max_new_tokens, self.temperature = batch_size, max_new_tokens, temperature
         self.margin = TIE_MARGIN[dtype]
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model_path, revision=revision)
+        self.tokenizer = opened(AutoTokenizer, model_path, revision=revision)
         if self.tokenizer.chat_template is None:
             raise ValueError(f"The tokenizer of {self.name!r} has no chat template; take an instruct model.")
-        loader: Any = AutoModelForCausalLM
-        self.model = loader.from_pretrained(model_path, revision=revision, dtype=dtype).to(self.device).eval()
+        model = opened(AutoModelForCausalLM, model_path, revision=revision, dtype=dtype)
+        self.model = model.to(self.device).eval()
         layers = getattr(self.model.config, "layer_types", None) or ()
         if getattr(self.model, "_is_stateful", False) or any("attention" not in kind for kind in layers):
             raise ValueError(f"{self.name!r} is a recurrent model; serve it and use its endpoint instead.")

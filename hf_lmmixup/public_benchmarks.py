@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.artifacts import KEPT_EVALUATIONS
+from hf_lmmixup.generation import opened
 from hf_lmmixup.run_directory import write_json
 
 
@@ -89,6 +90,7 @@ def run_benchmarks(
 
     Raises:
         ImportError: If the `eval` extra is missing.
+        FileNotFoundError: If there is no such model.
         ValueError: If a benchmark is unknown.
     """
     if unknown := [name for name in names if name not in BENCHMARKS]:
@@ -97,8 +99,10 @@ def run_benchmarks(
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
+        from transformers import AutoTokenizer
     except ImportError as error:
         raise ImportError(EVAL_EXTRA) from error
+    opened(AutoTokenizer, _model_arguments(model)["pretrained"])
     placed = {"device": device} if device else {}
     language_model = HFLM(**_model_arguments(model), batch_size=batch_size, **placed)
     manager = TaskManager(include_path=str(tasks_path()), metadata={"data": data} if data else {})

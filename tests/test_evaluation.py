@@ -122,6 +122,14 @@ def test_two_systems_of_one_name_are_refused():
         find_systems(["ada/base", "bob/base"])
 
 
+@pytest.mark.parametrize("words", [["evaluate", "RUN/none", "--limit", "5"], ["compare", "RUN", "--model", "none"]])
+def test_a_model_that_is_not_there_is_one_clear_message(words, finished_run, tmp_path):
+    words = [word.replace("RUN", str(finished_run)) for word in words]
+    told = CliRunner().invoke(app, [*words, "--output", str(tmp_path)])
+    assert told.exit_code == 1, told.output
+    assert f"No model can be read from '{words[1] if words[0] == 'evaluate' else 'none'}'" in told.output
+
+
 def test_few_rows_are_spread_over_the_task_types():
     kinds = [row["task_type"] for row in mixture_test(limit=7)]
     assert sorted(kinds) == ["cs", "mcq", "mcq", "para", "qa", "qa", "tfq"]
