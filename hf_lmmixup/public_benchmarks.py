@@ -38,6 +38,7 @@ class Benchmark:
         shots: Examples in the prompt; `None` leaves it to the task.
         dataset_id: Its dataset on the Hub; `None` for files of one's own.
         measure: What cards call the metric.
+        task_id: What the Hub calls the task, in the `eval.yaml` of that dataset; by default as lm-eval does.
     """
 
     title: str
@@ -47,12 +48,15 @@ class Benchmark:
     shots: int | None
     dataset_id: str | None
     measure: str
+    task_id: str | None = None
 
 
 BENCHMARKS = {
     "mmlu": Benchmark("MMLU", "mmlu", "acc", "none", 0, "cais/mmlu", "accuracy"),
     "truthfulqa": Benchmark("TruthfulQA", "truthfulqa_mc2", "acc", "none", None, "truthfulqa/truthful_qa", "MC2"),
-    "gsm8k": Benchmark("GSM8K", "gsm8k_cot", "exact_match", "flexible-extract", 8, "openai/gsm8k", "exact match"),
+    "gsm8k": Benchmark(
+        "GSM8K", "gsm8k_cot", "exact_match", "flexible-extract", 8, "openai/gsm8k", "exact match", task_id="gsm8k"
+    ),
     "bbh": Benchmark("BBH", "bbh_cot_fewshot", "exact_match", "get-answer", 3, "SaylorTwift/bbh", "exact match"),
     "tydiqa": Benchmark("TyDiQA", "tydiqa_goldp", "f1", "none", 1, "google-research-datasets/tydiqa", "F1"),
     QUESTIONS: Benchmark("Questions", "lmmixup_questions", "exact_match", "none", None, None, "exact match"),
@@ -150,7 +154,7 @@ def entry_of(name: str, found: Mapping[str, Any], limit: int | None = None) -> d
     entry: dict[str, Any] = {
         "name": benchmark.title,
         "dataset_id": benchmark.dataset_id,
-        "task_id": benchmark.task,
+        "task_id": benchmark.task_id or benchmark.task,
         "metric": benchmark.measure,
         "value": round(100 * sum(values) / len(values), 2),
         "notes": ", ".join(notes),

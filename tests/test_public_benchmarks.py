@@ -55,6 +55,10 @@ def test_results_of_lm_eval_become_entries_of_the_card():
     entry = entry_of("mmlu", groups | {"n-shot": {"mmlu_stem": 0, "mmlu_other": 0}})
     assert (entry["value"], entry["stderr"], entry["dataset_id"]) == (24.57, 0.36, "cais/mmlu")
     assert entry["notes"].endswith("mmlu, 0-shot")
+    shots = {"results": {"gsm8k_cot": {"exact_match,flexible-extract": 0.5}}, "n-shot": {"gsm8k_cot": 8}}
+    entry = entry_of("gsm8k", shots)  # shown on the Hub under the name that the dataset gives its task
+    assert (entry["dataset_id"], entry["task_id"]) == ("openai/gsm8k", "gsm8k")
+    assert entry["notes"].endswith("gsm8k_cot, 8-shot")
     tag = {"results": {"tydiqa_goldp_en": {"f1,none": 0.5}, "tydiqa_goldp_fi": {"f1,none": 0.25}}}
     entry = entry_of("tydiqa", tag, limit=5)
     assert entry["value"] == 37.5 and "stderr" not in entry  # the mean over the languages

@@ -151,6 +151,7 @@ def _rater(given: str | None) -> Any:
 def _table(results: dict[str, Any]) -> Table:
     """Scores down, systems across, so that it fits a narrow terminal."""
     from hf_lmmixup.evaluation import SCORES
+    from hf_lmmixup.figures import score_text, score_title
 
     systems = results["systems"]
     table = Table(title=f"{results['data']}: {results['rows']} prompts")
@@ -159,7 +160,5 @@ def _table(results: dict[str, Any]) -> Table:
         table.add_column(system["system"], justify="right")
     table.add_row("prompts", *(str(system["rows"]) for system in systems))
     for name in [name for name in SCORES if any(name in system["means"] for system in systems)]:
-        values = [system["means"].get(name) for system in systems]
-        shown = ["–" if value is None else f"{value:.0f}" if name == "length" else f"{value:.3f}" for value in values]
-        table.add_row(name.replace("_", " "), *shown)
+        table.add_row(score_title(name), *(score_text(name, system["means"].get(name)) for system in systems))
     return table
