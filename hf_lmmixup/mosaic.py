@@ -210,7 +210,7 @@ def _passes(
     kept = None
     if config.keep_apart is not None:
         kept = KeptColumn.find(config.keep_apart, dataset[config.keep_apart][:], dataset.features)
-    numbers = row_numbers(described, form, counter, kept, budgeted=config.max_tokens is not None)
+    numbers = row_numbers(described, form, counter, kept, budgeted=config.max_tokens is not None, words=reader.words)
     return MosaicPasses(reader, numbers, config, load_writer(config, counter), kept)
 
 

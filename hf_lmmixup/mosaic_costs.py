@@ -45,8 +45,11 @@ class TemplateCosts:
 
     def sentences(self, chosen: Sequence[tuple[str, float]], wrapper: int) -> int:
         """Sentences by type and draw, with the marks that they name."""
-        tokens = sum(self.phrases[kind][int(draw * len(self.phrases[kind]))] for kind, draw in chosen)
-        return tokens + self.blank + (self.wrappers[wrapper] + JOINTS if wrapper >= 0 else 0)
+        tokens = self.blank + (self.wrappers[wrapper] + JOINTS if wrapper >= 0 else 0)
+        for kind, draw in chosen:
+            phrases = self.phrases[kind]
+            tokens += phrases[int(draw * len(phrases))]
+        return tokens
 
 
 def template_costs(

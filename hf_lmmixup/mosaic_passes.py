@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
+from datasets.fingerprint import Hasher
 
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.mosaic_costs import template_costs
@@ -177,7 +178,8 @@ class MosaicPasses:
         while block := list(islice(examples, BLOCK_MOSAICS)):
             tables.append(pa.table(_columns(block, features), schema=features.arrow_schema))
             told("writing mosaics", sum(map(len, tables)), len(plans))
-        return Dataset(pa.concat_tables(tables))
+        table = pa.concat_tables(tables)
+        return Dataset(table, fingerprint=_fingerprint(table))
 
     def report(self, key: int = 0) -> MosaicReport:
         """The books of one pass.
@@ -223,7 +225,7 @@ class MosaicPasses:
             "strategy": _strategy(plan),
             "method": method,
             "order": order,
-            "masked": [place + 1 for place in plan.masked],
+            "masked": [place + 1 for place in plan.masked] if plan.masked else [],
             "layout": marks,
         }
         if self.kept is not None:
@@ -245,6 +247,13 @@ class _BlockWriter:
 
 def _columns(examples: Sequence[dict[str, Any]], features: Features) -> dict[str, list[Any]]:
     return {column: [example[column] for example in examples] for column in features}
+
+
+def _fingerprint(table: pa.Table) -> str:
+    """A hash of the contents; the one that `datasets` makes pickles the whole table first."""
+    chunks = [chunk for column in table.columns for chunk in column.chunks]
+    buffers = [buffer for chunk in chunks for buffer in chunk.buffers() if buffer is not None]
+    return Hasher.hash_bytes([table.schema.to_string().encode(), *buffers])
 
 
 def _strategy(plan: MosaicPlan) -> str:

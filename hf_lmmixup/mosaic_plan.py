@@ -12,7 +12,7 @@ and the chat template. Method: Mosaic-IT, arXiv 2405.13326.
 
 import random
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -127,7 +127,7 @@ class RowNumbers:
     """
 
     tokens: np.ndarray
-    words: np.ndarray
+    words: Sequence[int]
     groups: np.ndarray
     turns: list[int]
     overhead: list[int]
@@ -155,6 +155,8 @@ class PassPlanner:
         self.rows, self.config, self.templates, self.costs = rows, config, templates, costs
         self.budget = UNLIMITED if config.max_tokens is None else config.max_tokens
         self._tokens, self._groups = rows.tokens.tolist(), rows.groups.tolist()
+        overhead = np.asarray([*rows.overhead, 0])[rows.groups]  # the last one is that of group -1
+        self._apart = ((rows.groups < 0) | (rows.tokens + overhead > self.budget)).tolist()
         self.tight = 0
 
     def plan(self, rng: np.random.Generator) -> list[MosaicPlan]:
@@ -204,9 +206,10 @@ class PassPlanner:
     ) -> list[int]:
         """Put the rows of a queue into mosaics and return those that were skipped there."""
         returning: list[int] = []
+        groups, sizes, apart = self._groups, self._tokens, self._apart
         for row in queue:
-            group, tokens = self._groups[row], self._tokens[row]
-            if group < 0 or tokens + self.rows.overhead[group] > self.budget:
+            group, tokens = groups[row], sizes[row]
+            if apart[row]:
                 reason = "unsupported" if group < 0 else "overlong"
                 plans.append(MosaicPlan([row], "primary", "", -1, -1, NO_DRAWS, reason=reason))
                 continue
@@ -218,9 +221,10 @@ class PassPlanner:
             if mosaic is None:
                 limit, plan = next(shapes)
                 mosaic = opened[group] = _Opened(plan, limit, *self._room(plan, group))
-            mosaic.plan.rows.append(row)
+            rows = mosaic.plan.rows
+            rows.append(row)
             mosaic.room -= tokens + mosaic.per_row
-            if len(mosaic.plan.rows) == mosaic.limit:
+            if len(rows) == mosaic.limit:
                 returning += self._close(mosaic.plan, plans)
                 del opened[group]
         return returning

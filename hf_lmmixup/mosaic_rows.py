@@ -13,6 +13,8 @@ A conversation of another shape (tool calls, images, two user messages in a row)
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, List, Value
@@ -50,6 +52,24 @@ class Item(NamedTuple):
         if self.system is None and len(self.users) == 1:
             return row_id(self.users[0], self.assistants[0])
         return row_id(json.dumps([self.system, self.users]), json.dumps(self.assistants))
+
+
+def word_count(item: Item) -> int:
+    """Words of the first instruction; 0 if the row cannot be joined."""
+    return len(item.users[0].split()) if item.users else 0
+
+
+class HeldWords(Sequence[int]):
+    """Word counts of rows in memory, each made when it is asked for: two of five masks compare them, nothing else."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, row: Any) -> Any:
+        return word_count(self.items[row])
 
 
 class RowForm:
@@ -119,6 +139,8 @@ class RowForm:
 
 
 def _read_pairs(prompts: Sequence[Any], completions: Sequence[Any]) -> list[Item]:
+    if {*map(type, prompts), *map(type, completions)} == {str}:
+        return list(map(Item, repeat(None), zip(prompts), zip(completions)))
     pairs = zip(prompts, completions, strict=True)
     return [
         Item(None, (prompt,), (completion,))
@@ -188,6 +210,11 @@ class RowReader:
         if rows.data.nbytes <= self.HELD_BYTES:
             self._held = self._read({column: rows[column][:] for column in self._columns})
 
+    @property
+    def words(self) -> Sequence[int] | None:
+        """Words of the first instruction of each row, if the rows are in memory."""
+        return HeldWords(self._held[0]) if self._held is not None else None
+
     def __len__(self) -> int:
         return len(self._held[0]) if self._held is not None else len(self._dataset)
 
@@ -197,7 +224,10 @@ class RowReader:
             batch = self._dataset.select_columns(self._columns)[list(indices)]
             return self._read(batch)
         items, ids = self._held
-        return [items[index] for index in indices], [ids[index] for index in indices]
+        if len(indices) < 2:
+            return [items[index] for index in indices], [ids[index] for index in indices]
+        chosen = itemgetter(*indices)
+        return list(chosen(items)), list(chosen(ids))
 
     def blocks(self, size: int) -> Iterator[list[Item]]:
         """All rows, `size` at a time."""
@@ -206,5 +236,8 @@ class RowReader:
 
     def _read(self, batch: Mapping[str, Sequence[Any]]) -> tuple[list[Item], list[str]]:
         items = self.form.read(batch)
-        given = zip(batch.get("id") or [None] * len(items), items, strict=True)
+        given = batch.get("id") or [None] * len(items)
+        if set(map(type, given)) == {str} and all(given):
+            return items, list(given)
+        given = zip(given, items, strict=True)
         return items, [name if name and type(name) is str else item.identifier for name, item in given]

@@ -139,7 +139,9 @@ class MosaicWindow:
         kept = None
         if config.keep_apart is not None:
             kept = KeptColumn.find(config.keep_apart, batch[config.keep_apart], None)
-        numbers = row_numbers(described, self.form, self.counter, kept, budgeted=config.max_tokens is not None)
+        numbers = row_numbers(
+            described, self.form, self.counter, kept, budgeted=config.max_tokens is not None, words=reader.words
+        )
         return MosaicPasses(reader, numbers, config, self.writer, kept)
 
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from hf_lmmixup.mosaic_costs import SEPARATORS, TemplateCosts
 from hf_lmmixup.mosaic_plan import MosaicPlan
 from hf_lmmixup.mosaic_rows import Item
-from hf_lmmixup.mosaic_templates import Templates
+from hf_lmmixup.mosaic_templates import PLACEHOLDERS, Templates
 
 
 class Layout(NamedTuple):
@@ -49,51 +49,70 @@ class Layout(NamedTuple):
 
     def join(self, answers: Sequence[str], order: Sequence[int]) -> str:
         """Write answers; `order` holds their numbers."""
-        return (self.close + self.separator).join(map(str.__add__, self._heads(order), answers)) + self.close
+        return _interleave(self._joints(order), answers, self.close)
 
     def split(self, text: str, order: Sequence[int]) -> list[str] | None:
         """Read answers back; `None` if the text is not what `join` writes for these numbers."""
-        heads = self._heads(order)
-        if not text.startswith(heads[0]) or not text.endswith(self.close):
+        joints = self._joints(order)
+        if not text.startswith(joints[0]) or not text.endswith(self.close):
             return None
-        start, answers, between = len(heads[0]), [], self.close + self.separator
-        for head in heads[1:]:
-            end = text.find(between + head, start)
+        start, answers = len(joints[0]), []
+        for joint in joints[1:]:
+            end = text.find(joint, start)
             if end < 0:
                 return None
             answers.append(text[start:end])
-            start = end + len(between) + len(head)
+            start = end + len(joint)
         answers.append(text[start : len(text) - len(self.close)])
         return answers if start + len(self.close) <= len(text) else None
 
     def write(self, answers: Sequence[str], order: Sequence[int]) -> str | None:
         """`join`, if `split` finds exactly these answers in it and every mark stands once around each; else `None`."""
-        heads, between = self._heads(order), self.close + self.separator
-        text = between.join(map(str.__add__, heads, answers)) + self.close
+        joints = self._joints(order)
+        text = _interleave(joints, answers, self.close)
         if self.open and not text.count(self.open) == text.count(self.close) == len(answers):
             return None
-        start = len(heads[0])
-        for answer, head in zip(answers, heads[1:], strict=False):
+        start = len(joints[0])
+        for answer, joint in zip(answers, joints[1:], strict=False):
             end = start + len(answer)
-            if text.find(between + head, start) != end:  # `split` would cut elsewhere
+            if text.find(joint, start) != end:  # `split` would cut elsewhere
                 return None
-            start = end + len(between) + len(head)
+            start = end + len(joint)
         return text
 
-    def tags(self, numbers: Sequence[int]) -> list[str]:
-        """What stands before each task."""
-        known = _tags(self.number, max(numbers))
-        return [known[number] for number in numbers]
+    def ask(self, tasks: Sequence[str], numbers: Sequence[int], gap: str, before: str, after: str) -> str:
+        """Write tasks with their numbers and `gap` in between, something before and something after."""
+        known = _marks(gap, self.number, "", max(numbers) | 15)
+        marks = [known[number] for number in numbers]
+        marks[0] = before + marks[0][len(gap) :]
+        return _interleave(marks, tasks, after)
 
-    def _heads(self, order: Sequence[int]) -> list[str]:
-        """All that stands before each answer."""
-        return [tag + self.open for tag in self.tags(order)] if self.open else self.tags(order)
+    def _joints(self, order: Sequence[int]) -> list[str]:
+        """All that stands before each answer, the end of the answer before it included."""
+        between = self.close + self.separator
+        known = _marks(between, self.number, self.open, max(order) | 15)
+        joints = [known[number] for number in order]
+        joints[0] = joints[0][len(between) :]
+        return joints
 
 
 @lru_cache(maxsize=4096)
-def _tags(number: str, most: int) -> list[str]:
-    """Tags by number, 0 to `most`."""
-    return [number.replace("{n}", str(n)) for n in range(most + 1)]
+def _naming(sentence: str, layout: Layout) -> str:
+    """A sentence that names the marks."""
+    return sentence.format(open=layout.open.strip(), close=layout.close.strip())
+
+
+@lru_cache(maxsize=4096)
+def _marks(between: str, number: str, opening: str, most: int) -> list[str]:
+    """What stands between two texts, by the number of the second from 0 to `most`."""
+    return [between + number.replace("{n}", str(n)) + opening for n in range(most + 1)]
+
+
+def _interleave(marks: Sequence[str], texts: Sequence[str], end: str = "") -> str:
+    """Mark, text, mark, text ... end: each text is copied once."""
+    pieces = [end] * (2 * len(texts) + 1)
+    pieces[:-1:2], pieces[1::2] = marks, texts
+    return "".join(pieces)
 
 
 class Written(NamedTuple):
@@ -172,6 +191,11 @@ class MosaicWriter:
 
     def __init__(self, templates: Templates, costs: TemplateCosts) -> None:
         self.templates, self.costs = templates, costs
+        self._known: dict[tuple[int, int, str], Layout] = {}
+        self._phrases = {
+            kind: phrasings if PLACEHOLDERS[kind] else tuple(phrase.format() for phrase in phrasings)
+            for kind, phrasings in templates.phrases.items()
+        }
 
     def write(self, plan: MosaicPlan, items: Sequence[Item]) -> Written:
         """Write one mosaic.
@@ -186,70 +210,87 @@ class MosaicWriter:
         if plan.method.endswith("alphabetical") and not all(first_letter(item.users[0]) for item in items):
             plan = replace(plan, method="reverse")  # a task without letters has no place in an alphabet
         order = self._order(plan, items)
-        turns = [[items[number - 1].assistants[turn] for number in order] for turn in range(len(items[0].users))]
-        for layout in self._layouts(plan):
-            written = [layout.write(answers, order) for answers in turns]
-            if None not in written:
-                break
-        else:
-            layout = _fence(plan, turns)
+        answered = [items[number - 1].assistants for number in order]
+        turns = [[answers[turn] for answers in answered] for turn in range(len(items[0].users))]
+        layout = self._layout(plan, plan.number, plan.wrapper)
+        written = [layout.write(answers, order) for answers in turns]
+        if None in written:
+            layout = self._other_layout(plan, turns, order)
             written = [layout.join(answers, order) for answers in turns]
-        users = tuple(self._prompt(plan, items, order, layout, turn) for turn in range(len(turns)))
-        return Written(users, tuple(text or "" for text in written), plan.method, order, layout)
+        users = [self._prompt(plan, items, order, layout, turn) for turn in range(len(turns))]
+        return Written(tuple(users), tuple(written), plan.method, order, layout)  # type: ignore[arg-type]
 
     def _order(self, plan: MosaicPlan, items: Sequence[Item]) -> list[int]:
         if plan.strategy == "permute":
             places = answer_order(plan.method, [item.users[0] for item in items], plan.draws.shuffle)
             return [place + 1 for place in places]
+        if not plan.masked:
+            return list(range(1, len(items) + 1))
         return [place + 1 for place in range(len(items)) if place not in plan.masked]
 
+    def _other_layout(self, plan: MosaicPlan, turns: Sequence[Sequence[str]], order: list[int]) -> Layout:
+        """The first layout of at most the planned size whose marks no answer holds."""
+        for layout in self._layouts(plan):
+            if all(layout.write(answers, order) is not None for answers in turns):
+                return layout
+        return _fence(plan, turns)
+
     def _layouts(self, plan: MosaicPlan) -> Iterator[Layout]:
-        """The planned layout first, then others of at most its size."""
-        gap = "\n" if plan.draws.number_gap < 0.5 else " "
-
-        def build(number: int, wrapper: int) -> Layout:
-            marks = self.templates.wrappers[wrapper] if wrapper >= 0 else ("", "")
-            return Layout(self.templates.numbers[number] + gap if number >= 0 else "", *marks, SEPARATORS[0])
-
-        yield build(plan.number, plan.wrapper)
         if plan.strategy == "primary":
             yield from (Layout("", "", "", separator) for separator in SEPARATORS[1:])
             return
         budget = self.costs.item(plan.number, plan.wrapper)
-        numbers = range(len(self.templates.numbers))
         if plan.wrapper >= 0:
             for step in range(1, len(self.templates.wrappers)):
                 wrapper = (plan.wrapper + step) % len(self.templates.wrappers)
                 if self.costs.item(plan.number, wrapper) <= budget:
-                    yield build(plan.number, wrapper)
-        yield from (build(number, -1) for number in numbers if self.costs.item(number, -1) <= budget)
+                    yield self._layout(plan, plan.number, wrapper)
+        for number in range(len(self.templates.numbers)):
+            if self.costs.item(number, -1) <= budget:
+                yield self._layout(plan, number, -1)
+
+    def _layout(self, plan: MosaicPlan, number: int, wrapper: int) -> Layout:
+        key = number, wrapper, "\n" if plan.draws.number_gap < 0.5 else " "
+        if (known := self._known.get(key)) is None:
+            opening, closing = self.templates.wrappers[wrapper] if wrapper >= 0 else ("", "")
+            numbering = self.templates.numbers[number] + key[2] if number >= 0 else ""
+            known = self._known[key] = Layout(numbering, opening, closing, SEPARATORS[0])
+        return known
 
     def _prompt(self, plan: MosaicPlan, items: Sequence[Item], order: list[int], layout: Layout, turn: int) -> str:
         """What is asked in one turn; skipped rows take no part in later turns."""
         numbers = sorted(order) if turn else range(1, len(items) + 1)
         tasks = [items[number - 1].users[turn] for number in numbers]
-        joined = ("\n" if plan.draws.task_gap < 0.5 else "\n\n").join(map(str.__add__, layout.tags(numbers), tasks))
-        if plan.strategy == "primary":
-            return joined
-        sentences = self._sentences(plan, len(items), order, layout, turn)
+        gap = "\n" if plan.draws.task_gap < 0.5 else "\n\n"
+        sentences = "" if plan.strategy == "primary" else self._sentences(plan, len(items), order, layout, turn)
         if not sentences:
-            return joined
-        parts = (joined, sentences) if plan.draws.sentences_last < 0.5 else (sentences, joined)
-        return ("\n" if plan.draws.sentence_gap < 0.5 else "\n\n").join(parts)
+            return layout.ask(tasks, numbers, gap, "", "")
+        between = "\n" if plan.draws.sentence_gap < 0.5 else "\n\n"
+        if plan.draws.sentences_last < 0.5:
+            return layout.ask(tasks, numbers, gap, "", between + sentences)
+        return layout.ask(tasks, numbers, gap, sentences + between, "")
 
     def _sentences(self, plan: MosaicPlan, items: int, order: list[int], layout: Layout, turn: int) -> str:
         """The meta-instructions of one turn, filled in."""
         if turn:
             return self._pick("again", plan.draws.again)
-        masked = [place + 1 for place in plan.masked]
-        separator = self.templates.sequences[int(plan.draws.sequence * len(self.templates.sequences))]
-        listed = separator.join(map(str, masked or order))
-        marks = {"open": layout.open.strip(), "close": layout.close.strip()}
-        return " ".join(
-            self._pick(kind, draw, count=items if kind == "intro" else len(masked), sequence=listed, **marks)
-            for kind, draw in plan.sentences(wrapped=bool(layout.open))
-        )
+        sentences = []
+        for kind, draw in plan.sentences(wrapped=bool(layout.open)):
+            sentence = self._pick(kind, draw)
+            if kind == "intro":
+                sentence = sentence.format(count=items)
+            elif kind == "wrapped":
+                sentence = _naming(sentence, layout)
+            elif PLACEHOLDERS[kind]:
+                sentence = sentence.format(count=len(plan.masked), sequence=self._listed(plan, order))
+            sentences.append(sentence)
+        return " ".join(sentences)
 
-    def _pick(self, kind: str, draw: float, **values: object) -> str:
-        phrasings = self.templates.phrases[kind]
-        return phrasings[int(draw * len(phrasings))].format(**values)
+    def _listed(self, plan: MosaicPlan, order: list[int]) -> str:
+        """The numbers that a sentence names: the skipped ones, or all in their order."""
+        separator = self.templates.sequences[int(plan.draws.sequence * len(self.templates.sequences))]
+        return separator.join(map(str, [place + 1 for place in plan.masked] or order))
+
+    def _pick(self, kind: str, draw: float) -> str:
+        phrasings = self._phrases[kind]
+        return phrasings[int(draw * len(phrasings))]

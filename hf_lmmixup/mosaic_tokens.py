@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
 from hf_lmmixup.mosaic_plan import RowNumbers
-from hf_lmmixup.mosaic_rows import Item, RowForm, RowReader
+from hf_lmmixup.mosaic_rows import Item, RowForm, RowReader, word_count
 
 
 DESCRIBED_ROWS = 10_000
@@ -21,14 +23,20 @@ DESCRIBED_ROWS = 10_000
 SAMPLED_TEXTS = 256
 """Texts on which counting by words is checked, spread evenly; fewer texts than these are simply encoded."""
 
-MIXED_BLANKS = ("  ", "\n ", "\t ", "\r ")
-"""Where these occur, a byte-level BPE may take several blanks together, the space among them."""
+CUT = "\0"
+"""Stands where a text may be cut; a text that holds it is counted whole."""
 
-LAST_MARKS = ".,!?;:)\"'"
-"""Marks at the end of a word; tokenizers part them from a letter or digit, so fewer distinct words are counted."""
+BLANK = r"([\s\pZ\x0b\x1c-\x1f\x{85}])"
+"""Between a blank and a space nothing is cut: a byte-level BPE may take several blanks together."""
+
+END_OF_WORD = r"([A-Za-z0-9])([\t\n\r !-&(-/:-@\[-`{-~])"
+"""A letter or digit before a blank or a mark; not before an apostrophe, which some tokenizers keep with the word."""
 
 MOST_WORDS = 2_000_000
-"""Distinct words whose tokens are remembered, some 200 MB."""
+"""Distinct pieces of text whose tokens are remembered, some 200 MB."""
+
+ENCODED_PIECES = 1024
+"""Pieces that are encoded at a time; the encodings of more would only wait in memory."""
 
 
 class TokenCounter:
@@ -55,13 +63,13 @@ class TokenCounter:
                 raise ValueError(f"No tokenizer at {tokenizer!r}: no model folder, and no Hub id in reach.") from error
         self.tokenizer = tokenizer
         self._separable: bool | None = None
-        self._words: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        self._known: dict[str, int] = {}
 
     def __call__(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without special tokens.
 
-        Many texts are counted word by word, each distinct word once, if a sample shows that this gives the tokenizer's
-        own counts. It does for WordPiece and byte-level BPE, which never join what single spaces part.
+        Many texts are cut into words, and each distinct one is counted once, if a sample shows that this gives the
+        tokenizer's own counts. It does for WordPiece and byte-level BPE, which cut there themselves.
         """
         if self.tokenizer is None:
             return [len(text.encode()) // 2 + 1 for text in texts]
@@ -80,47 +88,37 @@ class TokenCounter:
         if hasattr(backend, "encode_batch_fast"):
             self.tokenizer([""], **plain)  # resets the truncation and padding of an earlier call
             if backend.truncation is None and backend.padding is None:
-                return [len(encoding) for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+                return [
+                    len(encoding)
+                    for start in range(0, len(texts), ENCODED_PIECES)
+                    for encoding in backend.encode_batch_fast(
+                        list(texts[start : start + ENCODED_PIECES]), add_special_tokens=False
+                    )
+                ]
         return [len(ids) for ids in self.tokenizer(list(texts), verbose=False, **plain)["input_ids"]]
 
     def _by_words(self, texts: Sequence[str]) -> list[int]:
-        """Sums over words; a text in which spaces follow other blanks, such as code, is counted whole.
+        """Sums over the words of each text, the space before a word being part of it."""
+        whole = [place for place, text in enumerate(texts) if CUT in text]
+        column = pa.array([text if CUT not in text else "" for text in texts], pa.large_string())
+        words = pc.split_pattern(_marked(column), CUT)
+        distinct = words.values.dictionary_encode()
+        counts = self._of_words(distinct.dictionary)[distinct.indices.to_numpy()]
+        sums = np.add.reduceat(counts, words.offsets.to_numpy()[:-1])
+        sums[whole] = self._encode([texts[place] for place in whole])
+        return sums.tolist()
 
-        Texts are cut twice instead of kept cut: a million lists keep the garbage collector busy.
-        """
-        first, later = self._words
-        if len(first) + len(later) > MOST_WORDS:
-            first.clear()
-            later.clear()
-        mixed = [any(blanks in text for blanks in MIXED_BLANKS) for text in texts]
-        words: set[str] = set()
-        openers: set[str] = set()
-        for text, whole in zip(texts, mixed, strict=True):
-            if not whole:
-                parts = text.split(" ")
-                openers.add(parts[0])
-                words.update(parts)
-        self._learn(first, openers, "")
-        self._learn(later, words, " ")
-        counts = iter(self._encode([text for text, whole in zip(texts, mixed, strict=True) if whole]))
-        return [next(counts) if whole else self._sum(text) for text, whole in zip(texts, mixed, strict=True)]
-
-    def _sum(self, text: str) -> int:
-        first, later = self._words
-        parts = text.split(" ")
-        return first[parts[0]] - later[parts[0]] + sum(map(later.__getitem__, parts))
-
-    def _learn(self, known: dict[str, int], words: set[str], before: str) -> None:
-        """Count words that are not known yet, the marks at their ends apart."""
-        unknown = list(words.difference(known))
-        stems = [_stem(word) for word in unknown]
-        tails = [word[len(stem) :] for word, stem in zip(unknown, stems, strict=True)]
-        heads = [before + stem for stem in stems]
-        pieces = list({*heads, *tails})
-        counts = dict(zip(pieces, self._encode(pieces), strict=True))
-        known.update(
-            (word, counts[head] + counts[tail]) for word, head, tail in zip(unknown, heads, tails, strict=True)
-        )
+    def _of_words(self, words: pa.Array) -> np.ndarray:
+        """Tokens of each distinct word, marks at its end counted apart."""
+        parts = pc.split_pattern(pc.replace_substring_regex(words, END_OF_WORD, rf"\1{CUT}\2"), CUT)
+        distinct = parts.values.dictionary_encode()
+        pieces = distinct.dictionary.to_pylist()
+        if len(self._known) > MOST_WORDS:
+            self._known.clear()
+        unknown = [piece for piece in pieces if piece not in self._known]
+        self._known.update(zip(unknown, self._encode(unknown), strict=True))
+        counts = np.fromiter(map(self._known.__getitem__, pieces), dtype=np.int64, count=len(pieces))
+        return np.add.reduceat(counts[distinct.indices.to_numpy()], parts.offsets.to_numpy()[:-1])
 
     def overhead(self, turns: int, *, chat: bool, system: bool) -> int:
         """Tokens that the chat template, or the special tokens of a text row, add to the texts of one example.
@@ -140,30 +138,32 @@ class TokenCounter:
         return self([rendered])[0] - len(messages) * self(["a"])[0]
 
 
-def _stem(word: str) -> str:
-    """A word without the marks at its end; the whole word where they do not follow a letter or digit."""
-    stem = word.rstrip(LAST_MARKS)
-    return stem if stem[-1:].isalnum() else word
+def _marked(texts: pa.Array) -> pa.Array:
+    """Texts with a `CUT` before every space that no other blank precedes."""
+    marked = pc.replace_substring(texts, " ", f"{CUT} ")
+    mixed = pc.match_substring_regex(texts, f"{BLANK} ")
+    healed = pc.replace_substring_regex(marked.filter(mixed), BLANK + CUT, r"\1")
+    return pc.replace_with_mask(marked, mixed, healed)
 
 
-def describe(items: Sequence[Item], counter: TokenCounter | None) -> dict[str, list[Any]]:
+def describe(items: Sequence[Item], counter: TokenCounter | None, *, words: bool = True) -> dict[str, Sequence[Any]]:
     """What planning needs of rows: tokens, words of the first instruction, turns (0: not to be joined), system.
 
     Args:
         items: The rows.
         counter: Counts tokens; `None` leaves them 0.
+        words: Whether to count words; else they are left 0.
     """
-    tokens = [0] * len(items)
-    if counter is not None:
-        texts = [text for item in items for text in (*item.users, *item.assistants)]
-        counts, start = counter(texts), 0
-        for place, item in enumerate(items):
-            stop = start + len(item.users) + len(item.assistants)
-            tokens[place] = sum(counts[start:stop])
-            start = stop
+    tokens = np.zeros(len(items), dtype=np.int64)
+    if counter is not None and items:
+        counts = np.asarray(
+            counter([text for item in items for text in (*item.users, *item.assistants)]), dtype=np.int64
+        )
+        ends = np.cumsum([2 * len(item.users) for item in items])
+        tokens = np.diff(np.concatenate([[0], np.cumsum(counts)])[ends], prepend=0)
     return {
         "tokens": tokens,
-        "words": [len(item.users[0].split()) if item.users else 0 for item in items],
+        "words": [word_count(item) for item in items] if words else [0] * len(items),
         "turns": [len(item.users) for item in items],
         "system": [item.system for item in items],
     }
@@ -174,13 +174,13 @@ def describe_all(
     counter: TokenCounter | None,
     num_proc: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, list[Any]]:
-    """`describe` for all rows, in one process or several."""
-    told = progress or (lambda *_: None)
+) -> dict[str, Sequence[Any]]:
+    """`describe` for all rows, in one process or several; without words where the reader has them at hand."""
+    told, words = progress or (lambda *_: None), reader.words is None
     told("counting tokens", 0, len(reader))
     if num_proc is not None and num_proc > 1:
         described = Dataset.from_dict({"row": range(len(reader))}).map(
-            lambda rows: describe(reader.take(rows)[0], counter),
+            lambda rows: describe(reader.take(rows)[0], counter, words=words),
             batched=True,
             batch_size=max(1, min(DESCRIBED_ROWS, math.ceil(len(reader) / num_proc))),
             num_proc=min(num_proc, len(reader)),
@@ -192,7 +192,7 @@ def describe_all(
         return {name: described[name][:] for name in described.column_names}
     parts = []
     for items in reader.blocks(DESCRIBED_ROWS):
-        parts.append(describe(items, counter))
+        parts.append(describe(items, counter, words=words))
         told("counting tokens", sum(len(part["tokens"]) for part in parts), len(reader))
     return {name: [value for part in parts for value in part[name]] for name in parts[0]}
 
@@ -251,6 +251,7 @@ def row_numbers(
     kept: KeptColumn | None,
     *,
     budgeted: bool,
+    words: Sequence[int] | None = None,
 ) -> RowNumbers:
     """Put rows that may be joined into groups: same number of turns, same system message, same kept value.
 
@@ -260,6 +261,7 @@ def row_numbers(
         counter: Counts what the chat template adds.
         kept: The column that is kept apart.
         budgeted: Whether tokens matter.
+        words: Words of each row, instead of counted ones.
     """
     apart = [None] * len(described["turns"]) if kept is None else kept.groups()
     known: dict[tuple[Any, ...], int] = {}
@@ -273,7 +275,7 @@ def row_numbers(
         overhead.append(extra + (counter([system])[0] if system and budgeted else 0))
     return RowNumbers(
         tokens=np.asarray(described["tokens"], dtype=np.int64),
-        words=np.asarray(described["words"], dtype=np.int64),
+        words=described["words"] if words is None else words,
         groups=np.asarray(groups, dtype=np.int64),
         turns=[turns for turns, _, _ in known],
         overhead=overhead,

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from hf_lmmixup.mosaic import build_mosaics, mosaic_file, read_responses
 from hf_lmmixup.mosaic_config import MASKS, NUMBERS, ORDERS, STRATEGIES, MosaicConfig, item_probabilities
@@ -490,14 +490,31 @@ BLANKS = [
     "é",
     "中",
     "_",
+    "'s",
+    "-",
+    "\x0b",
+    "\u3000",
+    "\0",  # stands for a cut inside, so texts with it are counted whole
 ]
 
 
-@pytest.mark.parametrize("pattern", [None, QWEN, LLAMA_3])
+class WordPieces(BytePairs):
+    """A real WordPiece tokenizer as BERT has it, instead."""
+
+    def __init__(self, texts, vocabulary=500):
+        self.backend_tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        self.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+        self.backend_tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=["[UNK]"], show_progress=False)
+        self.backend_tokenizer.train_from_iterator(texts, trainer)
+
+
+@pytest.mark.parametrize("pattern", [None, QWEN, LLAMA_3, "WordPiece"])
 def test_sums_over_words_are_the_tokenizers_own_counts(pattern):
     rng = np.random.default_rng(0)
     texts = ["".join(rng.choice(BLANKS, size=rng.integers(0, 12))) for _ in range(4000)]
-    counter = TokenCounter(BytePairs(texts, vocabulary=500, pattern=pattern))
+    tokenizer = WordPieces(texts) if pattern == "WordPiece" else BytePairs(texts, vocabulary=500, pattern=pattern)
+    counter = TokenCounter(tokenizer)
     assert counter._by_words(texts) == counter._encode(texts)
     assert counter(texts) == counter._encode(texts) and counter._separable
 
