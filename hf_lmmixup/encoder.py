@@ -111,6 +111,8 @@ class SentenceTransformerEncoder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit rows (n, d), float32; equal texts are encoded once."""
+        import torch
+
         cleaned = [self._prompt + encodable(text) for text in texts]
         place = {text: number for number, text in enumerate(dict.fromkeys(cleaned))}
         rows = np.zeros((len(place), self._model.get_embedding_dimension()), np.float32)
@@ -119,33 +121,38 @@ class SentenceTransformerEncoder:
         shapes: dict[int, list[int]] = {}
         for number, ids in enumerate(tokens):
             shapes.setdefault(min(longest, -(-len(ids) // LENGTH_STEP) * LENGTH_STEP), []).append(number)
-        for width, members in sorted(shapes.items()):
-            size = BATCH_ROWS if width <= WIDE else 1
-            for start in range(0, len(members), size):
-                batch = members[start : start + size]
-                rows[batch] = self._forward(tokens, batch + batch[-1:] * (size - len(batch)), width)[: len(batch)]
+        device = self._model.device
+        with torch.inference_mode():
+            for width, members in sorted(shapes.items()):
+                size = BATCH_ROWS if width <= WIDE else 1
+                for start in range(0, len(members), size):
+                    batch = [tokens[number] for number in members[start : start + size]]
+                    found = self._forward(batch + batch[-1:] * (size - len(batch)), width, device)
+                    rows[members[start : start + size]] = found[: len(batch)]
         return unit_rows(rows)[[place[text] for text in cleaned]]
 
     def _tokens(self, texts: list[str], longest: int) -> list[list[int]]:
         """The tokens of each text; masks and types are made batch by batch, from the lengths."""
-        plain = {"return_attention_mask": False, "return_token_type_ids": False}
-        return self._model.tokenizer(texts, truncation=True, max_length=longest, **plain)["input_ids"]
+        tokenizer = self._model.tokenizer
+        if not tokenizer.is_fast:
+            return tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
+        # Nobody asks where in its text a token stood; without that the library is a fifth faster.
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.enable_truncation(longest, direction=tokenizer.truncation_side)
+        return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts)]
 
-    def _forward(self, tokens: list[list[int]], batch: list[int], width: int) -> np.ndarray:
+    def _forward(self, batch: list[list[int]], width: int, device: Any) -> np.ndarray:
         import torch
 
         ids = np.full((len(batch), width), self._padding, np.int64)
         mask = np.zeros((len(batch), width), np.int64)
-        for row, number in enumerate(batch):
-            length = len(tokens[number])
-            place = slice(width - length, None) if self._pads_left else slice(length)
-            ids[row, place], mask[row, place] = tokens[number], 1
+        for row, tokens in enumerate(batch):
+            place = slice(width - len(tokens), None) if self._pads_left else slice(len(tokens))
+            ids[row, place], mask[row, place] = tokens, 1
         arrays = {"input_ids": ids, "attention_mask": mask}
         if self._has_types:
             arrays["token_type_ids"] = np.zeros_like(ids)  # one segment each
-        device = self._model.device
-        with torch.inference_mode():
-            output = self._model({name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
+        output = self._model({name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
         return output["sentence_embedding"].float().cpu().numpy()
 
 
@@ -182,7 +189,7 @@ class CachedEncoder:
             self._rows[text] = known[text]
             self._rows.move_to_end(text)
         self._forget()
-        return np.stack([known[text] for text in texts])
+        return np.array([known[text] for text in texts])  # np.stack takes four times as long
 
     def _forget(self) -> None:
         while len(self._rows) > self._capacity:

@@ -8,6 +8,7 @@ One text::
     "Q: tides?\nA: the moon, kind of"   ->   words 4, upper-case start 0, filler share 0.25, ends in a full stop 0 ...
 """
 
+import string
 import zlib
 from collections.abc import Sequence
 from itertools import pairwise
@@ -74,7 +75,8 @@ FILLER = frozenset(
 )
 ASKING = frozenset("who what when where why how is are does do can which".split())
 PUNCTUATION = ".,;:!?()\"'"
-ORDINARY = frozenset(".,;:'\"-?!()\n ")
+COMMON = frozenset(".,;:'\"-?!()\n " + string.ascii_lowercase + string.digits)
+"""Characters that say nothing about a text by being there; capitals are counted."""
 
 BUCKETS = 2048
 """Size of the table that word pairs are hashed into; bucket 0 is padding."""
@@ -112,7 +114,7 @@ def word_buckets(texts: Sequence[str], task_types: Sequence[str]) -> np.ndarray:
 
 
 def _words(text: str) -> list[str]:
-    return [word for raw in text.split() if (word := raw.strip(PUNCTUATION).lower())]
+    return [word for raw in text.lower().split() if (word := raw.strip(PUNCTUATION))]
 
 
 def _counts(head: str, body: str) -> list[float]:
@@ -120,8 +122,9 @@ def _counts(head: str, body: str) -> list[float]:
     count, distinct, asked_for = max(1, len(words)), set(words), set(asked)
     content = {word for word in distinct if len(word) > 3}
     figures = len([word for word in words if not word.isalpha() and any(map(str.isdigit, word))])
+    rare = set(body) - COMMON
     sentences = [part for part in body.replace("!", ".").replace("?", ".").split(". ") if part]
-    characters = max(1, len(body))
+    length = max(1, len(body))
     return [
         log1p(len(words)),
         log1p(len(asked)),
@@ -146,20 +149,20 @@ def _counts(head: str, body: str) -> list[float]:
         len(asked_for & distinct) / max(1, len(asked_for)),
         len([word for word in words if len(word) >= 7]) / count,
         log1p(body.count("\n")),
-        len([character for character in set(body) - ORDINARY if not character.isalnum()]) / characters**0.5,
+        len([character for character in rare if not character.isalnum()]) / length**0.5,
         float(".." in body or "!!" in body or "??" in body),
-        sum(map(str.isupper, body)) / characters,
+        sum([body.count(character) for character in rare if character.isupper()]) / length,
         log1p(len(content)),
         float(bool(asked) and asked[0] in ASKING),
     ]
 
 
 def _buckets(head: str) -> list[int]:
-    words = _words(head[: BUCKET_WIDTH * 16])[:BUCKET_WIDTH]
+    words = [word.encode("utf-8", "replace") for word in _words(head[: BUCKET_WIDTH * 16])[:BUCKET_WIDTH]]
     opening = words[:OPENING_WORDS]
     grams = [
-        "^" + " ".join(opening[i:j]) for i in range(len(opening)) for j in range(i + 1, min(i + 4, len(opening) + 1))
+        b"^" + b" ".join(opening[i:j]) for i in range(len(opening)) for j in range(i + 1, min(i + 4, len(opening) + 1))
     ]
-    grams += [*words, *map(" ".join, pairwise(words))]
-    hashed = (1 + zlib.crc32(gram.encode("utf-8", "replace")) % (BUCKETS - 1) for gram in grams)
+    grams += [*words, *map(b" ".join, pairwise(words))]
+    hashed = [1 + found % (BUCKETS - 1) for found in map(zlib.crc32, grams)]
     return list(dict.fromkeys(hashed))[:BUCKET_WIDTH]

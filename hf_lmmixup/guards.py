@@ -98,6 +98,8 @@ INSTRUCTIONS = (
 """Phrases that speak to whoever judges the text, in lower-case words without punctuation."""
 
 _PHRASES = tuple(f" {phrase} " for phrase in INSTRUCTIONS)
+_TELLING = frozenset(max(phrase.split(), key=len) for phrase in INSTRUCTIONS)
+"""The longest word of each phrase: a text without any of them holds no phrase."""
 
 _WORD = re.compile(r"[^\W_]+")
 """Letters and figures in a row; one class of characters, so the search is linear."""
@@ -130,7 +132,7 @@ def violation(answer: str, *, sources: Sequence[str] = (), reference: str | None
         return "too few words"
     if _repeats(words):
         return "repetition"
-    if len(words) >= GRAMMAR_WORDS and sum(word in GRAMMAR for word in words) < MIN_GRAMMAR * len(words):
+    if len(words) >= GRAMMAR_WORDS and len([word for word in words if word in GRAMMAR]) < MIN_GRAMMAR * len(words):
         return "keyword list"
     if _instructs(words, [*sources, reference or ""]):
         return "instructs the rater"
@@ -183,6 +185,8 @@ def _repeats(words: list[str]) -> bool:
 
 
 def _instructs(words: list[str], known: Sequence[str]) -> bool:
+    if _TELLING.isdisjoint(words):
+        return False
     flat = f" {' '.join(words)} "
     found = [phrase for phrase in _PHRASES if phrase in flat]
     # A cluster may be about ratings; what its own texts say is no attack.

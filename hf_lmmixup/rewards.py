@@ -206,7 +206,7 @@ def _judge_kind(
     scores = dict(
         zip(answers, datastore.judge_embedded(answers, embeddings, kind, judge=quality_judge()), strict=True)
     )
-    nearness = dict(zip(answers, _nearest(datastore, encoder, answers, kind), strict=True))
+    nearness = dict(zip(answers, datastore.nearest(embeddings, kind) if answers else (), strict=True))
     copies = [row for row in judged if nearness[answer_of[row]] >= COPY_COSINE and row in reference_of]
     cosines = _cosines(encoder, [(answer_of[row], reference_of[row]) for row in copies])
     stolen = {row for row, cosine in zip(copies, cosines, strict=True) if cosine < ALIGNMENT_THRESHOLD}
