@@ -156,7 +156,7 @@ class Journal:
             while written < len(line):  # a short write is how a full disk announces itself
                 written += os.write(self._descriptor, line[written:])
         except OSError:
-            os.ftruncate(self._descriptor, place)
+            self._cut(place)
             os.lseek(self._descriptor, place, os.SEEK_SET)
             raise
         self._end += len(line)
@@ -168,7 +168,7 @@ class Journal:
         size = os.fstat(self._descriptor).st_size
         header = self._reader.readline()
         if not header.endswith(b"\n") and _is_torn_header(header):
-            os.ftruncate(self._descriptor, 0)
+            self._cut(0)
             self._end = 0
             self._append({"journal": FORMAT_VERSION, "settings": expected})
             os.fsync(self._descriptor)
@@ -183,10 +183,16 @@ class Journal:
             logger.warning("%s: %d damaged lines are left out; their keys will be asked again.", self.path, damaged)
         if end < size:
             logger.warning("%s: a torn tail of %d bytes is cut off.", self.path, size - end)
-            os.ftruncate(self._descriptor, end)
+            self._cut(end)
             os.fsync(self._descriptor)
         os.lseek(self._descriptor, end, os.SEEK_SET)
         return end
+
+    def _cut(self, end: int) -> None:
+        """Cut the file off here; a reader keeps what it has read ahead, so another one takes its place."""
+        os.ftruncate(self._descriptor, end)
+        self._reader.close()
+        self._reader = open(self.path, "rb")
 
     def _index(self, start: int) -> tuple[int, int]:
         """Note the place of each key; returns the end of the last good line and how many bad ones lie before it."""

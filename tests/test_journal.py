@@ -87,7 +87,19 @@ def test_cut_at_every_byte_the_whole_lines_survive_and_the_rest_can_be_added_aga
             assert list(journal) == list(answers)[:survivors]
             for key in list(answers)[survivors:]:
                 journal.add(key, answers[key])
+            # Nothing of the torn tail comes back, however much of it was read ahead.
+            assert {key: journal[key] for key in journal} == answers
         assert torn.read_bytes() == whole
+
+
+def test_longer_answers_than_the_torn_ones_are_read_back_at_once(path):
+    with Journal(path, {}) as journal:
+        journal.add("a", 1)
+        journal.add("b", "torn")
+    path.write_bytes(path.read_bytes()[:-3])
+    with Journal(path, {}) as journal:
+        journal.add("c", "longer than what was torn")
+        assert (journal["a"], journal["c"], "b" in journal) == (1, "longer than what was torn", False)
 
 
 @given(st.data())
