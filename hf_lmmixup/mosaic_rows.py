@@ -46,12 +46,17 @@ class Item(NamedTuple):
 
     @property
     def identifier(self) -> str:
-        """Content hash; that of `records.row_id` for a row of one turn without a system message."""
+        """Content hash of the row, whether it can be joined or not."""
         if self.raw is not None:
             return row_id(json.dumps(self.raw, sort_keys=True, default=str), "")
-        if self.system is None and len(self.users) == 1:
-            return row_id(self.users[0], self.assistants[0])
-        return row_id(json.dumps([self.system, self.users]), json.dumps(self.assistants))
+        return conversation_id(self.system, self.users, self.assistants)
+
+
+def conversation_id(system: str | None, users: Sequence[str], assistants: Sequence[str]) -> str:
+    """Content hash; that of `records.row_id` for one turn without a system message."""
+    if system is None and len(users) == 1:
+        return row_id(users[0], assistants[0])
+    return row_id(json.dumps([system, users]), json.dumps(assistants))
 
 
 def word_count(item: Item) -> int:
@@ -140,7 +145,8 @@ class RowForm:
 
 def _read_pairs(prompts: Sequence[Any], completions: Sequence[Any]) -> list[Item]:
     if {*map(type, prompts), *map(type, completions)} == {str}:
-        return list(map(Item, repeat(None), zip(prompts), zip(completions)))
+        fields = zip(repeat(None), zip(prompts), zip(completions), repeat(None))
+        return list(map(tuple.__new__, repeat(Item), fields))  # what `Item` does, without a call of Python for each
     pairs = zip(prompts, completions, strict=True)
     return [
         Item(None, (prompt,), (completion,))
@@ -239,5 +245,5 @@ class RowReader:
         given = batch.get("id") or [None] * len(items)
         if set(map(type, given)) == {str} and all(given):
             return items, list(given)
-        given = zip(given, items, strict=True)
-        return items, [name if name and type(name) is str else item.identifier for name, item in given]
+        named = zip(given, items, strict=True)
+        return items, [name if name and type(name) is str else item.identifier for name, item in named]

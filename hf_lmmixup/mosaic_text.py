@@ -158,7 +158,11 @@ def answer_order(method: str, tasks: Sequence[str], seed: float) -> list[int]:
 
 def first_letter(text: str) -> str:
     """The first letter of a text, without case and accents: what the alphabetical orders compare; empty if none."""
-    letter = next((character for character in text if character.isalpha()), "")
+    letter = text[:1]
+    if not letter.isalpha():
+        letter = next((character for character in text if character.isalpha()), "")
+    if letter.isascii():
+        return letter.lower()
     return unicodedata.normalize("NFKD", letter).casefold()[:1]
 
 

@@ -146,7 +146,7 @@ def _marked(texts: pa.Array) -> pa.Array:
     return pc.replace_with_mask(marked, mixed, healed)
 
 
-def describe(items: Sequence[Item], counter: TokenCounter | None, *, words: bool = True) -> dict[str, Sequence[Any]]:
+def describe(items: Sequence[Item], counter: TokenCounter | None, *, words: bool = True) -> dict[str, Any]:
     """What planning needs of rows: tokens, words of the first instruction, turns (0: not to be joined), system.
 
     Args:
@@ -154,13 +154,13 @@ def describe(items: Sequence[Item], counter: TokenCounter | None, *, words: bool
         counter: Counts tokens; `None` leaves them 0.
         words: Whether to count words; else they are left 0.
     """
-    tokens = np.zeros(len(items), dtype=np.int64)
+    tokens = [0] * len(items)
     if counter is not None and items:
         counts = np.asarray(
             counter([text for item in items for text in (*item.users, *item.assistants)]), dtype=np.int64
         )
         ends = np.cumsum([2 * len(item.users) for item in items])
-        tokens = np.diff(np.concatenate([[0], np.cumsum(counts)])[ends], prepend=0)
+        tokens = np.diff(np.concatenate([[0], np.cumsum(counts)])[ends], prepend=0).tolist()
     return {
         "tokens": tokens,
         "words": [word_count(item) for item in items] if words else [0] * len(items),
@@ -174,7 +174,7 @@ def describe_all(
     counter: TokenCounter | None,
     num_proc: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> dict[str, Sequence[Any]]:
+) -> dict[str, Any]:
     """`describe` for all rows, in one process or several; without words where the reader has them at hand."""
     told, words = progress or (lambda *_: None), reader.words is None
     told("counting tokens", 0, len(reader))
@@ -282,7 +282,7 @@ def row_numbers(
     )
 
 
-def checked_counts(counts: Sequence[int], rows: int) -> list[int]:
+def checked_counts(counts: Sequence[int], rows: int) -> np.ndarray:
     """Token counts that were given instead of counted.
 
     Raises:
@@ -291,4 +291,4 @@ def checked_counts(counts: Sequence[int], rows: int) -> list[int]:
     array = np.asarray(counts)
     if array.shape != (rows,) or array.dtype.kind not in "iu" or (rows and array.min() < 0):
         raise ValueError(f"token_counts must hold {rows} whole numbers of 0 or more, not {array.dtype} {array.shape}.")
-    return array.tolist()
+    return array
