@@ -28,6 +28,9 @@ LAST_ROW = (1 << 32) - 1
 
 MAX_THREADS = 16
 
+BLOCK = 65_536
+"""Rows whose neighbors are unpacked at a time."""
+
 
 class Nearest:
     """The best neighbors of every row so far.
@@ -93,10 +96,15 @@ class Nearest:
 
         Cosines are rounded, equal ones stand by ascending row number; -1 and -1 where a row has met fewer.
         """
-        found = np.sort(self._found, axis=1)[:, ::-1]
-        holes = found == NOTHING
-        indices = np.where(holes, -1, LAST_ROW - (found & LAST_ROW)).astype(np.int32)
-        return indices, np.where(holes, -1, (found >> 32) / STEPS).astype(np.float32)
+        indices = np.empty(self._found.shape, np.int32)
+        similarities = np.empty(self._found.shape, np.float32)
+        for start in range(0, len(indices), BLOCK):
+            part = slice(start, start + BLOCK)
+            found = np.sort(self._found[part], axis=1)[:, ::-1]
+            holes = found == NOTHING
+            indices[part] = np.where(holes, -1, LAST_ROW - (found & LAST_ROW))
+            similarities[part] = np.where(holes, -1, (found >> 32) / STEPS)
+        return indices, similarities
 
 
 class Products:

@@ -191,8 +191,9 @@ def _cell_graph(embeddings: np.ndarray, width: int, seed: int) -> NeighborGraph:
     """The graph by an inverted file: each row is compared with the rows of the cells nearest to it."""
     n = len(embeddings)
     centers = _centers(embeddings, seed)
-    blocks = (embeddings[start : start + BLOCK] for start in range(0, n, BLOCK))
-    near_cells = np.concatenate([top_k(centers, block, MAX_PROBES)[1].astype(np.int32) for block in blocks])
+    near_cells = np.empty((n, min(MAX_PROBES, len(centers))), np.int32)
+    for start in range(0, n, BLOCK):
+        near_cells[start : start + BLOCK] = top_k(centers, embeddings[start : start + BLOCK], MAX_PROBES)[1]
     probes, recall = _measure(embeddings, near_cells, width, seed)
     logger.info("Neighbor graph of %d rows: %d of %d cells a row, recall %.3f", n, probes, len(centers), recall)
     indices, similarities = nearest_in_cells(embeddings, near_cells[:, :probes], width)

@@ -120,7 +120,7 @@ class _Run:
     def _results(self) -> Results:
         rows, distilling, rescored = self.rows, self.distilling, self.distilling.rescored.dataset
         clusters = rows.clustered.dataset
-        high = rows.halves[0]
+        high = rows.half(high=True)
         alone = table_of(clusters).filter(pc.field("cluster_id").is_null()).drop_columns(["cluster_id"])
         originals = dataset_of(pa.concat_tables([table_of(high), alone.cast(high.features.arrow_schema)]))
         rarity = long_tail_scores(rows.vectors.matrix, graph=rows.vectors.graph)
@@ -128,13 +128,13 @@ class _Run:
         chosen = choose(
             originals, rarity[places], rescored, rows.known_texts.encode(list(texts_of(rescored))), self.recipe.select
         )
-        dropped = dict.fromkeys(rows.unrated, UNRATED) | rows.clean.dropped | rows.unique.dropped
+        dropped = dict.fromkeys(rows.unrated, UNRATED) | rows.decontaminated_away | rows.unique.dropped
         return Results(
             merged=chosen.merged.dataset,
             ledger=account(
                 rows.loaded, dropped, rows.clustered, distilling.distilled, distilling.checked.dropped, chosen
             ),
-            rated=rows.rated.dataset,
+            rated=rows.rated.dataset.select_columns(["id", "score"]),
             clustered=clusters,
             rescored=rescored,
             held_out=distilling.held_out(),

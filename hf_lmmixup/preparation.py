@@ -169,9 +169,9 @@ class Preparation:
     @cached_property
     def clean(self) -> Outcome:
         """The loaded rows without those that hold an evaluation text."""
-        rows = self.loaded.dataset
         if not self.recipe.decontaminate.evaluations:
-            return Outcome(rows)
+            return self.loaded
+        rows = self.loaded.dataset
         title = f"searching {len(rows)} rows for evaluation texts"
         return self.stages.outcome(
             CLEAN, title, LOADED, lambda: self.decontaminated(rows, lambda: self.vectors.of(rows["id"][:]))
@@ -218,23 +218,27 @@ class Preparation:
 
         return self.stages.outcome(UNIQUE, "dropping duplicates", RATED, work)
 
-    @cached_property
-    def halves(self) -> tuple[Dataset, Dataset]:
-        """The rows to keep as they are, and those to distil."""
+    def half(self, high: bool) -> Dataset:
+        """The rows to keep as they are, or those to distil."""
         rows = self.unique.dataset
         is_high = np.array(rows["score"][:]) >= self.recipe.rate.threshold
-        return rows_at(rows, np.flatnonzero(is_high)), rows_at(rows, np.flatnonzero(~is_high))
+        return rows_at(rows, np.flatnonzero(is_high == high))
+
+    @property
+    def decontaminated_away(self) -> dict[str, str]:
+        """Why rows left because they hold an evaluation text."""
+        return self.clean.dropped if self.recipe.decontaminate.evaluations else {}
 
     @cached_property
     def unrated(self) -> list[str]:
         """Ids of the rows that nobody could judge."""
-        places = np.flatnonzero(~_has_score(self.rated.dataset))
-        return list(rows_at(self.rated.dataset, places)["id"][:])
+        rated = self.rated.dataset.select_columns(["id", "score"])
+        return list(rows_at(rated, np.flatnonzero(~_has_score(rated)))["id"][:])
 
     @cached_property
     def clustered(self) -> Outcome:
         """The low-scored rows in clusters."""
-        low = self.halves[1]
+        low = self.half(high=False)
         title = f"clustering {len(low)} low-scored rows"
         return self.stages.outcome(CLUSTER, title, CLUSTERED, lambda: self._cluster(low))
 

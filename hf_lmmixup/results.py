@@ -130,7 +130,8 @@ def account(
     ledger.keep(row for row in chosen.originals if row in final)
     ledger.drop({row: lost[row] for row in chosen.originals if row not in final})
     ledger.drop({row: reason for row, reason in distilled.dropped.items() if row not in originals})
-    for identifier, sources in zip(distilled.dataset["id"][:], distilled.dataset["sources"][:], strict=True):
+    written = distilled.dataset.select_columns(["id", "sources"])
+    for identifier, sources in zip(written["id"][:], written["sources"][:], strict=True):
         if identifier in final:
             ledger.merge(dict.fromkeys(sources, identifier))
         else:

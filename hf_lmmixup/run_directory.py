@@ -124,9 +124,28 @@ class RunDirectory:
                 pq.write_table(pa.Table.from_pylist(list(attempts)), folder / ATTEMPTS)
 
     def load_outcome(self, name: str, features: Features) -> Outcome:
-        """Read what `save_outcome` wrote."""
-        folder = self.stage(name)
-        return Outcome(read_parquet(folder / ROWS, features), read_json(folder / DROPPED))
+        """What `save_outcome` wrote."""
+        return StoredOutcome(self.stage(name), features)
+
+
+class StoredOutcome(Outcome):
+    """The outcome of a finished stage; its rows are read when they are asked for and belong to who asked.
+
+    A run has many stages, and the texts of all of them at once would fill the memory.
+
+    Args:
+        folder: Where the stage is.
+        features: Its columns.
+    """
+
+    def __init__(self, folder: Path, features: Features) -> None:
+        self._folder, self._features = folder, features
+        self.dropped = read_json(folder / DROPPED)
+
+    @property
+    def dataset(self) -> Dataset:  # type: ignore[override]
+        """The rows that went on, read anew each time."""
+        return read_parquet(self._folder / ROWS, self._features)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Features
 
 from hf_lmmixup.distilled_rows import DistilledOutcome
@@ -49,6 +50,8 @@ class Stages:
                 attempts = done.completions if isinstance(done, DistilledOutcome) else ()
                 self.directory.save_outcome(name, done, attempts=attempts)
                 facts["rows"] = len(done.dataset) + len(done.dropped)
+                del done
+            pa.default_memory_pool().release_unused()  # stages differ in the sizes they ask for
             logger.info("%s took %.1f s.", title, facts["seconds"])
         return self.directory.load_outcome(name, features)
 

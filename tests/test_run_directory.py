@@ -23,6 +23,7 @@ def test_outcome_comes_back(tmp_path):
     loaded = directory.load_outcome("1_load", LOADED)
     assert loaded.dataset.to_list() == ROWS.to_list()
     assert loaded.dropped == {"x:2": "duplicate"}
+    assert loaded.dataset is not loaded.dataset  # read anew: the outcome itself holds no rows
 
 
 def test_failed_stage_leaves_nothing_and_is_done_again(tmp_path):
