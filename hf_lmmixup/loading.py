@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset
 
 from hf_lmmixup.jsonl import Reject, read_json
 from hf_lmmixup.records import LOADED, Outcome, row_id
+from hf_lmmixup.tables import dataset_of
 
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def normalize_rows(rows: Iterable[RawRow], *, name: str, limit: int | None = Non
     dropped: dict[str, str] = {}
     seen: set[str] = set()
     tables: list[pa.Table] = []
-    columns: dict[str, list[str]] = {column: [] for column in LOADED}
+    records: list[tuple[str, str, str, str]] = []
     form: str | None = None
     for number, (place, raw) in enumerate(rows):
         if limit is not None and number >= limit:
@@ -119,13 +119,17 @@ def normalize_rows(rows: Iterable[RawRow], *, name: str, limit: int | None = Non
             dropped[place] = "duplicate"
             continue
         seen.add(identifier)
-        for column, value in zip(LOADED, (identifier, prompt, completion, _source(raw, name)), strict=True):
-            columns[column].append(value)
-        if len(columns["id"]) >= FLUSH_ROWS:
-            tables.append(pa.table(columns, schema=LOADED.arrow_schema))
-            columns = {column: [] for column in LOADED}
-    tables.append(pa.table(columns, schema=LOADED.arrow_schema))
-    return Outcome(Dataset(pa.concat_tables(tables)), dropped)
+        records.append((identifier, prompt, completion, _source(raw, name)))
+        if len(records) >= FLUSH_ROWS:
+            tables.append(_table(records))
+            records = []
+    tables.append(_table(records))
+    return Outcome(dataset_of(pa.concat_tables(tables)), dropped)
+
+
+def _table(records: list[tuple[str, str, str, str]]) -> pa.Table:
+    columns = zip(*records, strict=True) if records else [()] * len(LOADED)
+    return pa.table([pa.array(values, pa.string()) for values in columns], schema=LOADED.arrow_schema)
 
 
 def detect_form(row: dict[str, Any], name: str) -> str:
@@ -166,10 +170,11 @@ def _read_row(row: dict[str, Any], form: str) -> tuple[str, str]:
 def _text(value: Any, column: str) -> str:
     if not isinstance(value, str):
         raise _Unusable(f"{column} is not text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise _Unusable(f"{column} holds a lone surrogate") from None
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise _Unusable(f"{column} holds a lone surrogate") from None
     return value.strip()
 
 
