@@ -5,7 +5,8 @@
 
 TRL has a script for plain fine-tuning and no hook for another trainer; this is that script for `SFTMixTrainer`. The
 rows may be any instruction data, among them what `lmmixup run` distilled, and with `mosaic_items` above 1 they are
-joined into mosaics whose parts lie in one half. Unknown keys and options are errors.
+joined into mosaics whose parts lie in one half. With `dataset_streaming` the rows are read while the trainer runs.
+Unknown keys and options are errors.
 """
 
 import logging
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import (
     DatasetMixtureConfig,
@@ -93,6 +94,17 @@ def read_rows(script: SFTMixScriptArguments, mixture: DatasetMixtureConfig) -> D
     return outcome.dataset
 
 
+def stream_rows(script: SFTMixScriptArguments, training: SFTMixConfig) -> IterableDataset:
+    """The rows as a stream, which has no reference run: to be mixed they need their confidences with them."""
+    rows = load_dataset(script.dataset_name, script.dataset_config, split=script.dataset_train_split, streaming=True)
+    if training.mixup_weight and training.confidence_column not in (rows.column_names or next(iter(rows))):
+        raise ValueError(
+            f"A stream is mixed by its column {training.confidence_column!r}, which these rows lack. Write it with "
+            "`lmmixup confidence --rows ROWS.parquet`, or set mixup_weight: 0."
+        )
+    return rows if script.limit is None else rows.take(script.limit)
+
+
 def with_confidence(
     rows: Dataset, script: SFTMixScriptArguments, training: SFTMixConfig, model: ModelConfig
 ) -> Dataset:
@@ -118,10 +130,14 @@ def with_confidence(
 
 
 def training_set(
-    rows: Dataset, script: SFTMixScriptArguments, training: SFTMixConfig, tokenizer: PreTrainedTokenizerBase
+    rows: Dataset | IterableDataset,
+    script: SFTMixScriptArguments,
+    training: SFTMixConfig,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Any:
     """The rows as conversations, or mosaics of them, another pass in every epoch."""
-    if script.mosaic_items > 1 and training.mixup_weight and training.confidence_threshold is None:
+    known_median = script.mosaic_items > 1 and training.mixup_weight and isinstance(rows, Dataset)
+    if known_median and training.confidence_threshold is None:
         known = [value for value in rows[training.confidence_column] if value is not None]
         training.confidence_threshold = float(np.median(known))
     rows = as_conversation(rows, tokenizer)
@@ -143,9 +159,13 @@ def main(
     tokenizer = AutoTokenizer.from_pretrained(
         model.model_name_or_path, revision=model.model_revision, trust_remote_code=training.trust_remote_code
     )
-    rows = read_rows(script, mixture)
-    if training.mixup_weight:
-        rows = with_confidence(rows, script, training, model)
+    rows: Dataset | IterableDataset
+    if script.dataset_streaming:
+        rows = stream_rows(script, training)
+    elif training.mixup_weight:
+        rows = with_confidence(read_rows(script, mixture), script, training, model)
+    else:
+        rows = read_rows(script, mixture)
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,

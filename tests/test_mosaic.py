@@ -147,7 +147,7 @@ def test_decaying_counts_are_those_of_drawing_again(number, draw):
     assert np.abs(observed - item_probabilities(number, 10)).max() < 0.012  # three standard deviations
 
 
-@pytest.mark.parametrize("number", ["uniform", "exponential", "fixed"])
+@pytest.mark.parametrize("number", sorted(set(NUMBERS) - {"max_length"}))
 def test_mosaics_have_the_drawn_number_of_rows(number):
     examples, report = build_mosaics(rows(6000), config=only("format", number=number, max_items=6))
     counts = Counter(len(sources) for sources in examples["sources"])

@@ -204,6 +204,17 @@ def test_trl_trains_on_a_new_pass_in_every_epoch(tmp_path, tokenizer):
             assert len(ids) <= 120
 
 
+def test_trl_trains_on_the_mosaics_of_a_stream(tmp_path, tokenizer):
+    data = rows()
+    stream = mosaic(data.to_iterable_dataset(), tokenizer, CONFIG, buffer_size=30)
+    stream.set_epoch(0)
+    expected = [tokenizer(row["prompt"] + row["completion"] + "<eos>")["input_ids"] for row in stream]
+    run = trainer(tmp_path, tokenizer, stream, Watching, max_steps=4)
+    run.train()
+    assert [ids for ids, _ in run.seen][: len(expected)] == expected[: len(run.seen)]
+    assert run.state.global_step == 4 and len(run.seen) == 16
+
+
 def test_trl_trains_conversations(tmp_path, tokenizer):
     plain = rows()
     messages = [

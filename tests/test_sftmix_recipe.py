@@ -1,7 +1,6 @@
 """The script `recipes/sftmix.py` and its recipes: strict, and one file does reference run, mosaics and mixing."""
 
 import importlib.util
-import json
 import re
 import sys
 
@@ -9,7 +8,9 @@ import pytest
 import torch
 import yaml
 from conftest import REPOSITORY
+from datasets import Dataset
 
+from hf_lmmixup.loading import load_rows
 from hf_lmmixup.sftmix import load_confidence
 from hf_lmmixup.tiny_distiller import build_tiny_distiller
 
@@ -25,6 +26,19 @@ def script():
     spec.loader.exec_module(module)
     yield module
     del sys.modules["sftmix_script"]
+
+
+def watched(script, monkeypatch):
+    """The trainers that the script will make."""
+    made = []
+
+    class Watched(script.SFTMixTrainer):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            made.append(self)
+
+    monkeypatch.setattr(script, "SFTMixTrainer", Watched)
+    return made
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.parent.name)
@@ -51,18 +65,16 @@ def test_unknown_keys_and_options_fail(script, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
-def test_one_recipe_distilled_rows_mosaics_and_mixing(script, tmp_path, monkeypatch):
+def test_one_recipe_distilled_rows_mosaics_and_mixing(script, finished_run, tmp_path, monkeypatch):
     monkeypatch.setenv("CI", "1")  # TRL reports no usage from there
     torch.set_num_threads(1)
-    rows = [
-        {"prompt": f"What is {i} plus one?", "completion": f"It is {i + 1}.", "origin": "distilled", "cluster_id": i}
-        for i in range(16)
-    ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    model = build_tiny_distiller(tmp_path / "tiny", [row["completion"] for row in rows])
+    rows = load_rows(finished_run / "dataset").dataset  # what a run distilled, and what it kept
+    model = build_tiny_distiller(tmp_path / "tiny", rows["completion"][:])
+    weaker = build_tiny_distiller(tmp_path / "weaker", rows["completion"][:2])  # with another vocabulary
     overrides = {
         "model_name_or_path": str(model),
-        "dataset_name": str(tmp_path / "rows.jsonl"),
+        "reference_model": str(weaker),
+        "dataset_name": str(finished_run / "dataset"),
         "output_dir": str(tmp_path / "out"),
         "reference_epochs": "1",
         "num_train_epochs": "1",
@@ -73,17 +85,47 @@ def test_one_recipe_distilled_rows_mosaics_and_mixing(script, tmp_path, monkeypa
     arguments = ["--config", str(REPOSITORY / "recipes" / "quickstart" / "sftmix.yaml")]
     for name, value in overrides.items():
         arguments += [f"--{name}", value]
+    trainers = watched(script, monkeypatch)
     for seed in ("0", "1"):  # the second run finds the table of the first
         script.main(*script.make_parser().parse_args_and_config([*arguments, "--seed", seed]))
         table = load_confidence(tmp_path / "out" / "confidence.parquet")
-        assert len(table) == 16
+        assert sorted(table["id"]) == sorted(rows["id"])
         assert (tmp_path / "out" / "model.safetensors").is_file()
+        logs = [row for row in trainers[-1].state.log_history if "mixup_loss" in row]
+        assert logs and any(row["mixup_share"] > 0 for row in logs)  # pairs were mixed,
+        examples = list(trainers[-1].train_dataset)
+        assert len(examples) < len(rows)  # they were pairs of mosaics,
+        assert all(row["confidence"] is not None for row in examples)  # and each had the confidence of its rows
     assert (tmp_path / "out" / "confidence.svg").is_file()
     assert len(list((tmp_path / "out" / "reference").glob("checkpoint-*"))) == 1  # the reference ran once
 
     missing = [*arguments, "--confidence", str(tmp_path / "none.parquet")]
     with pytest.raises(FileNotFoundError, match="none.parquet"):
         script.main(*script.make_parser().parse_args_and_config(missing))
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+def test_a_stream_is_read_while_the_trainer_runs(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("CI", "1")
+    torch.set_num_threads(1)
+    rows = [
+        {"prompt": f"What is {i} plus one?", "completion": f"It is {i + 1}.", "confidence": -1.0 - i % 5}
+        for i in range(32)
+    ]
+    model = build_tiny_distiller(tmp_path / "tiny", [row["completion"] for row in rows])
+    (tmp_path / "rows").mkdir()
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "rows" / "train.parquet"))
+    arguments = ["--config", str(REPOSITORY / "recipes" / "quickstart" / "sftmix.yaml"), "--dataset_streaming", "true"]
+    arguments += ["--dataset_name", str(tmp_path / "rows"), "--model_name_or_path", str(model), "--max_steps", "2"]
+    arguments += ["--output_dir", str(tmp_path / "out"), "--logging_steps", "1", "--per_device_train_batch_size", "4"]
+    trainers = watched(script, monkeypatch)
+    for more in (["--mixup_weight", "0"], ["--confidence_threshold", "-3"]):  # mosaics alone, and mixed ones
+        script.main(*script.make_parser().parse_args_and_config([*arguments, *more]))
+        assert trainers[-1].state.global_step == 2
+    assert any(row.get("mixup_share", 0) > 0 for row in trainers[-1].state.log_history)
+    assert not list((tmp_path / "out").glob("confidence*"))  # no reference run
+    with pytest.raises(ValueError, match="which these rows lack"):
+        script.main(*script.make_parser().parse_args_and_config([*arguments, "--confidence_column", "other"]))
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")

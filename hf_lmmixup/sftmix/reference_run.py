@@ -49,15 +49,16 @@ class _Told(TrainerCallback):
         self.progress("reference run", state.global_step, state.max_steps)
 
 
-def as_conversation(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def as_conversation(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Text prompts and completions as one user and one assistant turn, if the tokenizer has a chat template.
 
     Rows that hold messages already, and base models without a template, stay as they are.
     """
-    text = "prompt" in dataset.column_names and len(dataset) and isinstance(dataset[0]["prompt"], str)
-    if not text or tokenizer.chat_template is None:
+    first = next(iter(dataset), {})
+    if not isinstance(first.get("prompt"), str) or tokenizer.chat_template is None:
         return dataset
-    return dataset.map(_as_turns, batched=True, desc="Texts to turns")
+    shown = {"desc": "Texts to turns"} if isinstance(dataset, Dataset) else {}
+    return dataset.map(_as_turns, batched=True, **shown)
 
 
 def _as_turns(rows: dict[str, list]) -> dict[str, list]:
