@@ -54,7 +54,7 @@ def as_conversation(dataset: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
 
     Rows that hold messages already, and base models without a template, stay as they are.
     """
-    first = next(iter(dataset), {})
+    first: dict[str, Any] = next(iter(dataset), {})
     if not isinstance(first.get("prompt"), str) or tokenizer.chat_template is None:
         return dataset
     shown = {"desc": "Texts to turns"} if isinstance(dataset, Dataset) else {}
