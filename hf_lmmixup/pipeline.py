@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets import Dataset
 
 from hf_lmmixup.datastore import ScoredDatastore
 from hf_lmmixup.distilling import JOURNAL, Distilling
@@ -141,13 +142,12 @@ class _Run:
             histories=distilling.histories(),
             models=distilling.models,
             versions=versions(),
-            points=self._points(),
+            points=self._points(clusters, rescored),
             transitions={} if self.tools.judge else _transitions(rows.datastore),
         )
 
-    def _points(self) -> dict[str, list[Any]]:
+    def _points(self, clusters: Dataset, distilled: Dataset) -> dict[str, list[Any]]:
         """The map of the clusters: evenly chosen clusters where there are many."""
-        clusters, distilled = self.rows.clustered.dataset, self.distilling.rescored.dataset
         numbers = sorted(set(clusters["cluster_id"][:]) - {None})
         shown = set(numbers[:: max(1, -(-len(numbers) // MAPPED_CLUSTERS))])
         some = [
