@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hf_lmmixup.batch_state import BatchState
 from hf_lmmixup.prompts import ANSWER_CLOSE
+from hf_lmmixup.token_choice import gumbel_noise, without_repeats
 
 
 logger = logging.getLogger(__name__)
@@ -86,6 +85,8 @@ class LocalGenerator:
         max_new_tokens: Longest completion, in tokens.
         max_prompt_tokens: Longest prompt; `None` means what the model's positions leave beside `max_new_tokens`.
         temperature: For calls with seeds.
+        no_repeat_ngram_size: No run of so many tokens is written twice in one completion; 0 allows it. What the
+            prompt says may be said again. Small models need it, which else go round in circles.
         dtype: `float32`, `bfloat16` or `float16`; `None` means float32 on a CPU and bfloat16 on a GPU.
         revision: Hub revision.
 
@@ -107,6 +108,7 @@ class LocalGenerator:
         max_new_tokens: int = MAX_NEW_TOKENS,
         max_prompt_tokens: int | None = None,
         temperature: float = TEMPERATURE,
+        no_repeat_ngram_size: int = 0,
         dtype: str | None = None,
         revision: str | None = None,
     ) -> None:
@@ -115,15 +117,16 @@ class LocalGenerator:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
             raise ImportError('Writing with a local model needs torch: pip install "hf-lmmixup[train]".') from error
-        if batch_size < 1 or max_new_tokens < 1 or not temperature > 0:
+        if batch_size < 1 or max_new_tokens < 1 or not temperature > 0 or no_repeat_ngram_size < 0:
             given = f"batch_size={batch_size}, max_new_tokens={max_new_tokens}, temperature={temperature}"
-            raise ValueError(f"{given}: the first two must be at least 1 and the last one above 0.")
+            raise ValueError(f"{given}: the first two must be at least 1, the last one above 0; no size below 0.")
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or ("float32" if self.device == "cpu" else "bfloat16")
         if dtype not in TIE_MARGIN:
             raise ValueError(f"Unknown dtype {dtype!r}. Expected one of {list(TIE_MARGIN)}.")
         self.name = str(model_path)
         self.batch_size, self.max_new_tokens, self.temperature = batch_size, max_new_tokens, temperature
+        self.no_repeat_ngram_size = no_repeat_ngram_size
         self.margin = TIE_MARGIN[dtype]
         self.tokenizer = opened(AutoTokenizer, model_path, revision=revision)
         if self.tokenizer.chat_template is None:
@@ -242,16 +245,26 @@ class LocalGenerator:
 
     def _choose(self, rows: Sequence[Row], logits: Any) -> list[int]:
         """The next token of each row; `logits` is (rows, vocabulary)."""
-        noise = None if rows[0].seed is None else _noise(rows, logits)
+        noise = None if rows[0].seed is None else self._noise(rows, logits)
         scores = self._scores(logits, noise)
-        best, tokens = scores.topk(2, dim=-1)
-        close = best[:, 0] - best[:, 1] < self.margin * scores.abs().amax(dim=-1)
+        margins = self.margin * scores.abs().amax(dim=-1)
+        best, tokens = without_repeats(scores, [row.written for row in rows], self.no_repeat_ngram_size).topk(
+            2, dim=-1
+        )
+        close = best[:, 0] - best[:, 1] < margins
         chosen = tokens[:, 0].tolist()
         for i in close.nonzero().flatten().tolist():
             self.settled += 1
             alone, _ = BatchState.read(self.model, [rows[i].tokens])
-            chosen[i] = int(self._scores(alone, None if noise is None else noise[i : i + 1]).argmax())
+            own = self._scores(alone, None if noise is None else noise[i : i + 1])
+            chosen[i] = int(without_repeats(own, [rows[i].written], self.no_repeat_ngram_size).argmax())
         return chosen
+
+    def _noise(self, rows: Sequence[Row], logits: Any) -> Any:
+        import torch
+
+        drawn = gumbel_noise([row.seed or 0 for row in rows], [len(row.written) for row in rows], logits.shape[1])
+        return torch.from_numpy(drawn).to(logits.device)
 
     def _scores(self, logits: Any, noise: Any) -> Any:
         return logits if noise is None else logits / self.temperature + noise
@@ -271,18 +284,6 @@ class LocalGenerator:
     def _decoded(self, tokens: Sequence[int]) -> str:
         # Special tokens stay: some tokenizers make special tokens of the tags.
         return self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def _noise(rows: Sequence[Row], logits: Any) -> Any:
-    """Gumbel noise (rows, vocabulary): the largest of `logits + noise` is a sample of their softmax.
-
-    It follows from the row's seed and position alone, so a row that is begun again continues the same way.
-    """
-    import torch
-
-    sources = [np.random.default_rng([row.seed or 0, len(row.written)]) for row in rows]
-    drawn = np.array([source.gumbel(size=logits.shape[1]) for source in sources], np.float32)
-    return torch.tensor(drawn, device=logits.device)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

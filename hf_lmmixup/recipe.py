@@ -108,6 +108,8 @@ class DistillerRecipe:
         cold_start: TRL recipe for supervised fine-tuning on MIXTURE; `null` skips it.
         grpo: TRL recipe for GRPO; `null` skips it.
         max_new_tokens: Longest completion in tokens.
+        no_repeat_ngram_size: No run of so many tokens is written twice in one completion; 0 allows it. Only the
+            engine `transformers` knows it.
         batch_size: Clusters written at the same time.
         attempts: How often a malformed completion is asked for again, the first time included.
         held_out: Prompts of the held-out split that are answered before and after each training step; 0 skips it.
@@ -128,6 +130,7 @@ class DistillerRecipe:
     cold_start: str | None = None
     grpo: str | None = None
     max_new_tokens: int = 512
+    no_repeat_ngram_size: int = 0
     batch_size: int = 32
     attempts: int = 2
     held_out: int = 45
@@ -136,6 +139,8 @@ class DistillerRecipe:
         for name, allowed in (("mode", MODES), ("engine", ENGINES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"distiller: {name} is {getattr(self, name)!r}, but must be one of {list(allowed)}.")
+        if self.no_repeat_ngram_size and (self.engine != "transformers" or self.endpoint):
+            raise ValueError("distiller: no_repeat_ngram_size needs the engine transformers and no endpoint.")
         if self.mode != TRAINED and (self.cold_start or self.grpo):
             raise ValueError(f"distiller: mode {self.mode!r} trains nothing. Remove cold_start and grpo.")
         if self.mode == TRAINING_FREE and self.model == "tiny":

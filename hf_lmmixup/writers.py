@@ -57,7 +57,11 @@ def open_writer(options: DistillerRecipe, model: str, name: str | None = None) -
         ImportError: If an extra is missing.
         ValueError: If the address or the model cannot be used.
     """
-    settings = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature}
+    settings = {
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "no_repeat_ngram_size": options.no_repeat_ngram_size,
+    }
     if options.endpoint is not None:
         return _served(options, model, settings)
     local = _local(options, model)
@@ -100,7 +104,8 @@ def _local(options: DistillerRecipe, model: str) -> Any:
     from hf_lmmixup.paged_generation import PagedGenerator
 
     generator = PagedGenerator if options.engine == "paged" else LocalGenerator
-    return generator(model, batch_size=options.batch_size, **arguments)
+    repeats = options.no_repeat_ngram_size
+    return generator(model, batch_size=options.batch_size, no_repeat_ngram_size=repeats, **arguments)
 
 
 def count_characters(messages: Messages) -> int:

@@ -61,6 +61,27 @@ def write_with_noise(model, conversations, monkeypatch, *, batch_size, margin):
     return generator.generate(conversations), generator.settled
 
 
+def tokens_written(model, conversations, monkeypatch, *, size, batch_size=32):
+    """The completions, and the tokens of each and of its prompt: encoding a completion again may join some."""
+    generator = LocalGenerator(model, max_new_tokens=40, no_repeat_ngram_size=size, batch_size=batch_size)
+    rows, text_of = {}, generator._text
+    monkeypatch.setattr(generator, "_text", lambda row: rows.update({row.place: row}) or text_of(row))
+    texts = generator.generate(conversations)
+    return texts, [(rows[place].written, rows[place].prompt) for place in range(len(texts))]
+
+
+def test_no_run_of_tokens_is_written_twice_but_the_prompt_may_be_repeated(model, conversations, monkeypatch):
+    for size in (1, 2):
+        texts, rows = tokens_written(model, conversations, monkeypatch, size=size)
+        for written, _ in rows:
+            runs = list(zip(*(written[start:] for start in range(size)), strict=False))
+            assert len(runs) == len(set(runs))
+        assert size > 1 or any(set(written) & set(prompt) for written, prompt in rows)
+        assert tokens_written(model, conversations, monkeypatch, size=size, batch_size=1)[0] == texts
+    _, free = tokens_written(model, conversations, monkeypatch, size=0)
+    assert any(len(written) > len(set(written)) for written, _ in free)
+
+
 def test_near_ties_are_settled_alone(model, conversations, monkeypatch):
     alone, _ = write_with_noise(model, conversations, monkeypatch, batch_size=1, margin=0.0)
     together, settled = write_with_noise(model, conversations, monkeypatch, batch_size=12, margin=0.02)
