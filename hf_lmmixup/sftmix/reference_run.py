@@ -6,6 +6,7 @@ The reference may be the model to be trained later, or a smaller one: a weaker r
     {"id": "5f1d0c8f1f0b7a52", "checkpoints": [4, 8, 12], ..., "confidence": -13.57}
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -201,9 +202,12 @@ def _trainer(
 
         adapter = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear", task_type="CAUSAL_LM")
     columns = [name for name in ("id", "prompt", "completion", "messages") if name in dataset.column_names]
+    with warnings.catch_warnings():  # TRL's default has an old name, of which the user need not hear
+        warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+        settings = SFTConfig(**(defaults | values))
     return SFTTrainer(
         model=_load(model),
-        args=SFTConfig(**(defaults | values)),
+        args=settings,
         train_dataset=as_conversation(dataset.select_columns(columns), tokenizer),
         processing_class=tokenizer,
         peft_config=adapter,
