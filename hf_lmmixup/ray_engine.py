@@ -26,7 +26,7 @@ from hf_lmmixup.rating import rate_with_datastore
 from hf_lmmixup.recipe import DistillerRecipe, Recipe
 from hf_lmmixup.records import RATED, Outcome, pair_text
 from hf_lmmixup.vectors import texts_of
-from hf_lmmixup.writers import Writer, count_characters, open_writer
+from hf_lmmixup.writers import Writer, count_characters, open_writer, writing_settings
 
 
 logger = logging.getLogger(__name__)
@@ -223,8 +223,9 @@ def cluster_tools(recipe: Recipe, pool: Pool) -> Tools:
 
 def _cluster_writer(options: DistillerRecipe, pool: Pool) -> Writer:
     writer = ClusterWriter(lambda: open_writer(options, options.model), pool)
-    settings = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature}
-    return Writer(options.model, writer.generate, settings, *_prompt_limit(options), at_a_time=JOURNEY)
+    return Writer(
+        options.model, writer.generate, writing_settings(options), *_prompt_limit(options), at_a_time=JOURNEY
+    )
 
 
 def _prompt_limit(options: DistillerRecipe) -> tuple[int | None, Callable[[Messages], int]]:

@@ -51,6 +51,7 @@ def evaluate_systems(
     folder: str | Path,
     environment: Mapping[str, str],
     max_new_tokens: int = MAX_NEW_TOKENS,
+    no_repeat_ngram_size: int = 0,
     batch_size: int = 32,
     chat_model: ChatModel | None = None,
     progress: Callable[[str, int, int], None] = lambda title, done, total: None,
@@ -64,6 +65,7 @@ def evaluate_systems(
         folder: Where ratings and all completions (`completions.jsonl`) are written.
         environment: The `HF_LMMIXUP_*` variables that the rewards shall see.
         max_new_tokens: Longest completion.
+        no_repeat_ngram_size: As in `LocalGenerator`; for models on this machine.
         batch_size: Completions written at the same time.
         chat_model: Rates the answers; `None` leaves the rating out.
         progress: Told what is going on.
@@ -72,12 +74,13 @@ def evaluate_systems(
         `data`, `rows` and `systems`: plain data, see `evaluation`.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
+    local: dict[str, Any] = {"no_repeat_ngram_size": no_repeat_ngram_size, "batch_size": batch_size}
     token_encoder, encoder = TokenEncoder(), load_encoder(environment.get("HF_LMMIXUP_ENCODER"))
     judged: list[dict[str, Any]] = []
     with (Path(folder) / COMPLETIONS).open("w", encoding="utf-8") as stream:
         for name, model in systems.items():
             own = [row for row in rows if model != EXTRACTIVE or row["task_type"] in WRITABLE]
-            completions = _complete(name, model, own, encoder, max_new_tokens, batch_size, progress)
+            completions = _complete(name, model, own, encoder, max_new_tokens, local, progress)
             kinds = [row["task_type"] for row in own]
             columns = score_completions(
                 completions,
@@ -105,7 +108,7 @@ def _complete(
     rows: Sequence[Mapping[str, Any]],
     encoder: Encoder,
     max_new_tokens: int,
-    batch_size: int,
+    local: dict[str, Any],
     progress: Callable[[str, int, int], None],
 ) -> list[str | None]:
     """What a system writes."""
@@ -124,7 +127,7 @@ def _complete(
     else:
         from hf_lmmixup.generation import LocalGenerator
 
-        generator = LocalGenerator(model, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        generator = LocalGenerator(model, max_new_tokens=max_new_tokens, **local)
     prompts = [row["prompt"] for row in rows]
     return list(generator.generate(prompts, on_reply=lambda *_: progress(name, next(done, len(rows)), len(rows))))
 

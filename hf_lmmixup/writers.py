@@ -57,15 +57,16 @@ def open_writer(options: DistillerRecipe, model: str, name: str | None = None) -
         ImportError: If an extra is missing.
         ValueError: If the address or the model cannot be used.
     """
-    settings = {
-        "max_new_tokens": options.max_new_tokens,
-        "temperature": options.temperature,
-        "no_repeat_ngram_size": options.no_repeat_ngram_size,
-    }
+    settings = writing_settings(options)
     if options.endpoint is not None:
         return _served(options, model, settings)
     local = _local(options, model)
     return Writer(name or model, local.generate, settings, local.max_prompt_tokens, local.count_tokens)
+
+
+def writing_settings(options: DistillerRecipe) -> dict[str, Any]:
+    """What completions depend on besides the model and its prompts; a journal of other settings is refused."""
+    return {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "no_repeat_ngram_size")}
 
 
 def _served(options: DistillerRecipe, model: str, settings: dict[str, Any]) -> Writer:

@@ -52,7 +52,8 @@ def evaluate(
         folder = output or (run / "evaluation" if run else Path("evaluation"))
         judge = datastore or (str((run / "datastore").resolve()) if run else "bundled")
         recipe = json.loads((run / "facts.json").read_text(encoding="utf-8"))["recipe"] if run else {}
-        tokens = max_new_tokens or (recipe.get("distiller") or {}).get("max_new_tokens") or MAX_NEW_TOKENS
+        writing = recipe.get("distiller") or {}
+        tokens = max_new_tokens or writing.get("max_new_tokens") or MAX_NEW_TOKENS
         environment = {"HF_LMMIXUP_DATASTORE": judge, "HF_LMMIXUP_ENCODER": recipe.get("encoder") or ""}
         named = find_systems(systems)
         with progress_bar() as update:
@@ -63,6 +64,7 @@ def evaluate(
                 folder=folder,
                 environment=environment,
                 max_new_tokens=tokens,
+                no_repeat_ngram_size=writing.get("no_repeat_ngram_size") or 0,
                 batch_size=batch_size,
                 chat_model=_rater(rater),
                 progress=update,
