@@ -228,6 +228,8 @@ class ScoredDatastore:
                 f"The datastore was built with the encoder {self.encoder!r}, not {encoder.name!r}. "
                 f"Load {self.encoder!r} or build the datastore again."
             )
+        if None not in (found := (encoder.revision, self.encoder_revision)) and found[0] != found[1]:
+            raise ValueError(f"The datastore is of revision {found[1]!r} of {self.encoder!r}, not {found[0]!r}.")
 
     def _known(self, task_type: TaskType | str) -> str:
         name = TaskType(task_type).value

@@ -132,7 +132,8 @@ class _Run:
     """
 
     def __init__(self, model: EndpointModel, requests: Iterator[ChatRequest], stop: Event, key: str) -> None:
-        self.model, self.requests, self.stop, self.key = model, requests, stop, key
+        self.model, self.requests, self.stop = model, requests, stop
+        self.secrets = environment_secrets() | ({key} if len(key) >= SHORTEST_SECRET else set())
         self.client = open_client(model.base_url, key)
         self.address = f"{model.base_url}/chat/completions"  # whole, so that the client need not join it each time
         self.pacing = Pacing(model.backoff)
@@ -223,7 +224,7 @@ class _Run:
                 )
             return read_body(response.content)
         except openai.APIStatusError as error:
-            return judge_error(error.status_code, error.body, retry_after(error.response.headers))
+            return judge_error(error.status_code, error.body, retry_after(error.response.headers), self.secrets)
         except TimeoutError:
             return Verdict(error="no reply in time", passing=True)
         except BodyTooLong:
@@ -248,8 +249,7 @@ class _Run:
 
     def _public(self, text: str) -> str:
         """A server's words without secrets: some servers repeat the key that they refuse."""
-        own = {self.key} if len(self.key) >= SHORTEST_SECRET else set()
-        return without_secrets(text, environment_secrets() | own)
+        return without_secrets(text, self.secrets)
 
 
 def _is_loop_running() -> bool:

@@ -97,6 +97,15 @@ INSTRUCTIONS = (
 )
 """Phrases that speak to whoever judges the text, in lower-case words without punctuation."""
 
+JUDGING = frozenset(
+    "rate rated rating rater grade graded grading grader score scored scoring scorer evaluate evaluated evaluation "
+    "evaluator judge judged judgement judgment award assign rubric axis axes".split()
+)
+PRAISE = frozenset("10 ten perfect highest best maximum max full top outstanding".split())
+MEANT = frozenset("this you your text answer response sample completion above every".split())
+APPEAL = 12
+"""Within so many words a judging word, a praising one and one for who or what is meant are an appeal to the rater."""
+
 _PHRASES = tuple(f" {phrase} " for phrase in INSTRUCTIONS)
 _TELLING = frozenset(max(phrase.split(), key=len) for phrase in INSTRUCTIONS)
 """The longest word of each phrase: a text without any of them holds no phrase."""
@@ -185,6 +194,8 @@ def _repeats(words: list[str]) -> bool:
 
 
 def _instructs(words: list[str], known: Sequence[str]) -> bool:
+    if _appeals(words, known):
+        return True
     if _TELLING.isdisjoint(words):
         return False
     flat = f" {' '.join(words)} "
@@ -192,6 +203,17 @@ def _instructs(words: list[str], known: Sequence[str]) -> bool:
     # A cluster may be about ratings; what its own texts say is no attack.
     inputs = [f" {' '.join(_known_words(text))} " for text in known] if found else []
     return any(not any(phrase in text for text in inputs) for phrase in found)
+
+
+def _appeals(words: list[str], known: Sequence[str]) -> bool:
+    """Whether the text asks for a judgement in words of its own; where the inputs speak of judging, it may too."""
+    if JUDGING.isdisjoint(words):
+        return False
+    for place in [place for place, word in enumerate(words) if word in JUDGING]:
+        near = words[max(0, place - APPEAL) : place + APPEAL]
+        if not (PRAISE.isdisjoint(near) or MEANT.isdisjoint(near)):
+            return all(JUDGING.isdisjoint(_known_words(text)) for text in known)
+    return False
 
 
 def _echoes(words: list[str], sources: Sequence[str]) -> bool:

@@ -90,11 +90,11 @@ def mixup_weights(kind: TaskType) -> dict[str, float]:
 
 def loaded_encoder() -> CachedEncoder:
     """The encoder that all rewards share, with the vectors of the texts met so far."""
-    name = os.environ.get("HF_LMMIXUP_ENCODER") or None
+    name, revision = os.environ.get("HF_LMMIXUP_ENCODER") or None, None
     where = os.environ.get("HF_LMMIXUP_DATASTORE")
-    if name is None and where and where != BUNDLED:
-        name = _stored(where).encoder
-    return _encoder(name, _choice("HF_LMMIXUP_ENCODER_PRECISION", PRECISIONS))
+    if where and where != BUNDLED and name in (None, _stored(where).encoder):
+        name, revision = _stored(where).encoder, _stored(where).encoder_revision
+    return _encoder(name, revision, _choice("HF_LMMIXUP_ENCODER_PRECISION", PRECISIONS))
 
 
 def loaded_datastore() -> ScoredDatastore | None:
@@ -121,8 +121,8 @@ def loaded_datastore() -> ScoredDatastore | None:
 
 
 @lru_cache(maxsize=4)
-def _encoder(name: str | None, precision: str) -> CachedEncoder:
-    return CachedEncoder(load_encoder(name, precision=precision))
+def _encoder(name: str | None, revision: str | None, precision: str) -> CachedEncoder:
+    return CachedEncoder(load_encoder(name, revision=revision, precision=precision))
 
 
 @lru_cache(maxsize=4)

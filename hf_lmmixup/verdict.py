@@ -10,8 +10,11 @@ Three responses and what they mean::
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from hf_lmmixup.secrecy import without_secrets
 
 
 MAX_REPLY_CHARACTERS = 20_000
@@ -93,15 +96,16 @@ def read_body(body: bytes) -> Verdict:
     return Verdict(text=text, answered=True)
 
 
-def judge_error(status: int, body: Any, wait: float | None) -> Verdict:
+def judge_error(status: int, body: Any, wait: float | None, secrets: Iterable[str] = ()) -> Verdict:
     """What an error response means.
 
     Args:
         status: HTTP status.
         body: Parsed body, or its text.
         wait: Seconds that the response asks to wait, if it does.
+        secrets: Values to hide: some servers repeat the key that they refuse.
     """
-    code, message = _error_fields(body)
+    code, message = _error_fields(body, secrets)
     said = f" ({message})" if message else ""
     if status in ENDING:
         return Verdict(error=f"{status}: {ENDING[status]}{said}", stops=True)
@@ -114,7 +118,7 @@ def judge_error(status: int, body: Any, wait: float | None) -> Verdict:
     return Verdict(error=f"status {status}{said}")
 
 
-def _error_fields(body: Any) -> tuple[str, str]:
+def _error_fields(body: Any, secrets: Iterable[str]) -> tuple[str, str]:
     """Code and message of an error body in the usual shapes, else nothing."""
     if isinstance(body, dict) and isinstance(body.get("error"), dict):
         body = body["error"]
@@ -123,5 +127,6 @@ def _error_fields(body: Any) -> tuple[str, str]:
     codes = [body[name] for name in ("code", "type") if isinstance(body.get(name), str)]
     code = next((code for code in codes if code in EXHAUSTED), "")
     message = body.get("message")
-    text = message if isinstance(message, str) else ""
-    return code, "".join(character if character.isprintable() else " " for character in text[:MAX_MESSAGE]).strip()
+    # Hidden before it is cut: half a key would not be known for one.
+    text = without_secrets(message, secrets)[:MAX_MESSAGE] if isinstance(message, str) else ""
+    return code, "".join(character if character.isprintable() else " " for character in text).strip()

@@ -349,6 +349,13 @@ def test_no_error_body_is_too_odd(status, body):
     assert len(judge_error(status, body, None).error) < 300
 
 
+def test_a_key_is_hidden_before_a_message_is_cut():
+    key = "odd:canary/0123456789"
+    for before in range(170, 201):  # the cut falls before, into and behind the key
+        body = {"error": {"message": "x" * before + key}}
+        assert "odd" not in judge_error(401, body, None, {key}).error
+
+
 # ---- pace ----
 
 

@@ -124,6 +124,14 @@ def test_questions_that_cannot_be_asked(datastore):
         datastore.judge(["a"], HashingEncoder(), "tfq")
 
 
+def test_another_revision_of_the_encoder_is_refused(monkeypatch):
+    monkeypatch.setattr(HashingEncoder, "revision", "old")
+    datastore = build(["Q: a\nA: b"], [3], ["qa"], HashingEncoder())
+    monkeypatch.setattr(HashingEncoder, "revision", "new")
+    with pytest.raises(ValueError, match="is of revision 'old' of 'hashing', not 'new'"):
+        datastore.judge(["Q: a\nA: b"], HashingEncoder(), "qa")
+
+
 def alter_facts(folder, **changes):
     path = folder / FACTS_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -57,8 +57,8 @@ def hashing(monkeypatch):
     """The rewards with a tiny encoder; gives the list of loads and the encoder."""
     encoder, loads = HashingEncoder(), []
 
-    def load(name=None, *, precision="auto"):
-        loads.append((name, precision))
+    def load(name=None, *, revision=None, precision="auto"):
+        loads.append((name, revision, precision))
         return encoder
 
     monkeypatch.setattr(reward_settings, "load_encoder", load)
@@ -190,6 +190,16 @@ def test_a_datastore_of_another_encoder_is_refused(hashing, tmp_path, monkeypatc
     monkeypatch.setenv("HF_LMMIXUP_DATASTORE", str(tmp_path / "store"))
     with pytest.raises(ValueError, match="HF_LMMIXUP_ENCODER='hashing', but the datastore .* made with 'older'"):
         quality_reward([said(ANSWERS["qa"])], ["qa"])
+
+
+@pytest.mark.parametrize("name", ["", "hashing"])
+def test_the_encoder_is_loaded_in_the_revision_of_the_datastore(hashing, tmp_path, monkeypatch, name):
+    encoder, loads = hashing
+    monkeypatch.setattr(HashingEncoder, "revision", "0123abc")
+    store(tmp_path, monkeypatch, [ANSWERS["qa"]], [5], ["qa"])
+    monkeypatch.setenv("HF_LMMIXUP_ENCODER", name)
+    assert quality_reward([said(ANSWERS["qa"])], ["qa"]) == [1.0]
+    assert loads == [("hashing", "0123abc", "auto")]
 
 
 def test_alignment_compares_with_the_reference_and_abstains_without(hashing):
