@@ -45,6 +45,9 @@ ERROR_LINE = re.compile(r"^\w[\w.]*(?:Error|Exception|Interrupt)\b.*", re.MULTIL
 
 MAX_LOG_BYTES = 100_000
 
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+"""Makes glibc keep freed memory for the next step: fetching it anew from the system takes a tenth of a step's time."""
+
 LAUNCHER = "subprocess.CalledProcessError"
 """Accelerate's own error about a training that failed; the cause stands above it."""
 
@@ -181,13 +184,13 @@ def copy_model(source: Path, target: Path) -> None:
 def _run(
     command: list[str], log: Path, environment: dict[str, str], on_step: Callable[[int, int], None] | None
 ) -> int:
-    threads = {"OMP_NUM_THREADS": str(_cores()), "GOMP_SPINCOUNT": "10000"}  # as in `cli`
+    tuning = {"OMP_NUM_THREADS": str(_cores()), "GOMP_SPINCOUNT": "10000"} | KEEP_MEMORY  # spinning as in `cli`
     with (
         alone(log.with_suffix(".lock")) as lock,
         log.open("ab") as file,
         subprocess.Popen(
             command,
-            env=threads | os.environ | environment,
+            env=tuning | os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=(lock,),  # held by the training even if this process is killed
