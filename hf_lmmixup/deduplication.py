@@ -9,7 +9,6 @@ One dropped row::
     {"c02e41d09b6f3a77": "deduplicate: similar to another row (5f1d0c8f1f0b7a52)"}
 """
 
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from datasets import Dataset
 
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph
-from hf_lmmixup.records import Outcome
+from hf_lmmixup.records import Outcome, row_id
 from hf_lmmixup.tables import rows_at
 
 
@@ -71,12 +70,11 @@ def normalized(text: str) -> str:
 
 def _by_text(dataset: Dataset, order: list[int], ids: list[str]) -> tuple[list[int], dict[str, str]]:
     """Of rows with the same text the first in `order`; the others with their reason."""
-    keys: list[bytes] = []  # digests, because all texts again would fill the memory
+    keys: list[str] = []  # digests, because all texts again would fill the memory
     for batch in dataset.select_columns(["prompt", "completion"]).iter(batch_size=10_000):
         pairs = zip(batch["prompt"], batch["completion"], strict=True)
-        texts = (f"{normalized(prompt)}\n{normalized(completion)}" for prompt, completion in pairs)
-        keys += [sha256(text.encode()).digest() for text in texts]
-    first: dict[bytes, int] = {}
+        keys += [row_id(normalized(prompt), normalized(completion)) for prompt, completion in pairs]
+    first: dict[str, int] = {}
     dropped = {}
     for row in order:
         winner = first.setdefault(keys[row], row)

@@ -173,27 +173,20 @@ class CachedEncoder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit rows (n, d), float32."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._rows]
-        if new and len(new) == len(texts):
-            rows = self._encoder.encode(new)
-            self._rows.update(zip(new[-self._capacity :], rows[-self._capacity :].copy(), strict=True))
-            self._forget()
-            return rows
-        known = {text: self._rows[text] for text in texts if text in self._rows}
+        wanted = list(dict.fromkeys(texts))
+        new = [text for text in wanted if text not in self._rows]
+        known = {text: self._rows[text] for text in wanted if text in self._rows}
         if new or not texts:
             rows = self._encoder.encode(new)
-            if not texts:
-                return rows
             known.update(zip(new, rows, strict=True))
-        for text in dict.fromkeys(texts):
-            self._rows[text] = known[text]
+        for text in wanted[-self._capacity :]:
+            self._rows[text] = known[text].copy()  # a view would keep the whole batch
             self._rows.move_to_end(text)
-        self._forget()
-        return np.array([known[text] for text in texts])  # np.stack takes four times as long
-
-    def _forget(self) -> None:
         while len(self._rows) > self._capacity:
             self._rows.popitem(last=False)
+        if len(new) == len(texts):
+            return rows
+        return np.array([known[text] for text in texts])  # np.stack takes four times as long
 
 
 def load_encoder(name: str | None = None, *, revision: str | None = None, precision: str = "auto") -> Encoder:

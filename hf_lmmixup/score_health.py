@@ -121,9 +121,10 @@ def agreement(first: Sequence[int | None], second: Sequence[int | None]) -> Agre
 
 def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float | None:
     """Spearman's rank correlation, ties at their mean rank; `None` if one side is constant or has under two values."""
-    if any(len(side) < 2 or min(side) == max(side) for side in (first, second)):
+    sides = [np.asarray(side, dtype=np.float64) for side in (first, second)]
+    if any(len(side) < 2 or side.min() == side.max() for side in sides):
         return None
-    a, b = _ranks(np.asarray(first, dtype=np.float64)), _ranks(np.asarray(second, dtype=np.float64))
+    a, b = map(_ranks, sides)
     return float(((a - a.mean()) * (b - b.mean())).mean() / (a.std() * b.std()))
 
 

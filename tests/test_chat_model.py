@@ -537,5 +537,5 @@ def test_a_missing_extra_says_what_to_install(monkeypatch):
 
 
 def test_the_caps_are_consistent():
-    assert MAX_BODY_BYTES > 6 * 20_000  # a reply of MAX_REPLY_CHARACTERS, each escaped as \\uXXXX
+    assert MAX_BODY_BYTES > 6 * 20_000  # a reply of MAX_REPLY_CHARACTERS, each escaped in six bytes
     assert endpoint.MAX_ATTEMPTS == 6

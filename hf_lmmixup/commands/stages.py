@@ -140,6 +140,7 @@ def distill(
     from hf_lmmixup.journal import Journal
     from hf_lmmixup.recipe import DistillerRecipe
     from hf_lmmixup.stage_files import check_output, read_rows
+    from hf_lmmixup.writers import writing_settings
 
     with errors(), progress_bar() as told:
         check_output(output)
@@ -155,7 +156,7 @@ def distill(
         options = DistillerRecipe(model=model or "", **known)
         settings = {"distiller": model or "extractive", "seed": seed, "task_type": task_type}
         if not extractive:
-            settings |= {"max_new_tokens": max_new_tokens, "temperature": temperature}
+            settings |= writing_settings(options)
         with Journal(output.with_name(f"{output.name}.journal"), settings) as journal:
             if extractive:
                 outcome = _extract(clustered, encoder, task_type, journal, told)
