@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,6 +31,20 @@ distiller:
   attempts: 1
   held_out: 5
 """
+
+SHARED = {
+    "finished run": ["test_comparison", "test_evaluation", "test_new_user", "test_pipeline", "test_sftmix_recipe"],
+    "server": ["test_gpu_training", "test_recipes", "test_training_page", "test_training_resume"],
+}
+"""Files that one parallel worker takes together, because they share the finished run or the server of `trl_forks`."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Give the tests of a file, or of several that share something dear, to one worker."""
+    groups = {name: group for group, names in SHARED.items() for name in names}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups.get(item.path.stem, item.path.stem)))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -72,11 +85,7 @@ def lmmixup(*arguments: str | Path, check: bool = True) -> subprocess.CompletedP
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
-    """The directory of a run from raw rows to report, trained for a few steps; parallel workers share it."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            folder.mkdir()
-            lmmixup("run", write_tiny_run(folder, "run"))
+    """The directory of a run from raw rows to report, trained for a few steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    lmmixup("run", write_tiny_run(folder, "run"))
     return folder / "run"

@@ -114,7 +114,8 @@ def test_a_stream_is_read_while_the_trainer_runs(script, tmp_path, monkeypatch):
     ]
     model = build_tiny_distiller(tmp_path / "tiny", [row["completion"] for row in rows])
     (tmp_path / "rows").mkdir()
-    Dataset.from_list(rows).to_parquet(str(tmp_path / "rows" / "train.parquet"))
+    # Not Parquet, of which `datasets` waits five seconds after each look into a shuffled stream.
+    Dataset.from_list(rows).to_json(str(tmp_path / "rows" / "train.jsonl"))
     arguments = ["--config", str(REPOSITORY / "recipes" / "quickstart" / "sftmix.yaml"), "--dataset_streaming", "true"]
     arguments += ["--dataset_name", str(tmp_path / "rows"), "--model_name_or_path", str(model), "--max_steps", "2"]
     arguments += ["--output_dir", str(tmp_path / "out"), "--logging_steps", "1", "--per_device_train_batch_size", "4"]

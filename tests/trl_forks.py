@@ -8,15 +8,18 @@ The file is also the server: `python tests/trl_forks.py` reads one job a line an
 """
 
 import atexit
+import faulthandler
 import importlib
 import importlib.util
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +37,10 @@ SLOW_IMPORTS = (
     "transformers.models.qwen2.modeling_qwen2",
     "hf_lmmixup.rewards",
 )
+
+
+LIMIT = 240
+"""Seconds after which a training writes where it stands to its log and fails: one that waits for ever says nothing."""
 
 
 @cache
@@ -137,6 +144,7 @@ def fork(one, rank, port):
         log = os.open(one["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(log, stream)
+        faulthandler.dump_traceback_later(LIMIT, exit=True)
         os.environ.update(one["environment"])
         os.chdir(one["folder"])
         if one["processes"] > 1:
@@ -156,16 +164,29 @@ def fork(one, rank, port):
 
 def start(one):
     """Start all processes of a job and return their ids."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     return [fork(one, rank, port) for rank in range(one["processes"])]
 
 
+def free_port():
+    """A port that no other test is given before the processes meet there: systems hand out those above 32767."""
+    for port in random.Random(os.getpid()).sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("None of 100 ports is free.")
+
+
 def code_of(pids):
-    """The worst exit code of a job's processes; killed ones count -9."""
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    return max(codes, key=abs)
+    """The exit code of the first process of a job that fails, or 0; the others, which wait for it, are killed."""
+    running, code = set(pids), 0
+    while running:
+        pid, status = os.wait()
+        running.discard(pid)
+        if not code and (code := os.waitstatus_to_exitcode(status)):
+            for other in running:
+                os.kill(other, signal.SIGKILL)
+    return code
 
 
 @cache
