@@ -62,6 +62,19 @@ class ChatReply:
     answered: bool = True
 
 
+class Stop(Event):
+    """Whether a run is to end: soon once it is set, or at once.
+
+    Attributes:
+        at_once: Whatever is in flight is to be dropped.
+        watched: Someone looks at `at_once` many times a second and ends the run at a place where nothing breaks. As
+            long as nobody does, the second Ctrl-C raises `KeyboardInterrupt` wherever the program stands.
+    """
+
+    at_once = False
+    watched = False
+
+
 class ModelStopped(RuntimeError):
     """The model will not answer any further request: a refused key, exhausted quota, an unknown model, no server.
 

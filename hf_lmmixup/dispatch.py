@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hf_lmmixup.chat_model import ChatModel, ChatReply, ChatRequest, Message
+from hf_lmmixup.chat_model import ChatModel, ChatReply, ChatRequest, Message, Stop
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.records import Outcome
 
@@ -142,13 +142,14 @@ def as_generate(chat_model: ChatModel) -> Callable[..., list[str | None]]:
 
 
 @contextmanager
-def finish_on_signals() -> Iterator[threading.Event]:
+def finish_on_signals() -> Iterator[Stop]:
     """Within this block the first Ctrl-C or SIGTERM sets the event; when the block ends, the signal takes effect.
 
-    A second one acts at once, as it would have without the block. Outside the main thread, where Python delivers no
-    signals, the event is never set.
+    A second one acts at once: Ctrl-C raises `KeyboardInterrupt`, or sets `Stop.at_once` where that is watched; SIGTERM
+    does what it would have done without the block. Outside the main thread, where Python delivers no signals, the
+    event is never set.
     """
-    stop = threading.Event()
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -159,14 +160,21 @@ def finish_on_signals() -> Iterator[threading.Event]:
         for number, action in before.items():
             signal.signal(number, action if action is not None else signal.SIG_DFL)
 
-    def on_signal(number: int, frame: Any) -> None:
+    def on_second(number: int, frame: Any) -> None:
+        stop.at_once = True
+        if not stop.watched:
+            raise KeyboardInterrupt
+
+    def on_first(number: int, frame: Any) -> None:
         received.append(number)
         stop.set()
         restore()
+        if callable(before[signal.SIGINT]):  # else the system itself ends the process, or ignores the signal
+            signal.signal(signal.SIGINT, on_second)
         logger.warning("Stopping: waiting for the requests in flight. A second signal stops at once.")
 
     for number in before:
-        signal.signal(number, on_signal)
+        signal.signal(number, on_first)
     try:
         yield stop
     finally:
@@ -193,7 +201,7 @@ class _Run:
             if self.again:
                 request, ask = self.again.popleft()
             else:
-                new = self._next_new(source)
+                new = self._next_new(source, stop)
                 if new is None:
                     return
                 request, ask = new, 1
@@ -222,8 +230,10 @@ class _Run:
             self.unanswered[reply.key] = error
         self.progress(1)
 
-    def _next_new(self, source: Iterator[ChatRequest]) -> ChatRequest | None:
+    def _next_new(self, source: Iterator[ChatRequest], stop: threading.Event) -> ChatRequest | None:
         for request in source:
+            if stop.is_set():  # a run that goes on may have a million answers to pass by
+                return None
             if request.key in self.journal:
                 self.progress(1)
             elif request.key not in self.asked and request.key not in self.unanswered:

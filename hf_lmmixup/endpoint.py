@@ -19,12 +19,12 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Event
 from typing import Any
 
-from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped
-from hf_lmmixup.pacing import Pacing, retry_after
+from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped, Stop
+from hf_lmmixup.pacing import NAP, Pacing, retry_after
 from hf_lmmixup.secrecy import SHORTEST_SECRET, environment_secrets, without_secrets
 from hf_lmmixup.transport import BodyTooLong, check_url, open_client, passing_errors
 from hf_lmmixup.verdict import Verdict, judge_error, read_body
@@ -107,11 +107,16 @@ class EndpointModel:
         yield from delivered if not _is_loop_running() else _driven_elsewhere(delivered)
 
     def _delivered(self, requests: Iterator[ChatRequest], stop: Event, key: str) -> Generator[ChatReply, None, None]:
-        run = _Run(self, requests, stop, key)
+        signals = stop if isinstance(stop, Stop) else Stop()
+        signals.watched = True
         try:
-            yield from run.delivered()
+            run = _Run(self, requests, stop, signals, key)
+            try:
+                yield from run.delivered()
+            finally:
+                run.close()
         finally:
-            run.close()
+            signals.watched = stop.is_set()  # then the caller is about to end the run by itself
 
     def body_of(self, request: ChatRequest) -> dict[str, Any]:
         """The JSON body for one request."""
@@ -129,10 +134,16 @@ class _Run:
 
     A worker goes on to its next request only after the caller has come back for more, so what is in flight and what is
     delivered but not yet recorded never exceed the concurrency together.
+
+    Python acts on a signal between two of its own steps, so a loop that sleeps on its sockets would not hear of one
+    that came just before it fell asleep, or that another thread took: `_look` wakes it. And an exception raised amid
+    the loop's own steps can lose one of them, so signals are looked at, and raise nothing, while the loop runs.
     """
 
-    def __init__(self, model: EndpointModel, requests: Iterator[ChatRequest], stop: Event, key: str) -> None:
-        self.model, self.requests, self.stop = model, requests, stop
+    def __init__(
+        self, model: EndpointModel, requests: Iterator[ChatRequest], stop: Event, signals: Stop, key: str
+    ) -> None:
+        self.model, self.requests, self.stop, self.signals = model, requests, stop, signals
         self.secrets = environment_secrets() | ({key} if len(key) >= SHORTEST_SECRET else set())
         self.client = open_client(model.base_url, key)
         self.address = f"{model.base_url}/chat/completions"  # whole, so that the client need not join it each time
@@ -146,12 +157,15 @@ class _Run:
         self.workers = [self.loop.create_task(self._work()) for _ in range(model.concurrency)]
         for worker in self.workers:
             worker.add_done_callback(self._hand_over)
+        self._look()
 
     def delivered(self) -> Iterator[ChatReply]:
         while self.workers:
             self.loop.run_forever()
             while self.ready:
                 yield self.ready.popleft()
+            if self.signals.at_once:
+                raise KeyboardInterrupt
             for future in self.taken:
                 future.set_result(None)
             self.taken.clear()
@@ -172,6 +186,12 @@ class _Run:
             worker.cancel()
         await asyncio.gather(*self.workers, return_exceptions=True)
         await self.client.close()
+
+    def _look(self) -> None:
+        """Let signals be heard now, and again a little later."""
+        if self.signals.at_once:
+            self._hand_over()
+        self.loop.call_later(NAP, self._look)
 
     def _hand_over(self, worker: Any = None) -> None:
         """Give the caller's thread back when this round of the loop is through."""
@@ -265,7 +285,14 @@ def _driven_elsewhere(replies: Generator[ChatReply, None, None]) -> Iterator[Cha
     """The same replies, with the generator's own event loop in a thread of its own."""
     with ThreadPoolExecutor(1) as thread:
         try:
-            while (reply := thread.submit(next, replies, None).result()) is not None:
+            while (reply := _result(thread.submit(next, replies, None))) is not None:
                 yield reply
         finally:
-            thread.submit(replies.close).result()
+            _result(thread.submit(replies.close))
+
+
+def _result(future: Future[Any]) -> Any:
+    """A future's result, waited for in short naps, so that signals are heard in between."""
+    while not wait([future], NAP).done:
+        pass
+    return future.result()

@@ -148,6 +148,32 @@ def test_a_signal_takes_effect_after_the_replies_in_flight_are_recorded(number, 
         assert caught.value.code == 143
 
 
+def test_a_signal_is_heard_while_answers_are_passed_by(journal):
+    journal.add("old", {"answer": 0})
+
+    def source():
+        yield from questions("old")
+        signal.raise_signal(signal.SIGINT)
+        yield from questions("old")
+        raise AssertionError("pulled on")
+
+    with pytest.raises(KeyboardInterrupt):
+        ask_all(Scripted(), source(), json.loads, journal)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_second_ctrl_c_raises_where_it_comes_unless_that_is_watched(watched):
+    passed = []
+    with pytest.raises(KeyboardInterrupt), finish_on_signals() as stop:
+        stop.watched = watched
+        signal.raise_signal(signal.SIGINT)
+        passed.append(stop.is_set() and not stop.at_once)
+        signal.raise_signal(signal.SIGINT)
+        passed.append(stop.at_once)
+    assert passed == ([True, True] if watched else [True])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_outside_the_main_thread_signals_are_left_alone():
     seen = []
 
