@@ -154,31 +154,30 @@ def finish_on_signals() -> Iterator[Stop]:
         yield stop
         return
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore() -> None:
-        for number, action in before.items():
+    def restore(*numbers: int) -> None:
+        for number in numbers:
+            action = before[number]
             signal.signal(number, action if action is not None else signal.SIG_DFL)
 
-    def on_second(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: Any) -> None:
+        received.append(number)
+        if len(received) == 1:
+            restore(signal.SIGTERM)
+            stop.set()  # never twice: it takes a lock, and the second signal may come while the first one holds it
+            logger.warning("Stopping: waiting for the requests in flight. A second signal stops at once.")
+            return
         stop.at_once = True
         if not stop.watched:
             raise KeyboardInterrupt
 
-    def on_first(number: int, frame: Any) -> None:
-        received.append(number)
-        stop.set()
-        restore()
-        if callable(before[signal.SIGINT]):  # else the system itself ends the process, or ignores the signal
-            signal.signal(signal.SIGINT, on_second)
-        logger.warning("Stopping: waiting for the requests in flight. A second signal stops at once.")
-
     for number in before:
-        signal.signal(number, on_first)
+        signal.signal(number, on_signal)
     try:
         yield stop
     finally:
-        restore()
+        restore(*before)
     if received:
         raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(128 + received[0])
 

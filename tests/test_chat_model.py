@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stub_client import running_stub
 
 from hf_lmmixup import dispatch, endpoint, pacing
-from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped
+from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped, Stop
 from hf_lmmixup.dispatch import as_generate, ask_all, finish_on_signals
 from hf_lmmixup.endpoint import EndpointModel
 from hf_lmmixup.journal import Journal
@@ -172,6 +172,26 @@ def test_a_second_ctrl_c_raises_where_it_comes_unless_that_is_watched(watched):
         passed.append(stop.at_once)
     assert passed == ([True, True] if watched else [True])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_signal_amid_the_handling_of_the_first_is_the_second(monkeypatch):
+    class Locking(Stop):
+        """`Event.set` takes a lock that the thread which holds it would wait for without end."""
+
+        entered = False
+
+        def set(self):
+            assert not self.entered
+            self.entered = True
+            signal.raise_signal(signal.SIGINT)
+            super().set()
+
+    monkeypatch.setattr(dispatch, "Stop", Locking)
+    with pytest.raises(KeyboardInterrupt), finish_on_signals() as stop:
+        stop.watched = True
+        signal.raise_signal(signal.SIGINT)
+        passed = stop.is_set() and stop.at_once
+    assert passed
 
 
 def test_outside_the_main_thread_signals_are_left_alone():
