@@ -18,7 +18,7 @@ test: .venv/dev  ## Install what tests need into .venv, then check the code and 
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 slow: .venv/eval  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow

@@ -39,12 +39,17 @@ SHARED = {
 """Files that one parallel worker takes together, because they share the finished run or the server of `trl_forks`."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     """Give the tests of a file, or of several that share something dear, to one worker."""
-    groups = {name: group for group, names in SHARED.items() for name in names}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path.stem, item.path.stem)))
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return next((group for group, files in SHARED.items() if Path(file).stem in files), file)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")

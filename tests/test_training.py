@@ -1,5 +1,6 @@
 """Trainings through TRL's command: configuration, progress, failures, with a stand-in for `trl`."""
 
+import fcntl
 import json
 import os
 import signal
@@ -113,6 +114,8 @@ training._run([sys.executable, str(folder / "trl.py")], folder / "out.log", {{}}
         with pytest.raises(ValueError, match="A training still writes to .*out, perhaps one whose caller was stopped"):
             train("sft", recipe, {}, tmp_path / "out")
         os.killpg(caller.pid, signal.SIGKILL)
+    with (tmp_path / "out.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # free when the training is dead
     (tmp_path / "trl.py").write_text(STAND_IN)
     train("sft", recipe, {}, tmp_path / "out", environment={"HF_LMMIXUP_DATASTORE": ""})
 
