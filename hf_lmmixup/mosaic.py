@@ -110,7 +110,9 @@ def build_mosaics(
     key = epoch_key(epoch)
     with _without_collector():
         passes = _passes(dataset, _counter(tokenizer, config, token_counts), config, token_counts, num_proc, progress)
-        return passes.dataset(key, num_proc=num_proc, progress=progress), passes.report(key)
+        made = passes.dataset(key, num_proc=num_proc, progress=progress), passes.report(key)
+        del passes  # or the collector would begin with a walk through all plans
+        return made
 
 
 def mosaic_file(
