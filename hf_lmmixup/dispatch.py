@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 MAX_ASKS = 5
 """How often a question is asked whose reply cannot be read. A model that fails so often keeps failing."""
 
+STOPPING = "Stopping: waiting for the requests in flight. A second signal stops at once."
+
 Reader = Callable[[str], Any]
 """Turns a reply's text into a JSON value, or raises a ValueError whose message is the reason why it cannot."""
 
@@ -166,7 +168,8 @@ def finish_on_signals() -> Iterator[Stop]:
         if len(received) == 1:
             restore(signal.SIGTERM)
             stop.set()  # never twice: it takes a lock, and the second signal may come while the first one holds it
-            logger.warning("Stopping: waiting for the requests in flight. A second signal stops at once.")
+            # In a thread of its own: the signal may have come amid another message to the same stream.
+            threading.Thread(target=logger.warning, args=(STOPPING,)).start()
             return
         stop.at_once = True
         if not stop.watched:

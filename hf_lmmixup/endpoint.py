@@ -1,7 +1,7 @@
 """A chat model behind any server that speaks the OpenAI protocol: hosted, vLLM, llama.cpp, TGI, Ollama.
 
-The `openai` client builds the requests; its own retries are off, because they repeat a request when the quota is
-exhausted, know no total deadline and let every worker wait for itself. Here:
+The `openai` client makes the requests, and none twice: its own retries repeat a request when the quota is exhausted,
+know no total deadline and let every worker wait for itself. Here:
 
 - at most `concurrency` requests are in flight or delivered but not yet taken by the caller;
 - each attempt has a total deadline, however slowly the body trickles, and a body is read up to `MAX_BODY_BYTES`;
@@ -19,15 +19,16 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from threading import Event
 from typing import Any
 
 from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped, Stop
-from hf_lmmixup.pacing import NAP, Pacing, retry_after
+from hf_lmmixup.pacing import NAP, Pacing, retry_after, steady
 from hf_lmmixup.secrecy import SHORTEST_SECRET, environment_secrets, without_secrets
-from hf_lmmixup.transport import BodyTooLong, check_url, open_client, passing_errors
-from hf_lmmixup.verdict import Verdict, judge_error, read_body
+from hf_lmmixup.transport import BodyTooLong, Response, check_url, open_client, passing_errors
+from hf_lmmixup.verdict import Verdict, error_body, judge_error, read_body
 
 
 CONCURRENCY = 16
@@ -112,7 +113,8 @@ class EndpointModel:
         try:
             run = _Run(self, requests, stop, signals, key)
             try:
-                yield from run.delivered()
+                with steady():
+                    yield from run.delivered()
             finally:
                 run.close()
         finally:
@@ -146,7 +148,6 @@ class _Run:
         self.model, self.requests, self.stop, self.signals = model, requests, stop, signals
         self.secrets = environment_secrets() | ({key} if len(key) >= SHORTEST_SECRET else set())
         self.client = open_client(model.base_url, key)
-        self.address = f"{model.base_url}/chat/completions"  # whole, so that the client need not join it each time
         self.pacing = Pacing(model.backoff)
         self.loop = asyncio.new_event_loop()
         self.ready: deque[ChatReply] = deque()
@@ -234,23 +235,20 @@ class _Run:
         return None
 
     async def _attempt(self, request: ChatRequest) -> Verdict:
-        import httpx2
-        import openai
-
+        body = self.model.body_of(request)
         try:
             async with asyncio.timeout(self.model.timeout):
-                response = await self.client.post(
-                    self.address, cast_to=httpx2.Response, body=self.model.body_of(request)
-                )
-            return read_body(response.content)
-        except openai.APIStatusError as error:
-            return judge_error(error.status_code, error.body, retry_after(error.response.headers), self.secrets)
+                response = await self.client.post("/chat/completions", cast_to=Response, body=body)
         except TimeoutError:
             return Verdict(error="no reply in time", passing=True)
         except BodyTooLong:
             return Verdict(error="reply too long", answered=True)
         except passing_errors() as error:
             return Verdict(error=f"connection failed ({type(error).__name__})", passing=True)
+        if 200 <= response.status < 300:
+            return read_body(response.body)
+        wait = retry_after(response.headers)
+        return judge_error(response.status, error_body(response.body), wait, self.secrets)
 
     def _settled(self, request: ChatRequest, verdict: Verdict) -> ChatReply:
         if verdict.answered:
@@ -293,6 +291,6 @@ def _driven_elsewhere(replies: Generator[ChatReply, None, None]) -> Iterator[Cha
 
 def _result(future: Future[Any]) -> Any:
     """A future's result, waited for in short naps, so that signals are heard in between."""
-    while not wait([future], NAP).done:
+    while not wait_for([future], NAP).done:
         pass
     return future.result()

@@ -52,6 +52,7 @@ one for each answer would cap a run at a few hundred answers a second."""
 
 FORMAT_VERSION = 1
 HEADER_START = f'{{"journal":{FORMAT_VERSION},"settings":{{'.encode()
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 CHECKSUM_BYTES = 9
 """Eight hex digits and a space before each line's JSON."""
 
@@ -227,7 +228,7 @@ def digest(texts: Iterable[str]) -> str:
 
 
 def _line(content: Any) -> bytes:
-    payload = json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+    payload = _encode(content).encode("ascii")
     return b"%08x %s\n" % (zlib.crc32(payload), payload)
 
 

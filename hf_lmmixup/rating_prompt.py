@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from hf_lmmixup.records import RATING_AXES, Rating, TaskType
@@ -200,7 +200,8 @@ def _no_constant(name: str) -> Any:
 
 
 def _read_axes(reply: str) -> dict[str, Any]:
-    return asdict(parse_rating(reply))
+    rating = parse_rating(reply)
+    return {axis: getattr(rating, axis) for axis in RATING_AXES}
 
 
 def _read_digit(reply: str) -> dict[str, Any]:

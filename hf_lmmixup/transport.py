@@ -1,7 +1,9 @@
-"""The wire under `endpoint`: an `openai` client on `aiohttp`, with a capped body and no redirects.
+"""The wire under `endpoint`: an `openai` client that sends through `aiohttp`, with a capped body and no redirects.
 
-The `openai` client's own transport takes twice as long per request and reads bodies of any size. Redirects are not
-followed: a row goes to the host that was named and to no other.
+The `openai` client knows the address, the key and the headers. What it does around each attempt (options copied, the
+address parsed, retries, types) takes three times as long as the sending and the reading, and it reads bodies of any
+size; here its `request` does nothing else. Redirects are not followed: a row goes to the host that was named and to no
+other.
 
 One address and what becomes of it: `https://host/v1/` -> `https://host/v1`; `http://host/v1` -> refused, unless `host`
 is this machine or `allow_http` is set.
@@ -9,9 +11,11 @@ is this machine or `allow_http` is set.
 
 import functools
 import ipaddress
+import json
 import logging
 import ssl
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -19,18 +23,8 @@ from urllib.request import getproxies
 MAX_BODY_BYTES = 1_000_000
 """Longest response body that is read; a reply of 20,000 characters needs a tenth."""
 
-STAINLESS_HEADERS = (
-    "X-Stainless-Arch",
-    "X-Stainless-Async",
-    "X-Stainless-Lang",
-    "X-Stainless-OS",
-    "X-Stainless-Package-Version",
-    "X-Stainless-Read-Timeout",
-    "X-Stainless-Retry-Count",
-    "X-Stainless-Runtime",
-    "X-Stainless-Runtime-Version",
-)
-"""What the `openai` client tells a server about this machine; not needed, so not sent."""
+ABOUT_THIS_MACHINE = "x-stainless-"
+"""How the names of headers begin in which the `openai` client tells a server about this machine; they are not sent."""
 
 
 class BodyTooLong(OSError):
@@ -54,8 +48,16 @@ def check_url(base_url: str, *, allow_http: bool) -> str:
     return base_url.rstrip("/")
 
 
+class Response(NamedTuple):
+    """What a server sent: its status, its headers by name in any case, and the whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
 def open_client(base_url: str, key: str) -> Any:
-    """An `openai.AsyncOpenAI` that sends through aiohttp and retries nothing by itself.
+    """An `openai.AsyncOpenAI` whose `post` sends once, through aiohttp, and returns a `Response` of any status.
 
     Raises:
         ImportError: If the `rate` extra is missing.
@@ -65,56 +67,21 @@ def open_client(base_url: str, key: str) -> Any:
         import openai
     except ImportError as error:
         raise ImportError('Asking an endpoint needs the openai client: pip install "hf-lmmixup[rate]".') from error
-    headers: dict[str, Any] = {name: openai.Omit() for name in STAINLESS_HEADERS}
-    # A server that compresses could send a bomb; replies are small, so nothing is asked to be compressed.
-    headers["Accept-Encoding"] = "identity"
-    http_client = _http_client()
-    return openai.AsyncOpenAI(
-        base_url=base_url,
-        api_key=key,
-        organization=None,
-        project=None,
-        max_retries=0,
-        timeout=None,
-        default_headers=headers,
-        http_client=http_client,
-    )
 
-
-def passing_errors() -> tuple[type[BaseException], ...]:
-    """What a broken connection raises."""
-    import aiohttp
-    import openai
-
-    return (openai.APIConnectionError, aiohttp.ClientError, OSError)
-
-
-def _http_client() -> Any:
-    """The client under `openai`'s: it takes a request as `openai` built it, and `aiohttp` sends it.
-
-    httpx's own client would merge cookies, parameters and redirects into every request; none is used here, and that
-    takes as long as sending does.
-    """
-    import httpx2
-    from yarl import URL
-
-    class Client(httpx2.AsyncClient):
-        """Sends with aiohttp and reads bodies up to the cap."""
+    class Client(openai.AsyncOpenAI):
+        """Sends what `post` and its like make, with one set of headers."""
 
         session: Any = None
 
-        def build_request(self, method: str, url: Any, **given: Any) -> Any:
-            body = httpx2.ByteStream(given["content"])
-            return httpx2.Request(method, parsed(url), headers=given["headers"], stream=body)
-
-        async def send(self, request: Any, **other: Any) -> Any:
+        async def request(self, cast_to: Any, options: Any, **other: Any) -> Any:
             if self.session is None:
-                self.session = _open_session()
+                self.session = _open_session(base_url.startswith("https"))
+                self.headers = _headers(self)
             async with self.session.request(
-                request.method,
-                destination(str(request.url)),
-                data=request.read(),
-                headers=request.headers.multi_items(),
+                options.method,
+                destination(options.url),
+                data=encode(options.json_data).encode(),
+                headers=self.headers,
                 allow_redirects=False,
             ) as response:
                 body = bytearray()
@@ -122,25 +89,48 @@ def _http_client() -> Any:
                     body += chunk
                     if len(body) > MAX_BODY_BYTES:
                         raise BodyTooLong(f"a response of more than {MAX_BODY_BYTES} bytes")
-            return httpx2.Response(
-                response.status, headers=list(response.headers.items()), content=bytes(body), request=request
-            )
+            return Response(response.status, response.headers, bytes(body))
 
-        async def aclose(self) -> None:
+        async def close(self) -> None:
             if self.session is not None:
                 await self.session.close()
-            await super().aclose()
+            await super().close()
 
-    parsed = functools.cache(httpx2.URL)  # a run has one address
-    destination = functools.cache(functools.partial(URL, encoded=True))
-    return Client(timeout=None, trust_env=False)
+    encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+    destination = functools.cache(functools.partial(_url, base_url))  # a run has one or two addresses
+    return Client(base_url=base_url, api_key=key, organization=None, project=None, max_retries=0, timeout=None)
 
 
-def _open_session() -> Any:
+def passing_errors() -> tuple[type[BaseException], ...]:
+    """What a broken connection raises."""
+    import aiohttp
+
+    return (aiohttp.ClientError, OSError)
+
+
+def _headers(client: Any) -> dict[str, str]:
+    """The headers of the `openai` client, with its key and without what they tell about this machine."""
+    headers = {
+        name: value
+        for name, value in {**client.default_headers, **client.auth_headers}.items()
+        if isinstance(value, str) and not name.lower().startswith(ABOUT_THIS_MACHINE)
+    }
+    # A server that compresses could send a bomb; replies are small, so nothing is asked to be compressed.
+    return {**headers, "Accept-Encoding": "identity"}
+
+
+def _url(base_url: str, path: str) -> Any:
+    """The address of a path such as `/chat/completions`, as it is: nothing in it is encoded a second time."""
+    from yarl import URL
+
+    return URL(base_url + path, encoded=True)
+
+
+def _open_session(secure: bool) -> Any:
     import aiohttp
 
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=_tls()),
+        connector=aiohttp.TCPConnector(limit=0, ssl=_tls() if secure else True),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None),  # one total deadline, above
         trust_env=bool(getproxies()),

@@ -96,12 +96,20 @@ def read_body(body: bytes) -> Verdict:
     return Verdict(text=text, answered=True)
 
 
+def error_body(body: bytes) -> Any:
+    """The JSON of an error's body; `None` if it is something else."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
 def judge_error(status: int, body: Any, wait: float | None, secrets: Iterable[str] = ()) -> Verdict:
     """What an error response means.
 
     Args:
         status: HTTP status.
-        body: Parsed body, or its text.
+        body: Parsed body.
         wait: Seconds that the response asks to wait, if it does.
         secrets: Values to hide: some servers repeat the key that they refuse.
     """

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import aiohttp  # noqa: F401 -- imported before the forks
-import httpx2  # noqa: F401
 import openai
 from datasets import Dataset
 

@@ -1,6 +1,7 @@
 """The adapters, the pace and the dispatch of questions; faults of a server are in test_rating_faults."""
 
 import asyncio
+import gc
 import json
 import random
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 import types
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from hypothesis import given, settings
@@ -243,6 +245,51 @@ def test_an_endpoint_works_where_a_loop_is_running_already(stub):
         return [reply.key for reply in EndpointModel("m", stub.url).replies(questions("a", "b"))]
 
     assert sorted(asyncio.run(in_a_notebook())) == ["a", "b"]
+
+
+def test_what_a_server_is_told(monkeypatch):
+    """The key and what is asked, nothing about this machine; and no request after a redirect."""
+    monkeypatch.setenv("OPENAI_API_KEY", "odd/key")
+    told = []
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_POST(self):
+            told.append((self.path, dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(307)
+            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            address = f"http://127.0.0.1:{server.server_port}/odd%20path/v1"
+            with pytest.raises(ModelStopped, match="307: the address redirects"):
+                list(EndpointModel("m", address, concurrency=1).replies(questions("a", "b")))
+        finally:
+            server.shutdown()
+    (path, headers, body), *others = told
+    assert not others and path == "/odd%20path/v1/chat/completions"
+    assert headers["Authorization"] == "Bearer odd/key" and headers["Accept-Encoding"] == "identity"
+    assert not [name for name in headers if name.lower().startswith("x-stainless")]
+    assert json.loads(body) == {"model": "m", "temperature": 0.0, "max_tokens": 256, "messages": USER}
+
+
+def test_objects_that_were_there_before_are_not_searched_for_garbage_during_a_run(stub):
+    stub.reset()
+    assert gc.get_freeze_count() == 0
+    counts = [gc.get_freeze_count() for _ in EndpointModel("m", stub.url).replies(questions("a", "b"))]
+    assert min(counts) > 1000 and gc.get_freeze_count() == 0
+    gc.freeze()  # a program that does so itself keeps what it froze
+    try:
+        frozen = gc.get_freeze_count()
+        assert list(EndpointModel("m", stub.url).replies(questions("a")))
+        assert gc.get_freeze_count() == frozen
+    finally:
+        gc.unfreeze()
 
 
 def test_leaving_an_endpoint_early_closes_it(stub):
