@@ -117,6 +117,42 @@ INVISIBLE = frozenset("\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u2
     chr(code) for code in (*range(0x202A, 0x202F), *range(0x2061, 0x206A), *range(0xE0000, 0xE0080))
 }
 
+_FOREIGN = re.compile(
+    "[\u00c0-\u0588\u13a0-\u13ff\u1d00-\u1d7f\u2100-\u214f\u2460-\u24ff\ua730-\ua731\uff01-\uff5e\U0001d400-\U0001d7ff]"
+)
+"""What a Latin letter may be written as: other alphabets, letters with marks, styled forms."""
+
+_LOOK_ALIKES: dict[int, str | None] = dict.fromkeys(range(0x300, 0x370)) | {  # marks on letters are taken off
+    ord(form): letter
+    for alphabet, letters in (
+        (
+            "\u0430\u0432\u0433\u0435\u0455\u0456\u0458\u043a\u04bb\u043c\u043d\u043e\u051b\u0440\u0441\u0442\u0443\u0445\u051d\u0501\u0475\u043f\u0461\u04cf\u04af",
+            "abresijkhmhoqpctyxwdvnwly",
+        ),
+        (
+            "\u03b1\u03b2\u03f2\u03b5\u03b7\u03b9\u03f3\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7\u03b3\u03c9\u03b6",
+            "abcenijkvoptuxywz",
+        ),
+        ("\u0585\u0578\u057d\u0570\u0581\u0575\u0566\u0561", "onuhgjqw"),
+        (
+            "\u13aa\u13f4\u13df\u13a0\u13ac\u13c0\u13bb\u13ab\u13e6\u13de\u13b7\u13e2\u13a1\u13da\u13a2\u13d9\u13b3\u13c3",
+            "abcdeghjklmprstvwz",
+        ),
+        (
+            "\u0131\u0251\u0261\u0269\u0142\u00f8\u0111\u1d00\u0299\u1d04\u1d05\u1d07\ua730\u0262\u029c\u026a\u1d0a\u1d0b\u029f\u1d0d\u0274\u1d0f\u1d18\u0280\ua731\u1d1b\u1d1c\u1d20\u1d21\u028f\u1d22",
+            "iagilodabcdefghijklmnoprstuvwyz",
+        ),
+    )
+    for small, letter in zip(alphabet, letters, strict=True)
+    for form in {small, small.upper()}
+    if not form.isascii()
+}
+_LOOK_ALIKES |= {
+    ord(capital): letter
+    for capital, letter in zip("\u0397\u039d\u03a5\u03a1\u03a7\u0396\u039c", "hnypxzm", strict=True)
+}
+"""Letters that look like Latin ones, and those (Unicode Technical Standard 39 lists them all)."""
+
 
 def violation(answer: str, *, sources: Sequence[str] = (), reference: str | None = None) -> str | None:
     """The first guard that an answer trips.
@@ -143,7 +179,7 @@ def violation(answer: str, *, sources: Sequence[str] = (), reference: str | None
         return "repetition"
     if len(words) >= GRAMMAR_WORDS and len([word for word in words if word in GRAMMAR]) < MIN_GRAMMAR * len(words):
         return "keyword list"
-    if _instructs(words, [*sources, reference or ""]):
+    if _instructs(_plain_words(answer, words), [*sources, reference or ""]):
         return "instructs the rater"
     return "echo of the inputs" if _echoes(words, sources) else None
 
@@ -156,6 +192,13 @@ def _known_words(text: str) -> list[str]:
 
 def _words(folded: str) -> list[str]:
     return _WORD.findall(folded)
+
+
+def _plain_words(answer: str, words: list[str]) -> list[str]:
+    """The words, with letters that only look Latin as the Latin ones: one such letter would hide a phrase."""
+    if answer.isascii() or not _FOREIGN.search(answer):
+        return words
+    return _words(unicodedata.normalize("NFKD", answer).translate(_LOOK_ALIKES).casefold())
 
 
 def _over_long(answer: str, sources: Sequence[str], reference: str | None) -> bool:

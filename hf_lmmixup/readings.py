@@ -73,8 +73,12 @@ def completion_text(completion: Any) -> str:
 
 def source_texts(prompt: Any) -> list[str]:
     """The cluster of a prompt without the column `sources`: its user message, less the instruction at the end."""
-    text = completion_text(prompt)
-    return [part for part in text.split("\n\n")[:-1] if part.strip()]
+    return list(_parts(completion_text(prompt)))
+
+
+@lru_cache(maxsize=REMEMBERED)  # every reward asks for them, and all completions of a prompt share them
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split("\n\n")[:-1] if part and not part.isspace())
 
 
 @lru_cache(maxsize=REMEMBERED)

@@ -3,7 +3,10 @@ r"""Rewards for `trl grpo`, by dotted path: `--reward_funcs hf_lmmixup.rewards.q
 Each is a plain function `(completions, **columns) -> list[float | None]`: a value in [0, 1], or `None` where it cannot
 judge, so that TRL leaves the row out of that reward. A malformed completion and an answer that a guard stops (see
 `guards`) earn 0 from the rewards that judge meaning. `reward_settings` lists the environment variables that configure
-them. One completion of a GRPO batch, with the columns of MIXTURE's `grpo` form::
+them. Of an input or a reference, guards and facts read the first 16,384 characters, and the encoder as many tokens as
+it takes: a text of a megabyte costs no more than a long page.
+
+One completion of a GRPO batch, with the columns of MIXTURE's `grpo` form::
 
     completions=["<think>Both ask about tides.</think>\n<answer>Q: What causes tides?\nA: The Moon's pull.</answer>"]
     task_type=["qa"]   reference=["Q: What causes tides?\nA: ..."]   sources=[["Q: tides?\nA: moon", ...]]

@@ -1,5 +1,6 @@
 import logging
 import pickle
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from hf_lmmixup import reward_settings, rewards
 from hf_lmmixup.datastore import build
+from hf_lmmixup.encoder import load_encoder
 from hf_lmmixup.prompts import format_completion
 from hf_lmmixup.records import TaskType
 from hf_lmmixup.rewards import alignment_reward, coverage_reward, format_reward, mixup_reward, quality_reward
@@ -381,6 +383,54 @@ def test_a_megabyte_takes_little_time(hashing, tmp_path, monkeypatch, completion
             reward([text], **columns)
             spent.append(time.process_time() - start)
         assert min(spent) < 0.05
+
+
+class Still(HashingEncoder):
+    """Looks at the beginning of a text, as models do."""
+
+    def encode(self, texts):
+        return super().encode([text[:1000] for text in texts])
+
+
+@pytest.mark.parametrize("unit", ["a ", "word number 12 and Name. ", "\u0430b ", "\n", "Q: A: "], ids=ascii)
+@pytest.mark.parametrize("place", ["reference", "sources", "prompts"])
+def test_a_megabyte_in_a_column_takes_little_time(place, unit, tmp_path, monkeypatch):
+    monkeypatch.setattr(reward_settings, "load_encoder", lambda *given, **options: Still())
+    store(tmp_path, monkeypatch, [ANSWERS["qa"]], [5], ["qa"])
+    columns = {"task_type": ["qa"], "reference": [ANSWERS["qa"]]}
+    for reward in ALL:
+        reward([said(ANSWERS["qa"])], **columns)
+        spent = []
+        for attempt in range(3):  # another text each time, so that nothing is remembered
+            text = (f"{reward.__name__} {attempt} " + unit * 1_000_000)[:1_000_000]
+            given = {"reference": [text], "sources": [["Q: tides\nA: moon", text]], "prompts": [f"{text}\n\nMerge."]}
+            start = time.process_time()
+            reward([said(ANSWERS["qa"])], **{**columns, place: given[place]})
+            spent.append(time.process_time() - start)
+        assert min(spent) < 0.05
+
+
+def test_the_rewards_open_no_connection_with_the_offline_encoder(tmp_path, monkeypatch):
+    build(list(ANSWERS.values()), [5, 4, 5, 4, 5], KINDS, load_encoder()).save(tmp_path / "store")
+    monkeypatch.setenv("HF_LMMIXUP_DATASTORE", str(tmp_path / "store"))
+    columns = {
+        "task_type": KINDS,
+        "reference": list(ANSWERS.values()),
+        "sources": [["Q: tides\nA: moon"]] * len(KINDS),
+    }
+    forget()
+    opened = []
+
+    def refuse(self, *given):
+        opened.append(given)
+        raise OSError("no network")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for reward in ALL:
+        assert None not in reward([said(answer) for answer in ANSWERS.values()], **columns)
+    assert opened == []
 
 
 def test_rewards_are_picklable_plain_functions():
