@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_lmmixup.bundled import mini_clusters
+from hf_lmmixup.mixture_rows import grpo_row, sft_row
 from hf_lmmixup.prompts import (
     SYSTEM_PROMPT,
     answer_matches,
@@ -89,6 +90,17 @@ def test_prompt_names_form_and_members():
     assert user["content"].startswith("Q: a\nA: b\n\nQ: c\nA: d\n\nMerge the question-answer pairs above")
     assert user["content"].endswith("</think>\n<answer>Q: question\nA: answer</answer>")
     assert len({distillation_messages(["x"], kind)[1]["content"] for kind in TaskType}) == len(TaskType)
+
+
+def test_cold_start_and_grpo_ask_in_the_words_of_distillation():
+    """The published code has one form for the cold start and another, with escapes for line breaks, for GRPO."""
+    for cluster in mini_clusters():
+        sources = [weak["text"] for weak in cluster["weak"]]
+        made = {**cluster, "id": "x", "source": "y", "sources": sources}
+        expected = distillation_messages(sources, cluster["task_type"])
+        assert sft_row(made)["prompt"] == grpo_row(made)["prompt"] == expected
+        assert [message["role"] for message in expected] == ["system", "user"]
+        assert not any("\\n" in message["content"] for message in expected)
 
 
 @pytest.mark.parametrize("kind", list(TaskType))
