@@ -212,7 +212,7 @@ def test_one_refusal_pauses_all_workers_for_the_time_asked_and_they_return_sprea
 
     rate(dataset_of(make_rows(60)), Timed("rater-8b", stub.url, concurrency=8), tmp_path)
     gaps = [later - earlier for earlier, later in zip(sent, sent[1:], strict=False)]
-    pause = max(range(30, 30 + 8), key=gaps.__getitem__)  # after row 30 and what else was in flight then
+    pause = max(range(30, len(gaps)), key=gaps.__getitem__)  # after row 30 and what was sent before it was refused
     assert len(sent) == 61 and stub.stats()["requests"] == 61
     assert gaps[pause] >= wait
     assert len(planned) >= 4 and max(planned) - min(planned) > 0.01  # not all at once
