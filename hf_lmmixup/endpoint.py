@@ -27,7 +27,7 @@ from typing import Any
 from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped, Stop
 from hf_lmmixup.pacing import NAP, Pacing, retry_after, steady
 from hf_lmmixup.secrecy import SHORTEST_SECRET, environment_secrets, without_secrets
-from hf_lmmixup.transport import BodyTooLong, Response, check_url, open_client, passing_errors
+from hf_lmmixup.transport import BodyTooLong, check_url, open_client, passing_errors
 from hf_lmmixup.verdict import Verdict, error_body, judge_error, read_body
 
 
@@ -238,7 +238,7 @@ class _Run:
         body = self.model.body_of(request)
         try:
             async with asyncio.timeout(self.model.timeout):
-                response = await self.client.post("/chat/completions", cast_to=Response, body=body)
+                response = await self.client.post("/chat/completions", body=body)
         except TimeoutError:
             return Verdict(error="no reply in time", passing=True)
         except BodyTooLong:

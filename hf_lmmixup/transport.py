@@ -2,7 +2,7 @@
 
 The `openai` client knows the address, the key and the headers. What it does around each attempt (options copied, the
 address parsed, retries, types) takes three times as long as the sending and the reading, and it reads bodies of any
-size; here its `request` does nothing else. Redirects are not followed: a row goes to the host that was named and to no
+size; here its `post` does nothing else. Redirects are not followed: a row goes to the host that was named and to no
 other.
 
 One address and what becomes of it: `https://host/v1/` -> `https://host/v1`; `http://host/v1` -> refused, unless `host`
@@ -69,27 +69,26 @@ def open_client(base_url: str, key: str) -> Any:
         raise ImportError('Asking an endpoint needs the openai client: pip install "hf-lmmixup[rate]".') from error
 
     class Client(openai.AsyncOpenAI):
-        """Sends what `post` and its like make, with one set of headers."""
+        """Posts JSON to one server, with one set of headers."""
 
         session: Any = None
 
-        async def request(self, cast_to: Any, options: Any, **other: Any) -> Any:
+        async def post(self, path: str, *, body: Any = None, **other: Any) -> Any:
             if self.session is None:
                 self.session = _open_session(base_url.startswith("https"))
                 self.headers = _headers(self)
-            async with self.session.request(
-                options.method,
-                destination(options.url),
-                data=encode(options.json_data).encode(),
+            async with self.session.post(
+                destination(path),
+                data=encode(body).encode(),
                 headers=self.headers,
                 allow_redirects=False,
             ) as response:
-                body = bytearray()
+                received = bytearray()
                 async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > MAX_BODY_BYTES:
+                    received += chunk
+                    if len(received) > MAX_BODY_BYTES:
                         raise BodyTooLong(f"a response of more than {MAX_BODY_BYTES} bytes")
-            return Response(response.status, response.headers, bytes(body))
+            return Response(response.status, response.headers, bytes(received))
 
         async def close(self) -> None:
             if self.session is not None:
