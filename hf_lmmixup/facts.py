@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 
+from hf_lmmixup.words import Word, singular, split_words
+
 
 STEM_LENGTH = 6
 """Content words are compared by their first letters: `discards`, `discarding` -> `discar`. Truncation is the plainest
@@ -44,12 +46,9 @@ DIGIT_WORDS = {word: value for value, word in enumerate(f"{_UNITS} seventeen eig
     word: 10 * tens for tens, word in enumerate(_TENS.split(), 2)
 }
 SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 10**9, "trillion": 10**12}
+_NUMBER_WORDS = DIGIT_WORDS.keys() | SCALES.keys()
 
-# A run of word characters and single joiners. Joiners and word characters are disjoint, so the match is linear.
-_CHUNK = re.compile(r"\w+(?:[.,'\u2019:/@-]\w+)*")
 _FIGURE = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
-_PIECE = re.compile(r"[0-9]+(?:[.,][0-9]+)+(?![^\W0-9])|[^.,:/@-]+")
-_BACKTICKS = re.compile(r"`+")
 _UNSPACED = re.compile("[\u2e80-\u9fff]")
 """Scripts without spaces between words (Han, Kana): their words are pairs of neighbouring characters."""
 
@@ -91,23 +90,27 @@ def extract_facts(text: str) -> Facts:
     Returns:
         Its facts; all sets are empty for a text without words.
     """
-    words = _split(unicodedata.normalize("NFKC", text))
+    words = split_words(unicodedata.normalize("NFKC", text))
     numbers, number_places = _numbers(words)
     names, code, content, tokens = set(), set(), set(), set()
-    certain = {_singular(word.text.casefold()) for word in words if _is_certain_name(word)}
+    certain = {word.single for word in words if not word.is_plain and _is_certain_name(word)}
     for place, word in enumerate(words):
         if not word.text.isascii() and _UNSPACED.search(word.text):
             pairs = [word.text[i : i + 2] for i in range(max(1, len(word.text) - 1))]
             content.update(pairs)
             tokens.update(pairs)
             continue
-        folded = _singular(word.text.casefold())
+        folded = word.single
         tokens.add(folded)
         if place in number_places or (word.is_label and folded in LABELS):
             continue
-        if "_" in folded.strip("_") or word.before_bracket or (word.in_code and folded not in FUNCTION_WORDS):
+        if (
+            ("_" in folded and "_" in folded.strip("_"))
+            or word.before_bracket
+            or (word.in_code and folded not in FUNCTION_WORDS)
+        ):
             code.add(folded)
-        elif folded in certain or _is_double_name(words, place):
+        elif folded in certain or (not word.is_plain and _is_double_name(words, place)):
             names.add(folded)
         elif len(folded) > 2 and folded not in FUNCTION_WORDS:
             content.add(stem(folded))
@@ -169,93 +172,45 @@ def coverage(answer: str, sources: Sequence[str]) -> float | None:
     return sum(shares) / len(shares) if shares else None
 
 
+@lru_cache(maxsize=65_536)
 def stem(word: str) -> str:
     """The first letters of a case-folded word, without the s of a plural or genitive."""
-    return _singular(word)[:STEM_LENGTH]
+    return singular(word)[:STEM_LENGTH]
 
 
-@dataclass(slots=True)
-class _Word:
-    text: str
-    opens: bool  # first word of a sentence, a line, a quotation or a bracket
-    is_label: bool  # a colon or a closing bracket follows, as in `Q:` and `B)`
-    before_bracket: bool
-    in_code: bool
-    numbers_line: bool  # the `1.` or `2)` of a list
-    negative: bool
-    spaced: bool  # only one space or hyphen parts it from the word before
-
-
-def _split(text: str) -> list[_Word]:
-    words: list[_Word] = []
-    end, in_code = 0, False
-    ticks_left = sum(1 for _ in _BACKTICKS.finditer(text))
-    for match in _CHUNK.finditer(text):
-        gap = text[end : match.start()]
-        for _ in _BACKTICKS.finditer(gap) if "`" in gap else ():
-            # The last of an odd number of backtick runs opens nothing.
-            in_code = not in_code and ticks_left > 1
-            ticks_left -= 1
-        words += _pieces(text, match, gap, in_code)
-        end = match.end()
-    return words
-
-
-def _pieces(text: str, match: re.Match[str], gap: str, in_code: bool) -> list[_Word]:
-    chunk, start, end = match.group(), match.start(), match.end()
-    initials = "." in chunk and all(len(part) == 1 and part.isalpha() for part in chunk.split("."))
-    parts = [chunk] if initials or chunk.isalnum() else _PIECE.findall(chunk)
-    following = text[end : end + 1]
-    line_start = start == 0 or "\n" in gap
-    numbers_line = line_start and chunk.isdigit() and text[end : end + 2] in (". ", ") ", ".", ")")
-    negative = gap[-1:] in ("-", "\u2212") and not text[start - 2 : start - 1].isalnum()
-    return [
-        _Word(
-            text=part,
-            opens=place == 0 and (start == 0 or gap != " " and any(mark in gap for mark in '.!?:;\n"\u201c()*#')),
-            is_label=place == len(parts) - 1 and following in (":", ")"),
-            before_bracket=place == len(parts) - 1 and following == "(" and not part.isdigit(),
-            in_code=in_code,
-            numbers_line=numbers_line,
-            negative=negative and place == 0,
-            spaced=place > 0 or gap in (" ", "-"),
-        )
-        for place, part in enumerate(parts)
-    ]
-
-
-def _is_certain_name(word: _Word) -> bool:
+def _is_certain_name(word: Word) -> bool:
     """Written like a name whatever the place: an acronym, letters with figures, or a capital inside a sentence."""
     text = word.text
-    plain = text.isalpha() and text.islower()  # most words
-    if plain or word.in_code or len(text) < 2 or text[0].isdigit() or text.casefold() in FUNCTION_WORDS:
+    if word.is_plain or word.in_code or len(text) < 2 or text[0].isdigit() or word.folded in FUNCTION_WORDS:
         return False
     if sum(map(str.isupper, text)) > 1 or any(map(str.isdigit, text)):
         return True
     return text[0].isupper() and (not word.opens or text.endswith(("'s", "\u2019s")))
 
 
-def _is_double_name(words: Sequence[_Word], place: int) -> bool:
+def _is_double_name(words: Sequence[Word], place: int) -> bool:
     """A capital that opens a sentence is a name if the next word has one too: `Ada Lovelace wrote ...`."""
     word, after = words[place], words[place + 1 : place + 2]
     if not after or not after[0].spaced or not word.text[0].isupper() or len(word.text) < 2:
         return False
-    return _is_certain_name(after[0]) and word.text.casefold() not in FUNCTION_WORDS
+    return _is_certain_name(after[0]) and word.folded not in FUNCTION_WORDS
 
 
-def _numbers(words: Sequence[_Word]) -> tuple[frozenset[str], set[int]]:
+def _numbers(words: Sequence[Word]) -> tuple[frozenset[str], set[int]]:
     """The numbers of a text, and the places of the words that spell them."""
     found: list[str] = []
     places: set[int] = set()
     pending: Decimal | None = None  # the number being read, which a scale may still multiply
     for place, word in enumerate(words):
-        folded = word.text.casefold()
+        folded = word.folded
+        if pending is None and word.is_plain and folded not in _NUMBER_WORDS:
+            continue
         scale = SCALES.get(folded)
         if scale is not None:
             pending = (Decimal(1) if pending is None else pending) * scale
             places.add(place)
             continue
-        follower = words[place + 1].text.casefold() if folded == "one" and place + 1 < len(words) else ""
+        follower = words[place + 1].folded if folded == "one" and place + 1 < len(words) else ""
         # `one` is mostly a pronoun: it counts only before a scale, as in `one million`.
         value = DIGIT_WORDS.get(folded) if folded != "one" or follower in SCALES or pending is not None else None
         if value is not None and pending is not None and word.spaced and value < 10 and pending in range(20, 100, 10):
@@ -290,11 +245,3 @@ def _read_figure(figure: str, negative: bool, found: list[str]) -> Decimal | Non
 def _spelled(value: Decimal) -> str:
     text = format(value, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-@lru_cache(maxsize=65_536)
-def _singular(word: str) -> str:
-    word = word.removesuffix("'s").removesuffix("\u2019s")
-    if word.endswith("ies") and len(word) > 4:
-        return word[:-3] + "y"
-    return word[:-1] if word.endswith("s") and len(word) > 3 and not word.endswith(("ss", "us", "is")) else word

@@ -17,7 +17,7 @@ LAYERS = [
     ),
     (
         "pure functions",
-        "batch_state card_markup nearest cell_search differences exact_search facts features figures inspection "
+        "batch_state card_markup nearest cell_search differences exact_search words facts features figures inspection "
         "intervals key_places journal jsonl ledger licenses mosaic_config near_duplicates observations pacing "
         "projection "
         "prompts rating_prompt row_stream score_health secrecy strict_yaml tables tensor_files transition "
