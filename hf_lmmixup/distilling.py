@@ -89,13 +89,13 @@ class Distilling:
     @cached_property
     def distilled(self) -> Outcome:
         """One row for each cluster that could be distilled."""
-        clusters = self.rows.clustered.dataset
+        clusters = self.rows.clustered
         if not self.directory.has(DISTIL):
             logger.info(
                 "The distiller is %s.", self.models[-1][0]
             )  # trained here, so that its time is not this stage's
-        title = f"distilling {count_clusters(clusters)} clusters"
-        return self.stages.outcome(DISTIL, title, DISTILLED, lambda: self._distil(clusters))
+        title = f"distilling {count_clusters(clusters.columns('cluster_id'))} clusters"
+        return self.stages.outcome(DISTIL, title, DISTILLED, lambda: self._distil(clusters.dataset))
 
     def _distil(self, clusters: Dataset) -> DistilledOutcome:
         options = self.recipe.distiller
@@ -173,16 +173,17 @@ class Distilling:
     @cached_property
     def checked(self) -> Outcome:
         """The distilled rows that hold no evaluation text and are faithful to their sources."""
-        rows = self.distilled.dataset
-        title = f"checking the facts of {len(rows)} distilled rows"
-        return self.stages.outcome(CHECK, title, CHECKED, lambda: self._check(rows))
+        distilled = self.distilled
+        title = f"checking the facts of {len(distilled.columns('id'))} distilled rows"
+        return self.stages.outcome(CHECK, title, CHECKED, lambda: self._check(distilled.dataset))
 
     def _check(self, rows: Dataset) -> Outcome:
         dropped: dict[str, str] = {}
         if self.recipe.decontaminate.evaluations:
             clean = self.rows.decontaminated(rows, lambda: self.rows.known_texts.encode(list(texts_of(rows))))
             rows, dropped = clean.dataset, clean.dropped
-        outcome = check_faithfulness(rows, self.rows.clustered.dataset, **vars(self.recipe.faithfulness))
+        sources = self.rows.clustered.columns("id", "prompt", "completion")
+        outcome = check_faithfulness(rows, sources, **vars(self.recipe.faithfulness))
         return Outcome(outcome.dataset, dropped | outcome.dropped)
 
     @cached_property

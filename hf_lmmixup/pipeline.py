@@ -120,9 +120,8 @@ class _Run:
 
     def _results(self) -> Results:
         rows, distilling, rescored = self.rows, self.distilling, self.distilling.rescored.dataset
-        clusters = rows.clustered.dataset
         high = rows.half(high=True)
-        alone = table_of(clusters).filter(pc.field("cluster_id").is_null()).drop_columns(["cluster_id"])
+        alone = table_of(rows.clustered.dataset).filter(pc.field("cluster_id").is_null()).drop_columns(["cluster_id"])
         originals = dataset_of(pa.concat_tables([table_of(high), alone.cast(high.features.arrow_schema)]))
         rarity = long_tail_scores(rows.vectors.matrix, graph=rows.vectors.graph)
         places = rows.vectors.places(originals["id"][:])
@@ -135,14 +134,14 @@ class _Run:
             ledger=account(
                 rows.loaded, dropped, rows.clustered, distilling.distilled, distilling.checked.dropped, chosen
             ),
-            rated=rows.rated.dataset.select_columns(["id", "score"]),
-            clustered=clusters,
+            rated=rows.rated.columns("score"),
+            clustered=rows.clustered,
             rescored=rescored,
             held_out=distilling.held_out(),
             histories=distilling.histories(),
             models=distilling.models,
             versions=versions(),
-            points=self._points(clusters, rescored),
+            points=self._points(rows.clustered.columns("id", "prompt", "score", "cluster_id"), rescored),
             transitions={} if self.tools.judge else _transitions(rows.datastore),
         )
 

@@ -123,22 +123,21 @@ class Preparation:
     @cached_property
     def vectors(self) -> Vectors:
         """The embeddings of the loaded rows, and their neighbor graph."""
-        rows, directory = self.loaded.dataset, self.stages.directory
-        ids = rows["id"][:]
+        directory, ids = self.stages.directory, self.loaded.columns("id")["id"][:]
         if not directory.has(EMBED):
-            title, folder = f"embedding {len(rows)} rows", directory.path / f".{EMBED}"
+            title, folder = f"embedding {len(ids)} rows", directory.path / f".{EMBED}"
             earlier = self.earlier.vectors(self.encoder) if self.earlier else None
 
             def told(done: int) -> None:
-                self.stages.progress(title, done, len(rows))
+                self.stages.progress(title, done, len(ids))
 
             with self.stages.timed(EMBED) as facts:
                 block = self.tools.embedded_at_a_time
-                embed(rows, self.encoder, folder, earlier=earlier, block=block, progress=told)
+                embed(self.loaded.dataset, self.encoder, folder, earlier=earlier, block=block, progress=told)
                 self.stages.progress("building the neighbor graph", 0, 0)
-                assert len(Vectors(folder, ids).graph) == len(rows)
+                assert len(Vectors(folder, ids).graph) == len(ids)
                 directory.adopt(folder, EMBED)
-                facts["rows"] = len(rows)
+                facts["rows"] = len(ids)
         return Vectors(directory.stage(EMBED), ids)
 
     @cached_property
@@ -207,9 +206,10 @@ class Preparation:
     @cached_property
     def unique(self) -> Outcome:
         """The rated rows without duplicates; rows without a score are left to `halves`."""
-        limit, rated, vectors = self.recipe.deduplicate.max_similarity, self.rated.dataset, self.vectors
+        limit, outcome, vectors = self.recipe.deduplicate.max_similarity, self.rated, self.vectors
 
         def work() -> Outcome:
+            rated = outcome.dataset
             scored = rows_at(rated, np.flatnonzero(_has_score(rated)))
             if limit is None:
                 return deduplicate(scored)
@@ -232,7 +232,7 @@ class Preparation:
     @cached_property
     def unrated(self) -> list[str]:
         """Ids of the rows that nobody could judge."""
-        rated = self.rated.dataset.select_columns(["id", "score"])
+        rated = self.rated.columns("id", "score")
         return list(rows_at(rated, np.flatnonzero(~_has_score(rated)))["id"][:])
 
     @cached_property

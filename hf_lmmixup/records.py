@@ -85,6 +85,10 @@ class Outcome:
     dataset: Dataset
     dropped: dict[str, str] = field(default_factory=dict)
 
+    def columns(self, *names: str) -> Dataset:
+        """The rows that go on, with some of their columns only."""
+        return self.dataset.select_columns(list(names))
+
 
 def row_id(prompt: str, completion: str) -> str:
     """Content hash of a row: the first 16 hex digits of the SHA-256 of its two texts.

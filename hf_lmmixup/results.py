@@ -57,7 +57,7 @@ class Results:
     merged: Dataset
     ledger: Ledger
     rated: Dataset
-    clustered: Dataset
+    clustered: Outcome
     rescored: Dataset
     held_out: dict[str, dict[str, Any]]
     histories: dict[str, list[dict[str, Any]]]
@@ -121,7 +121,7 @@ def account(
     Returns:
         The books; `summary()` checks that they balance.
     """
-    ledger = Ledger(len(loaded.dataset) + len(loaded.dropped), notes=list(chosen.notes))
+    ledger = Ledger(len(loaded.columns("id")) + len(loaded.dropped), notes=list(chosen.notes))
     final, lost = set(chosen.merged.dataset["id"][:]), unfaithful | chosen.ranked.dropped | chosen.merged.dropped
     originals = set(chosen.originals)
     ledger.drop(loaded.dropped)
@@ -130,7 +130,7 @@ def account(
     ledger.keep(row for row in chosen.originals if row in final)
     ledger.drop({row: lost[row] for row in chosen.originals if row not in final})
     ledger.drop({row: reason for row, reason in distilled.dropped.items() if row not in originals})
-    written = distilled.dataset.select_columns(["id", "sources"])
+    written = distilled.columns("id", "sources")
     for identifier, sources in zip(written["id"][:], written["sources"][:], strict=True):
         if identifier in final:
             ledger.merge(dict.fromkeys(sources, identifier))
@@ -174,7 +174,8 @@ def write_results(directory: RunDirectory, recipe: Recipe, results: Results) -> 
 
 def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> dict[str, Any]:
     """What card and report are rendered from, as plain data."""
-    sizes = np.bincount([number for number in results.clustered["cluster_id"][:] if number is not None] or [0])
+    numbers = results.clustered.columns("cluster_id")["cluster_id"][:]
+    sizes = np.bincount([number for number in numbers if number is not None] or [0])
     return {
         "name": recipe.name,
         "recipe": recipe.settings(),
@@ -207,7 +208,7 @@ def _examples(results: Results) -> list[dict[str, Any]]:
     ids, clusters = done["id"][:], done["cluster_id"][:]
     order = sorted(range(len(ids)), key=lambda place: (ids[place] not in final, clusters[place], ids[place]))
     rows = rows_at(done, order[:EXAMPLES]).to_list()
-    table = table_of(results.clustered).select(["id", "prompt", "completion", "score"])
+    table = table_of(results.clustered.columns("id", "prompt", "completion", "score"))
     behind = pa.array([source for row in rows for source in row["sources"]], pa.string())
     texts = {row["id"]: row for row in table.filter(pc.is_in(table["id"], behind)).to_pylist()}
     return [
