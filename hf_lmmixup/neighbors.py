@@ -76,6 +76,12 @@ class NeighborGraph:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def trueness(self) -> str:
+        """How far its neighbors are the true ones, in words."""
+        sample = min(len(self), SAMPLE_ROWS)
+        return f"neighbor graph: {self.recall:.1%} of the true neighbors, measured on {sample} rows"
+
     def take(self, rows: np.ndarray) -> "NeighborGraph":
         """The graph of some of the rows, in the given order; neighbours that are not among them leave holes.
 

@@ -135,9 +135,11 @@ class Preparation:
                 block = self.tools.embedded_at_a_time
                 embed(self.loaded.dataset, self.encoder, folder, earlier=earlier, block=block, progress=told)
                 self.stages.progress("building the neighbor graph", 0, 0)
-                assert len(Vectors(folder, ids).graph) == len(ids)
+                graph = Vectors(folder, ids).graph
+                if graph.recall < 1:
+                    self.stages.progress(graph.trueness, 0, 0)
                 directory.adopt(folder, EMBED)
-                facts["rows"] = len(ids)
+                facts |= {"rows": len(ids), "recall": round(graph.recall, 4)}
         return Vectors(directory.stage(EMBED), ids)
 
     @cached_property

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from borrowed_tools import CopyingWriter, raw_rows, tools
 from datasets import Dataset
 
 from hf_lmmixup.journal import Journal
+from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.pipeline import run
 from hf_lmmixup.recipe import (
     DecontaminateRecipe,
@@ -111,6 +113,18 @@ def test_embeddings_of_evaluation_texts_are_compared(tmp_path):
     )
     finished = run(recipe(tmp_path, decontaminate=options), tools=tools())
     assert finished.ledger["dropped"]["decontaminate: rewords a text of own"] == 1
+
+
+def test_the_recall_of_a_graph_in_cells_is_told_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_lmmixup.vectors.build_graph", partial(build_graph, exact_below=0))
+    monkeypatch.setattr("hf_lmmixup.neighbors.ROWS_PER_CELL", 4)
+    monkeypatch.setattr("hf_lmmixup.neighbors.MAX_PROBES", 2)
+    told = []
+    finished = run(recipe(tmp_path), tools=tools(), progress=lambda title, done, total: told.append(title))
+    recall = NeighborGraph.load(finished.directory / "stages/2_embed/graph.safetensors").recall
+    assert 0 < recall < 1
+    assert json.loads((finished.directory / "costs.json").read_text())["2_embed"]["recall"] == round(recall, 4)
+    assert f"neighbor graph: {recall:.1%} of the true neighbors, measured on {len(ROWS)} rows" in told
 
 
 def test_order_of_the_input_changes_nothing(tmp_path):

@@ -56,17 +56,14 @@ def cluster(
     from hf_lmmixup.clustering import cluster as group
     from hf_lmmixup.deduplication import deduplicate
     from hf_lmmixup.inspection import inspect
-    from hf_lmmixup.neighbors import build_graph
     from hf_lmmixup.stage_files import check_output, read_rows
-    from hf_lmmixup.vectors import NEIGHBORS
 
     with errors(), progress_bar() as told:
         check_output(output)
         loaded = read_rows(input)
         rows = loaded.dataset
         vectors = _embed(rows, encoder, told)
-        told("building the neighbor graph", 0, 0)
-        graph = build_graph(vectors, NEIGHBORS)
+        graph = _graph(vectors, told)
         dropped: dict[str, str] = {}
         if duplicates is not None:
             unique = deduplicate(rows, vectors, max_similarity=duplicates, graph=graph)
@@ -184,10 +181,8 @@ def select(
 
         lmmixup select rated.parquet --output best.parquet --token-budget 1000000 --max-similarity 0.9
     """
-    from hf_lmmixup.neighbors import build_graph
     from hf_lmmixup.selection import select as take
     from hf_lmmixup.stage_files import check_output, read_rows
-    from hf_lmmixup.vectors import NEIGHBORS
 
     with errors(), progress_bar() as told:
         check_output(output)
@@ -197,7 +192,7 @@ def select(
         vectors = _embed(rows, encoder, told)
         limits = {"size": size, "token_budget": token_budget, "max_similarity": max_similarity}
         least = None if min_score is None or min_score < 0 else min_score
-        graph = build_graph(vectors, NEIGHBORS)
+        graph = _graph(vectors, told)
         outcome = take(rows, min_score=least, embeddings=vectors, graph=graph, **limits)  # type: ignore[arg-type]
         _write(outcome.dataset, outcome.dropped, output)
 
@@ -241,6 +236,18 @@ def _embed(rows: Any, encoder: str | None, told: Callable[[str, int, int], None]
         told("embedding", start, len(texts))
         parts.append(loaded.encode(texts[start : start + BLOCK]).astype(np.float16))
     return np.concatenate(parts)
+
+
+def _graph(vectors: Any, told: Callable[[str, int, int], None]) -> Any:
+    """The neighbor graph, and how true it is where it is not exact."""
+    from hf_lmmixup.neighbors import build_graph
+    from hf_lmmixup.vectors import NEIGHBORS
+
+    told("building the neighbor graph", 0, 0)
+    graph = build_graph(vectors, NEIGHBORS)
+    if graph.recall < 1:
+        told(graph.trueness, 0, 0)
+    return graph
 
 
 def _extract(rows: Any, encoder: str | None, task_type: str, journal: Any, told: Any) -> Any:
