@@ -91,13 +91,18 @@ class NeighborGraph:
         Returns:
             A graph of m rows and the same width.
         """
+        ascending = bool((np.diff(rows) > 0).all())
+        if ascending and len(rows) == len(self):
+            return self
         place = np.full(len(self) + 1, -1, np.int32)
         place[rows] = np.arange(len(rows), dtype=np.int32)
         indices = place[self.indices[rows]]
         similarities = np.where(indices < 0, np.float32(-1), self.similarities[rows])
-        if (np.diff(rows) > 0).all():  # equal similarities stay in order; only the holes go last
-            order = np.argsort(indices < 0, axis=1, kind="stable")
-            indices, similarities = (np.take_along_axis(values, order, axis=1) for values in (indices, similarities))
+        if ascending:  # equal similarities stay in order; only the holes go last
+            torn = np.flatnonzero((indices < 0).any(axis=1))
+            order = np.argsort(indices[torn] < 0, axis=1, kind="stable")
+            indices[torn] = np.take_along_axis(indices[torn], order, axis=1)
+            similarities[torn] = np.take_along_axis(similarities[torn], order, axis=1)
         else:
             indices, similarities = _ordered(indices, similarities)
         return NeighborGraph(indices, similarities, self.horizon[rows], self.recall)
