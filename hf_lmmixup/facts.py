@@ -92,9 +92,15 @@ def extract_facts(text: str) -> Facts:
     """
     words = split_words(unicodedata.normalize("NFKC", text))
     numbers, number_places = _numbers(words)
-    names, code, content, tokens = set(), set(), set(), set()
+    code = set()
     certain = {word.single for word in words if not word.is_plain and _is_certain_name(word)}
+    prose = {word.single for place, word in enumerate(words) if word.is_prose and place not in number_places}
+    names = prose & certain
+    content = {stem(one) for one in prose - certain - FUNCTION_WORDS if len(one) > 2}
+    tokens = {word.single for word in words if word.is_prose}
     for place, word in enumerate(words):
+        if word.is_prose:
+            continue
         if not word.text.isascii() and _UNSPACED.search(word.text):
             pairs = [word.text[i : i + 2] for i in range(max(1, len(word.text) - 1))]
             content.update(pairs)
@@ -104,11 +110,7 @@ def extract_facts(text: str) -> Facts:
         tokens.add(folded)
         if place in number_places or (word.is_label and folded in LABELS):
             continue
-        if (
-            ("_" in folded and "_" in folded.strip("_"))
-            or word.before_bracket
-            or (word.in_code and folded not in FUNCTION_WORDS)
-        ):
+        if word.before_bracket or "_" in folded.strip("_") or (word.in_code and folded not in FUNCTION_WORDS):
             code.add(folded)
         elif folded in certain or (not word.is_plain and _is_double_name(words, place)):
             names.add(folded)

@@ -30,7 +30,8 @@ class Word:
     text: str
     folded: str
     single: str  # folded, without the s of a plural or genitive
-    is_plain: bool  # small letters alone, as most words are
+    is_plain: bool  # small letters alone
+    is_prose: bool  # plain, ASCII, after a space, and nothing that tells more stands around it; as most words are
     opens: bool  # first word of a sentence, a line, a quotation or a bracket
     is_label: bool  # a colon or a closing bracket follows, as in `Q:` and `B)`
     before_bracket: bool
@@ -72,6 +73,7 @@ def _word_after_space(text: str, following: str, in_code: bool) -> Word:
         folded=folded,
         single=singular(folded),
         is_plain=text.islower(),
+        is_prose=text.islower() and text.isascii() and not in_code and following not in (":", ")", "("),
         opens=False,
         is_label=following in (":", ")"),
         before_bracket=following == "(",
@@ -96,6 +98,7 @@ def _pieces(text: str, match: re.Match[str], gap: str, in_code: bool) -> list[Wo
             folded=part.casefold(),
             single=singular(part.casefold()),
             is_plain=part.isalpha() and part.islower(),
+            is_prose=False,
             opens=place == 0 and (start == 0 or gap != " " and any(mark in gap for mark in '.!?:;\n"\u201c()*#')),
             is_label=place == len(parts) - 1 and following in (":", ")"),
             before_bracket=place == len(parts) - 1 and following == "(" and not part.isdigit(),
