@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 DISTILLER, JOURNAL = "distiller", "distil.journal"
 TRAIN, DISTIL, CHECK, RERATE = "6_train", "7_distil", "7_check", "8_rate_again"
+READ = ("id", "prompt", "completion", "cluster_id", "score")
+"""What the distillation reads of a clustered row."""
 CHECKED = Features({**DISTILLED, **COLUMNS})
 RESCORED = Features({**CHECKED, **{name: RATED[name] for name in ("rating", "score", "rating_error")}})
 
@@ -95,7 +97,7 @@ class Distilling:
                 "The distiller is %s.", self.models[-1][0]
             )  # trained here, so that its time is not this stage's
         title = f"distilling {count_clusters(clusters.columns('cluster_id'))} clusters"
-        return self.stages.outcome(DISTIL, title, DISTILLED, lambda: self._distil(clusters.dataset))
+        return self.stages.outcome(DISTIL, title, DISTILLED, lambda: self._distil(clusters.columns(*READ)))
 
     def _distil(self, clusters: Dataset) -> DistilledOutcome:
         options = self.recipe.distiller

@@ -18,6 +18,7 @@ import pyarrow as pa
 from datasets import Features
 
 from hf_lmmixup.distilled_rows import DistilledOutcome
+from hf_lmmixup.pacing import steady
 from hf_lmmixup.records import Outcome
 from hf_lmmixup.run_directory import RunDirectory, read_json, write_json
 
@@ -45,7 +46,7 @@ class Stages:
         """The outcome of a stage; `work` is called if there is none yet."""
         if not self.directory.has(name):
             self.progress(title, 0, 0)
-            with self.timed(name) as facts:
+            with self.timed(name) as facts, steady():
                 done = work()
                 attempts = done.completions if isinstance(done, DistilledOutcome) else ()
                 self.directory.save_outcome(name, done, attempts=attempts)
