@@ -85,7 +85,12 @@ def test_cells_hold_duplicates_and_few_rows():
 def test_a_part_of_the_graph_keeps_its_neighbors_and_marks_holes(n, seed):
     vectors = drawn(n, 3, seed, n // 3)
     graph = build_graph(vectors, 5)
-    rows = np.random.default_rng(seed).permutation(n)[: n // 2 + 1]
+    some = np.random.default_rng(seed).permutation(n)[: n // 2 + 1]
+    for rows in (some, np.sort(some), np.arange(n)):
+        check_part(graph, rows)
+
+
+def check_part(graph, rows):
     part = graph.take(rows)
     for place, row in enumerate(rows):
         kept = {(int(other), float(s)) for other, s in zip(graph.indices[row], graph.similarities[row], strict=True)}

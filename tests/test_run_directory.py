@@ -23,6 +23,8 @@ def test_outcome_comes_back(tmp_path):
     loaded = directory.load_outcome("1_load", LOADED)
     assert loaded.dataset.to_list() == ROWS.to_list()
     assert loaded.dropped == {"x:2": "duplicate"}
+    for outcome in (loaded, Outcome(ROWS)):
+        assert outcome.columns("source", "id").to_list() == [{"id": "a", "source": "s"}]
     assert loaded.dataset is not loaded.dataset  # read anew: the outcome itself holds no rows
 
 
