@@ -18,10 +18,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from tqdm import tqdm
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +42,7 @@ SLOW_IMPORTS = (
 )
 
 
-LIMIT = 240
+LIMIT = 180
 """Seconds after which a training writes where it stands to its log and fails: one that waits for ever says nothing."""
 
 
@@ -97,7 +100,8 @@ def options(**values):
 
 def failures(codes, *jobs):
     """The ends of the logs of those jobs that failed."""
-    return [Path(one["log"]).read_text()[-3000:] for code, one in zip(codes, jobs, strict=True) if code]
+    failed = [one["log"] for code, one in zip(codes, jobs, strict=True) if code]
+    return "\n".join(f"{log}: {Path(log).read_text()[-6000:]}" for log in failed)
 
 
 def train(one):
@@ -145,6 +149,8 @@ def fork(one, rank, port):
         for stream in (1, 2):
             os.dup2(log, stream)
         faulthandler.dump_traceback_later(LIMIT, exit=True)
+        # The lock of progress bars is shared with all forks; one that is killed while it holds it stops the next ones.
+        tqdm.set_lock(threading.RLock())
         os.environ.update(one["environment"])
         os.chdir(one["folder"])
         if one["processes"] > 1:
