@@ -25,6 +25,10 @@ SCORES = (0, 1, 2, 3, 4, 5)
 HIGH_SCORE = 4
 """Rows with at least this score are kept as they are; the others are clustered and distilled (arXiv 2510.20449)."""
 
+PLAIN = bytes(range(32, 127)) + b"\n"
+PLAIN_LENGTH = 200
+"""Characters whose JSON needs no look at each of them, and from how many of them on that is faster."""
+
 
 class TaskType(StrEnum):
     """The five kinds of text in MIXTURE: question-answer, multiple choice, true-false, category-statement, prose."""
@@ -96,8 +100,14 @@ def row_id(prompt: str, completion: str) -> str:
     Equal rows have equal ids wherever and in whatever order they were loaded. JSON separates the two texts, so
     ("ab", "c") and ("a", "bc") differ.
     """
-    canonical = f"[{encode_basestring_ascii(prompt)},{encode_basestring_ascii(completion)}]"
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]
+    return hashlib.sha256(b"[%b,%b]" % (_quoted(prompt), _quoted(completion))).hexdigest()[:16]
+
+
+def _quoted(text: str) -> bytes:
+    """The text as a JSON string in ASCII; a long plain one by `bytes.replace`, which is twice as fast as `json`."""
+    if len(text) > PLAIN_LENGTH and text.isascii() and not (raw := text.encode()).translate(None, PLAIN):
+        return b'"%b"' % raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n")
+    return encode_basestring_ascii(text).encode()
 
 
 def row_seed(seed: int, identifier: str) -> int:

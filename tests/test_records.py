@@ -1,5 +1,8 @@
 """Ids, seeds, ratings and task types."""
 
+import hashlib
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +18,13 @@ def test_row_id_is_pinned():
 @given(st.text(), st.text(), st.text(), st.text())
 def test_row_ids_differ_where_texts_differ(a, b, c, d):
     assert (row_id(a, b) == row_id(c, d)) == ((a, b) == (c, d))
+
+
+@given(st.text(), st.integers(0, 400), st.text())
+def test_row_id_hashes_the_json_of_both_texts(prompt, times, completion):
+    texts = [prompt, (completion + 'a "b" \\n\n') * times]
+    canonical = json.dumps(texts, separators=(",", ":")).encode()
+    assert row_id(*texts) == hashlib.sha256(canonical).hexdigest()[:16]
 
 
 def test_row_id_keeps_the_border_between_the_texts():
