@@ -35,6 +35,10 @@ CONCURRENCY = 16
 TIMEOUT = 60.0
 """Seconds for one attempt, from the first byte sent to the last byte read."""
 
+GAP = 0.0003
+"""Seconds between workers that go on after replies that came together. Requests that are sent at once are answered at
+once, and then most replies wait for others to be handled: without a gap that costs a twentieth of the rate."""
+
 MAX_ATTEMPTS = 6
 """How often a request is sent whose attempts fail in passing; the waits between add up to about a minute."""
 
@@ -151,7 +155,7 @@ class _Run:
         self.pacing = Pacing(model.backoff)
         self.loop = asyncio.new_event_loop()
         self.ready: deque[ChatReply] = deque()
-        self.taken: list[asyncio.Future[None]] = []
+        self.taken: list[asyncio.Event] = []
         self.ended: ModelStopped | None = None
         self.failures = 0
         self.closing = False
@@ -167,8 +171,8 @@ class _Run:
                 yield self.ready.popleft()
             if self.signals.at_once:
                 raise KeyboardInterrupt
-            for future in self.taken:
-                future.set_result(None)
+            for place, taken in enumerate(self.taken):
+                self.loop.call_later(place * GAP, taken.set)
             self.taken.clear()
             for worker in [worker for worker in self.workers if worker.done()]:
                 self.workers.remove(worker)
@@ -210,10 +214,10 @@ class _Run:
             if reply is None:
                 return
             self.ready.append(reply)
-            taken = self.loop.create_future()
+            taken = asyncio.Event()
             self.taken.append(taken)
             self._hand_over()
-            await taken
+            await taken.wait()
 
     async def _answer(self, request: ChatRequest) -> ChatReply | None:
         """Send a request until it is settled; `None` if the run ends first."""
