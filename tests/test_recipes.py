@@ -159,6 +159,20 @@ def test_launch_parses_strictly(file, tmp_path):
         load_config_from_file(str(tmp_path / "misspelt.yaml"))
 
 
+@pytest.mark.parametrize("file", LAUNCHES, ids=name)
+def test_launch_starts_as_many_processes_as_it_says(file, monkeypatch):
+    """Accelerate 1.15 takes `distributed_type: MULTI_CPU` and `num_processes: 2`, and starts one process."""
+    from accelerate.commands import launch
+
+    started = []
+    monkeypatch.setattr(launch, "simple_launcher", lambda arguments: started.append(1))
+    for launcher in ("multi_gpu_launcher", "deepspeed_launcher"):
+        monkeypatch.setattr(launch, launcher, lambda arguments: started.append(arguments.num_processes))
+    parser = launch.launch_command_parser()
+    launch.launch_command(parser.parse_args(["--config_file", str(file), "script.py"]))
+    assert started == [yaml.safe_load(file.read_text())["num_processes"]] and started[0] >= 2
+
+
 @pytest.mark.parametrize("file", [*RUNS, *TRAININGS, *LAUNCHES], ids=name)
 def test_header_says_how_to_run_it_and_what_to_expect(file):
     header = "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
