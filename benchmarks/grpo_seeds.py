@@ -28,6 +28,8 @@ TARGET = 0.05
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart" / "grpo.yaml"
 ENVIRONMENT = {"HF_LMMIXUP_DATASTORE": "bundled"}
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 
 def main() -> None:
     """Train with every seed and print what each adds."""
@@ -59,7 +61,8 @@ def held_out_after(cold_start: Path, distiller: DistillerRecipe, seed: int) -> d
         values = {"model_name_or_path": cold_start, "output_dir": folder, "seed": seed}
         more = [text for name, value in values.items() for text in (f"--{name}", str(value))]
         command = [*trl_command(), "grpo", "--config", str(RECIPE), *more]
-        ended = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+        threads = {"OMP_NUM_THREADS": str(CORES)}  # else the launcher of `trl` takes one
+        ended = subprocess.run(command, env=threads | os.environ | ENVIRONMENT, capture_output=True, text=True)
         if ended.returncode:
             sys.exit(f"trl grpo ended with exit code {ended.returncode}:\n{ended.stderr[-3000:]}")
         return held_out(Path(folder), distiller)

@@ -7,6 +7,8 @@ TRL has a script for plain fine-tuning and no hook for another trainer; this is 
 rows may be any instruction data, among them what `lmmixup run` distilled, and with `mosaic_items` above 1 they are
 joined into mosaics whose parts lie in one half. With `dataset_streaming` the rows are read while the trainer runs.
 Unknown keys and options are errors.
+
+Hardware and a good run: see the recipe. Last run: 2026-11-21, recipes/quickstart/sftmix.yaml on a CPU; never on a GPU.
 """
 
 import logging

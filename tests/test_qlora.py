@@ -2,9 +2,14 @@
 
 import importlib.util
 import json
+import os
+import re
+import shlex
+import subprocess
 import sys
 import tomllib
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -110,6 +115,36 @@ def test_the_script_names_what_it_needs():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert needs["requires-python"] == project["requires-python"]
     assert needs["dependencies"] == [f"{project['name']}[qlora]"] and "qlora" in project["optional-dependencies"]
+
+
+def test_the_commands_of_the_script_parse(script, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    lines = re.findall(r"^    (\S.*)", script.__doc__, re.MULTILINE)
+    launches = [line.partition(" recipes/qlora.py ") for line in lines]
+    assert [launch.split()[:2] for launch, _, _ in launches] == [
+        ["python"],
+        ["uv", "run"],
+        ["accelerate", "launch"],
+        ["hf", "jobs"],
+    ]
+    for _, _, options in launches:
+        words = [*shlex.split(options), "--use_cpu", "true", "--bf16", "false"]
+        script.make_parser().parse_args_and_config(words)
+
+    # A job is put together as the Hub would get it; its namespace would be asked for, and nobody is there to answer.
+    hf, *words = shlex.split(lines[-1])
+    words[words.index("run") + 1 : words.index("run") + 1] = ["--dry-run", "--namespace", "ada"]
+    ended = subprocess.run(
+        [sys.executable, str(Path(sys.executable).with_name(hf)), *words],
+        env=os.environ
+        | {"HF_TOKEN": "hf_x", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "COLUMNS": "400"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    for word in shlex.split(launches[-1][2]):
+        assert word in ended.stdout
+    assert "hf_x" not in ended.stdout
 
 
 def test_gradients_after_an_evaluation_are_those_without(script, folder, monkeypatch):

@@ -176,11 +176,10 @@ def test_launch_starts_as_many_processes_as_it_says(file, monkeypatch):
 @pytest.mark.parametrize("file", [*RUNS, *TRAININGS, *LAUNCHES], ids=name)
 def test_header_says_how_to_run_it_and_what_to_expect(file):
     header = "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
-    words = ["Command:", "Hardware:", "Good run:"]
-    if "quickstart" not in name(file) and method(file) != "sftmix":
-        words.append("Last run:")
-    for word in words:
+    for word in ("Command:", "Hardware:", "Good run:", "Last run:"):
         assert word in header
+    last = header.partition("Last run:")[2]
+    assert re.search(r"\b20\d\d-\d\d-\d\d\b", last) and re.search(r"\b(CPUs?|GPUs?|cores?|quickstart)\b", last), last
     for mentioned in re.findall(r"recipes/[\w./-]+\.(?:yaml|py)", header):
         assert (REPOSITORY / mentioned).is_file(), mentioned
 
@@ -202,25 +201,32 @@ def distilled(tmp_path_factory) -> Path:
 
 def test_every_recipe_trains_two_steps_with_a_tiny_model(tiny, distilled, tmp_path):
     jobs = []
-    files = [file for file in TRAININGS if method(file) != "sftmix" and file.parent.name != "quickstart"]
-    for file in files:
+    for file in TRAININGS:
         values = {**(SMALL_GRPO if method(file) == "grpo" else SMALL_SFT), "model_name_or_path": tiny}
         values["output_dir"] = tmp_path / name(file).replace("/", "-")
         if "8bit" in yaml.safe_load(file.read_text()).get("optim", ""):
             values["optim"] = "adamw_torch"
-        if file.parent.name == "downstream":
+        if file.parent.name == "downstream" or method(file) == "sftmix":
             values["dataset_name"] = distilled
+        if method(file) == "sftmix":
+            values |= {"reference_model": tiny, "reference_epochs": 1}
+        if name(file) == "quickstart/grpo.yaml":
+            values["per_device_train_batch_size"] = 8  # its groups are of 8
+        script = "recipes/sftmix.py" if method(file) == "sftmix" else method(file)
         arguments = ["--config", file, *options(**values)]
-        jobs.append(job(method(file), arguments, tmp_path / f"{values['output_dir']}.log"))
+        jobs.append(job(script, arguments, tmp_path / f"{values['output_dir']}.log"))
     codes = run_jobs(*jobs)
     assert not any(codes), failures(codes, *jobs)
-    for file, one in zip(files, jobs, strict=True):
+    for file, one in zip(TRAININGS, jobs, strict=True):
         log = Path(one["log"]).read_text()
         assert log.count("{'loss': '") == 2, file
         saved = Path(one["log"]).with_suffix("")
         adapted = yaml.safe_load(file.read_text()).get("use_peft", False)
         assert (saved / ("adapter_model.safetensors" if adapted else "model.safetensors")).is_file()
         if method(file) == "grpo":
-            for metric in ("rewards/quality_reward/mean", "rewards/alignment_reward/mean", "monitor/length"):
+            metrics = ["rewards/quality_reward/mean", "rewards/alignment_reward/mean"]
+            if file.parent.name != "quickstart":
+                metrics.append("monitor/length")
+                assert "alignment_reward" in log.partition("─ Step 1 ─")[2]  # the table of samples
+            for metric in metrics:
                 assert f"'{metric}': '" in log, (file, metric)
-            assert "alignment_reward" in log.partition("─ Step 1 ─")[2]  # the table of samples

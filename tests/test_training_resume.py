@@ -160,6 +160,21 @@ def test_two_processes_train_as_one(rows, tiny, tmp_path):  # noqa: F811
     assert two["advantage"][:] == pytest.approx(one["advantage"][:], abs=1e-4)
 
 
+def test_two_processes_train_merge_and_speak_once_in_the_qlora_script(rows, tiny, tmp_path):  # noqa: F811
+    values = {**SMALL, **KINDS["sft"], "max_steps": 2, "save_strategy": "no", "eval_rows": 4, "dtype": "float32"}
+    values |= {"model_name_or_path": tiny, "dataset_name": rows / "sft", "output_dir": tmp_path / "out"}
+    values |= {"merge_to": tmp_path / "merged"}
+    one = job("recipes/qlora.py", options(**values), tmp_path / "log", processes=2)
+    codes = run_jobs(one)
+    assert not any(codes), failures(codes, one)
+    log = (tmp_path / "log").read_text()
+    for words in ("Loss on held-out rows", "Adapter saved to", "Merged model saved to"):
+        assert log.count(words) == 1, words
+    assert "'epoch': '0.5'" in log  # two of the four steps that two processes with 4 rows each take for 28
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
 @pytest.mark.slow
 def test_the_launcher_starts_two_processes_from_our_file(rows, tiny, tmp_path):  # noqa: F811
     """The same by `trl` itself: three processes import everything, which takes most of a minute."""
