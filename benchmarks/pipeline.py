@@ -39,6 +39,9 @@ from hf_lmmixup.writers import Writer
 SIZES = (100_000, 300_000)
 ROWS_TARGET, MEMORY_TARGET = 20_000, 1.5
 GROUP, WIDTH = 4, 64
+SUBJECT = 75
+"""Groups of a subject: the vectors lie by subjects, then by groups, as those of `clustering.py --scale` do."""
+
 WORDS = "tides moon ocean water pull earth gravity coast harbor bread yeast dough oven flour heat engine steam".split()
 
 
@@ -49,8 +52,11 @@ class Stubs:
 
     def __init__(self, groups: int) -> None:
         self.seconds = 0.0
-        self.centers = np.random.default_rng(0).standard_normal((groups + 1, WIDTH)).astype(np.float32)
-        self.noise = np.random.default_rng(1).standard_normal((4096, WIDTH)).astype(np.float32) * 0.25
+        rng = np.random.default_rng(0)
+        subjects = rng.standard_normal((groups // SUBJECT + 1, WIDTH), np.float32)
+        own = rng.standard_normal((groups + 1, WIDTH), np.float32)
+        self.centers = 0.6 * subjects[rng.integers(0, len(subjects), groups + 1)] + 0.65 * own
+        self.noise = 0.25 * rng.standard_normal((4096, WIDTH), np.float32)
 
     def encode(self, texts: Any) -> np.ndarray:
         """A vector near the one of the text's group, which stands behind `case`."""
@@ -65,7 +71,7 @@ class Stubs:
         """Rows with the word `good` are good."""
         started = time.perf_counter()
         n = len(rows)
-        scores = [5 if " good " in text else 1 for text in rows["prompt"][:]]
+        scores = [5 if "good" in text.split(" ", 2)[:2] else 1 for text in rows["prompt"][:]]
         columns = {
             "rating": pa.nulls(n, RATED.arrow_schema.field("rating").type),
             "score": pa.array(scores, pa.int32()),

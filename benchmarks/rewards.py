@@ -128,7 +128,7 @@ class Ours:
         from hf_lmmixup.reward_settings import loaded_datastore, loaded_encoder
 
         self.encoder, self.datastore = loaded_encoder(), loaded_datastore()
-        self.model = self.encoder._encoder._model
+        self.model = self.encoder.encoder._model
         self.forward, self.forward_seconds = self.model.forward, 0.0
         self.model.forward = self.timed_forward
 

@@ -24,7 +24,7 @@ from hf_lmmixup.loading import load_rows
 from hf_lmmixup.mosaic import build_mosaics
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.records import HIGH_SCORE, LOADED, MERGED, RATED
-from hf_lmmixup.run_directory import ROWS, STAGES, read_parquet
+from hf_lmmixup.run_directory import STAGES, read_parquet, read_stage
 
 
 FULL, RANDOM, TOP, DISTILLED = "full raw", "random subset", "top-rated subset", "distilled"
@@ -70,10 +70,10 @@ def rows_of_run(run: str | Path, test: str | Path | None = None, *, seed: int = 
         FileNotFoundError: If the run is not finished.
         ValueError: If no row is left to test on.
     """
-    stage = Path(run) / STAGES / "3_rate" / ROWS
-    if not stage.is_file():
+    stage = Path(run) / STAGES / "3_rate"
+    if not stage.is_dir():
         raise FileNotFoundError(f"{run} is no finished run: there is no {stage.relative_to(run)} in it.")
-    raw = read_parquet(stage, RATED)
+    raw = read_stage(stage, RATED)
     shards = sorted((Path(run) / "dataset" / "data").glob("train-*.parquet"))
     dataset = concatenate_datasets([read_parquet(shard, MERGED) for shard in shards])
     if test is not None:

@@ -9,15 +9,18 @@ One dropped row::
     {"c02e41d09b6f3a77": "deduplicate: similar to another row (5f1d0c8f1f0b7a52)"}
 """
 
+from collections.abc import Iterator
+from itertools import starmap
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph
 from hf_lmmixup.records import Outcome, row_id
-from hf_lmmixup.tables import rows_at
+from hf_lmmixup.tables import rows_at, table_of
 
 
 MAX_SIMILARITY = 0.99
@@ -70,17 +73,26 @@ def normalized(text: str) -> str:
 
 def _by_text(dataset: Dataset, order: list[int], ids: list[str]) -> tuple[list[int], dict[str, str]]:
     """Of rows with the same text the first in `order`; the others with their reason."""
-    keys: list[str] = []  # digests, because all texts again would fill the memory
-    for batch in dataset.select_columns(["prompt", "completion"]).iter(batch_size=10_000):
-        pairs = zip(batch["prompt"], batch["completion"], strict=True)
-        keys += [row_id(normalized(prompt), normalized(completion)) for prompt, completion in pairs]
+    table = table_of(dataset)
+    hashes = np.fromiter(map(hash, _normalized_pairs(table)), np.int64, len(ids))
+    _, number, count = np.unique(hashes, return_inverse=True, return_counts=True)
+    alike = np.flatnonzero(count[number] > 1)  # different texts may share such a hash, but not a digest
+    keys = dict(zip(alike.tolist(), starmap(row_id, _normalized_pairs(table.take(alike))), strict=True))
     first: dict[str, int] = {}
-    dropped = {}
+    winners, dropped = [], {}
     for row in order:
-        winner = first.setdefault(keys[row], row)
-        if winner != row:
+        winner = first.setdefault(keys[row], row) if row in keys else row
+        if winner == row:
+            winners.append(row)
+        else:
             dropped[ids[row]] = SAME_TEXT.format(ids[winner])
-    return list(first.values()), dropped
+    return winners, dropped
+
+
+def _normalized_pairs(table: pa.Table) -> Iterator[tuple[str, str]]:
+    for batch in table.select(["prompt", "completion"]).to_batches(10_000):
+        prompts, completions = (map(normalized, column.to_pylist()) for column in batch.columns)
+        yield from zip(prompts, completions, strict=True)
 
 
 def _check(ids: list[str], embeddings: np.ndarray | None, graph: NeighborGraph | None) -> None:

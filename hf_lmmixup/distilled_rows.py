@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from hf_lmmixup.prompts import ANSWER_LABELS
 from hf_lmmixup.records import DISTILLED, Distillation, Outcome, TaskType, pair_text, row_id
-from hf_lmmixup.tables import dataset_of, table_of
+from hf_lmmixup.tables import dataset_of, rows_at, table_of
 
 
 BATCH = 10_000
@@ -53,7 +53,8 @@ def clusters_of(clustered: Dataset, dropped: dict[str, str]) -> Iterator[list[di
     table = table_of(clustered).select(names)
     dropped |= dict.fromkeys(table.filter(pc.field("cluster_id").is_null())["id"].to_pylist(), NO_CLUSTER)
     members = table.filter(pc.field("cluster_id").is_valid())
-    members = members.take(pc.sort_indices(members, [("cluster_id", "ascending"), ("id", "ascending")]))
+    order = pc.sort_indices(members.select(["cluster_id", "id"]), [("cluster_id", "ascending"), ("id", "ascending")])
+    members = table_of(rows_at(dataset_of(members), order))
     rows = (row for batch in members.to_batches(BATCH) for row in batch.to_pylist())
     for _, cluster in groupby(rows, key=lambda row: row["cluster_id"]):
         yield list(cluster)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features
 
 from hf_lmmixup.encoder import Encoder
 from hf_lmmixup.records import CLUSTERED, LOADED, RATED
-from hf_lmmixup.run_directory import MANIFEST, ROWS, STAGES, flatten, read_json, read_parquet
+from hf_lmmixup.run_directory import MANIFEST, STAGES, flatten, read_json, read_stage
 from hf_lmmixup.tables import rows_at
 from hf_lmmixup.vectors import DONE, Vectors
 
@@ -69,9 +69,9 @@ class EarlierRun:
 
     def clusters(self) -> dict[str, int]:
         """Row id -> cluster number, of rows that have one."""
-        rows = self._rows("4_cluster", CLUSTERED)
+        rows = self._rows("4_cluster", Features({name: CLUSTERED[name] for name in ("id", "cluster_id")}))
         pairs = zip(rows["id"][:], rows["cluster_id"][:], strict=True)
         return {identifier: number for identifier, number in pairs if number is not None}
 
     def _rows(self, stage: str, features: Any) -> Dataset:
-        return read_parquet(self.path / STAGES / stage / ROWS, features)
+        return read_stage(self.path / STAGES / stage, features)

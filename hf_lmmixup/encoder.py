@@ -160,14 +160,14 @@ class CachedEncoder:
     """An encoder that remembers its latest vectors, so that a text is encoded once however many stages ask for it.
 
     Args:
-        encoder: Who encodes what is new.
+        encoder: Who encodes what is new; also an attribute.
         capacity: Texts to remember; the ones not used for longest are forgotten first.
     """
 
     def __init__(self, encoder: Encoder, capacity: int = CACHE_CAPACITY) -> None:
         self.name = encoder.name
         self.revision = encoder.revision
-        self._encoder = encoder
+        self.encoder = encoder
         self._capacity = capacity
         self._rows: OrderedDict[str, np.ndarray] = OrderedDict()
 
@@ -177,7 +177,7 @@ class CachedEncoder:
         new = [text for text in wanted if text not in self._rows]
         known = {text: self._rows[text] for text in wanted if text in self._rows}
         if new or not texts:
-            rows = self._encoder.encode(new)
+            rows = self.encoder.encode(new)
             known.update(zip(new, rows, strict=True))
         for text in wanted[-self._capacity :]:
             self._rows[text] = known[text].copy()  # a view would keep the whole batch

@@ -42,6 +42,7 @@ from types import TracebackType
 from typing import Any
 
 from hf_lmmixup.key_places import KeyPlaces
+from hf_lmmixup.records import quoted
 
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class Journal:
         """
         if key in self:
             raise ValueError(f"Key {key!r} is recorded in {self.path} already. An answer is recorded once.")
-        place = self._append([key, value])
+        place = self._append(b"[%b,%b]" % (quoted(key), quoted(value) if isinstance(value, str) else _json(value)))
         self._places.add(key, place)
         if time.monotonic() - self._synced_at >= SYNC_SECONDS:
             self.flush()
@@ -147,11 +148,11 @@ class Journal:
         self._reader.seek(place)
         return json.loads(self._reader.readline()[CHECKSUM_BYTES:])
 
-    def _append(self, content: Any) -> int:
-        """Write one line at the end and return its place."""
+    def _append(self, content: bytes) -> int:
+        """Write one line of JSON at the end and return its place."""
         if self._descriptor < 0:
             raise ValueError(f"{self.path} is closed.")
-        line, place = _line(content), self._end
+        line, place = b"%08x %b\n" % (zlib.crc32(content), content), self._end
         try:
             written = os.write(self._descriptor, line)
             while written < len(line):  # a short write is how a full disk announces itself
@@ -171,7 +172,7 @@ class Journal:
         if not header.endswith(b"\n") and _is_torn_header(header):
             self._cut(0)
             self._end = 0
-            self._append({"journal": FORMAT_VERSION, "settings": expected})
+            self._append(_json({"journal": FORMAT_VERSION, "settings": expected}))
             os.fsync(self._descriptor)
             _sync_folder(self.path.parent)
             return self._end
@@ -227,9 +228,8 @@ def digest(texts: Iterable[str]) -> str:
     return whole.hexdigest()
 
 
-def _line(content: Any) -> bytes:
-    payload = _encode(content).encode("ascii")
-    return b"%08x %s\n" % (zlib.crc32(payload), payload)
+def _json(value: Any) -> bytes:
+    return _encode(value).encode("ascii")
 
 
 def _content(line: bytes) -> Any:

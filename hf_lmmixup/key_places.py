@@ -47,7 +47,8 @@ class KeyPlaces:
         """The places where the key's line may begin; nowhere else does it."""
         if (place := self._newest.get(key)) is not None:
             return [place]
-        if not len(self._hashes):
+        wanted = hash(key)
+        first = self._hashes.searchsorted(wanted)
+        if first == len(self._hashes) or self._hashes[first] != wanted:  # nearly always, when a key is added
             return []
-        first, last = (np.searchsorted(self._hashes, hash(key), side) for side in ("left", "right"))
-        return self._places[first:last].tolist()
+        return self._places[first : self._hashes.searchsorted(wanted, "right")].tolist()

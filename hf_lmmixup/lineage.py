@@ -103,7 +103,8 @@ def _source_steps(run: Path, identifier: str) -> list[Step]:
             steps.append(Step("cluster", "no related rows"))
         else:
             members = _rows(run / STAGES / "4_cluster" / ROWS, "cluster_id", row["cluster_id"])
-            others = [f"{one['id']} ({_excerpt(one['prompt'], 60)})" for one in members if one["id"] != identifier]
+            loaded = [one for member in members for one in _stage(run, "1_load", member["id"])]
+            others = [f"{one['id']} ({_excerpt(one['prompt'], 60)})" for one in loaded if one["id"] != identifier]
             steps.append(Step("cluster", f"cluster {row['cluster_id']} with {'; '.join(others) or 'no other row'}"))
     for attempt in _attempts(run, identifier):
         verdict = attempt["reason"] or "taken"

@@ -100,7 +100,7 @@ def normalize_rows(rows: Iterable[RawRow], *, name: str, limit: int | None = Non
     dropped: dict[str, str] = {}
     seen: set[str] = set()
     tables: list[pa.Table] = []
-    records: list[tuple[str, str, str, str]] = []
+    records: list[str] = []  # one after the other: id, prompt, completion, source, id, ...
     form: str | None = None
     for number, (place, raw) in enumerate(rows):
         if limit is not None and number >= limit:
@@ -119,17 +119,17 @@ def normalize_rows(rows: Iterable[RawRow], *, name: str, limit: int | None = Non
             dropped[place] = "duplicate"
             continue
         seen.add(identifier)
-        records.append((identifier, prompt, completion, _source(raw, name)))
-        if len(records) >= FLUSH_ROWS:
+        records += (identifier, prompt, completion, _source(raw, name))
+        if len(records) >= FLUSH_ROWS * len(LOADED):
             tables.append(_table(records))
             records = []
     tables.append(_table(records))
     return Outcome(dataset_of(pa.concat_tables(tables)), dropped)
 
 
-def _table(records: list[tuple[str, str, str, str]]) -> pa.Table:
-    columns = zip(*records, strict=True) if records else [()] * len(LOADED)
-    return pa.table([pa.array(values, pa.string()) for values in columns], schema=LOADED.arrow_schema)
+def _table(records: list[str]) -> pa.Table:
+    columns = [pa.array(records[place :: len(LOADED)], pa.string()) for place in range(len(LOADED))]
+    return pa.table(columns, schema=LOADED.arrow_schema)
 
 
 def detect_form(row: dict[str, Any], name: str) -> str:
@@ -146,8 +146,9 @@ def detect_form(row: dict[str, Any], name: str) -> str:
 
 
 def _read_row(row: dict[str, Any], form: str) -> tuple[str, str]:
-    if missing := [column for column in FORMS[form] if row.get(column) is None]:
-        raise _Unusable(f"no {missing[0]}")
+    for column in FORMS[form]:
+        if row.get(column) is None:
+            raise _Unusable(f"no {column}")
     if form == "Alpaca":
         context = row.get("input")
         prompt = _text(row["instruction"], "instruction")

@@ -202,12 +202,12 @@ def _cell_graph(embeddings: np.ndarray, width: int, seed: int) -> NeighborGraph:
     """The graph by an inverted file: each row is compared with the rows of the cells nearest to it."""
     n = len(embeddings)
     centers = _centers(embeddings, seed)
-    near_cells = np.empty((n, min(MAX_PROBES, len(centers))), np.int32)
-    for start in range(0, n, BLOCK):
-        near_cells[start : start + BLOCK] = top_k(centers, embeddings[start : start + BLOCK], MAX_PROBES)[1]
-    probes, recall = _measure(embeddings, near_cells, width, seed)
+    probes, recall = _measure(embeddings, centers, width, seed)
     logger.info("Neighbor graph of %d rows: %d of %d cells a row, recall %.3f", n, probes, len(centers), recall)
-    indices, similarities = nearest_in_cells(embeddings, near_cells[:, :probes], width)
+    near_cells = np.empty((n, probes), np.int32)
+    for start in range(0, n, BLOCK):
+        near_cells[start : start + BLOCK] = top_k(centers, embeddings[start : start + BLOCK], probes)[1]
+    indices, similarities = nearest_in_cells(embeddings, near_cells, width)
     return NeighborGraph(indices, similarities, _horizon(similarities, n), recall)
 
 
@@ -221,7 +221,7 @@ def _centers(embeddings: np.ndarray, seed: int) -> np.ndarray:
     return _matrix(kmeans.centroids)
 
 
-def _measure(embeddings: np.ndarray, near_cells: np.ndarray, width: int, seed: int) -> tuple[int, float]:
+def _measure(embeddings: np.ndarray, centers: np.ndarray, width: int, seed: int) -> tuple[int, float]:
     """The fewest cells that hold `MIN_RECALL` of the exact neighbours of a sample, and the share they hold.
 
     Where even the most cells allowed hold less (rows without any structure), the most are taken.
@@ -229,10 +229,11 @@ def _measure(embeddings: np.ndarray, near_cells: np.ndarray, width: int, seed: i
     sample = np.random.default_rng(seed + 1).choice(len(embeddings), min(len(embeddings), SAMPLE_ROWS), replace=False)
     cosines, found = top_k(embeddings, embeddings[sample], width + 1)
     exact, _ = _others(found, cosines, sample, width)
-    ranks = near_cells[sample][:, None, :] == near_cells[exact, 0][:, :, None]
-    reached = ranks.mean(axis=(0, 1)).cumsum()
+    asked = top_k(centers, embeddings[sample], MAX_PROBES)[1]
+    own = top_k(centers, embeddings[exact.ravel()], 1)[1].reshape(exact.shape)
+    reached = (asked[:, None, :] == own[:, :, None]).mean(axis=(0, 1)).cumsum()
     enough = np.flatnonzero(reached >= MIN_RECALL)
-    probes = int(enough[0]) + 1 if len(enough) else near_cells.shape[1]
+    probes = int(enough[0]) + 1 if len(enough) else asked.shape[1]
     return probes, float(reached[probes - 1])
 
 
@@ -257,7 +258,7 @@ def _horizon(similarities: np.ndarray, n: int) -> np.ndarray:
 
 
 def _as_cosines(steps: np.ndarray) -> np.ndarray:
-    return (steps / STEPS).astype(np.float32)
+    return np.divide(steps, np.float32(STEPS), dtype=np.float32)
 
 
 def _matrix(embeddings: Any) -> np.ndarray:

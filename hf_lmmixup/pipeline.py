@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
 
 from hf_lmmixup.datastore import ScoredDatastore
@@ -37,7 +35,7 @@ from hf_lmmixup.results import Results, account, choose, write_results
 from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, read_json, write_json
 from hf_lmmixup.selection import long_tail_scores
 from hf_lmmixup.stages import Progress, Stages
-from hf_lmmixup.tables import dataset_of, rows_at, table_of
+from hf_lmmixup.tables import rows_at
 from hf_lmmixup.vectors import texts_of
 
 
@@ -120,9 +118,7 @@ class _Run:
 
     def _results(self) -> Results:
         rows, distilling, rescored = self.rows, self.distilling, self.distilling.rescored.dataset
-        high = rows.half(high=True)
-        alone = table_of(rows.clustered.dataset).filter(pc.field("cluster_id").is_null()).drop_columns(["cluster_id"])
-        originals = dataset_of(pa.concat_tables([table_of(high), alone.cast(high.features.arrow_schema)]))
+        originals = rows.originals
         rarity = long_tail_scores(rows.vectors.matrix, graph=rows.vectors.graph)
         places = rows.vectors.places(originals["id"][:])
         chosen = choose(
@@ -135,13 +131,14 @@ class _Run:
                 rows.loaded, dropped, rows.clustered, distilling.distilled, distilling.checked.dropped, chosen
             ),
             rated=rows.rated.columns("score"),
+            loaded=rows.loaded,
             clustered=rows.clustered,
             rescored=rescored,
             held_out=distilling.held_out(),
             histories=distilling.histories(),
             models=distilling.models,
             versions=versions(),
-            points=self._points(rows.clustered.columns("id", "prompt", "score", "cluster_id"), rescored),
+            points=self._points(rows.clustered.columns("id", "score", "cluster_id"), rescored),
             transitions={} if self.tools.judge else _transitions(rows.datastore),
         )
 
@@ -153,7 +150,9 @@ class _Run:
             rows_at(rows, [place for place, number in enumerate(rows["cluster_id"][:]) if number in shown])
             for rows in (clusters, distilled)
         ]
-        vectors = self.rows.vectors.of(some[0]["id"][:]).astype(np.float32)
+        places = self.rows.vectors.places(some[0]["id"][:])
+        vectors = self.rows.vectors.matrix[places].astype(np.float32)
+        some[0] = some[0].add_column("prompt", rows_at(self.rows.loaded.columns("prompt"), places)["prompt"][:])
         encoded = self.rows.known_texts.encode(list(texts_of(some[1])))
         return map_points(some[0].to_list(), vectors, some[1].to_list(), encoded)
 

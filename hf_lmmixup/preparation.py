@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
 from hf_lmmixup import bundled, clustering, rating
@@ -26,6 +27,7 @@ from hf_lmmixup.evaluation_sets import read_evaluations
 from hf_lmmixup.loading import load_rows
 from hf_lmmixup.recipe import Recipe
 from hf_lmmixup.records import CLUSTERED, LOADED, RATED, Outcome
+from hf_lmmixup.run_directory import LOAD, TEXTS
 from hf_lmmixup.stages import Stages
 from hf_lmmixup.tables import rows_at, table_of
 from hf_lmmixup.vectors import BLOCK, KnownTexts, Vectors, embed
@@ -33,14 +35,7 @@ from hf_lmmixup.writers import Writer
 
 
 DATASTORE = "datastore"
-LOAD, EMBED, CLEAN, RATE, UNIQUE, CLUSTER = (
-    "1_load",
-    "2_embed",
-    "2_decontaminate",
-    "3_rate",
-    "3_deduplicate",
-    "4_cluster",
-)
+EMBED, CLEAN, RATE, UNIQUE, CLUSTER = "2_embed", "2_decontaminate", "3_rate", "3_deduplicate", "4_cluster"
 
 CACHED_TEXTS = 20_000
 """Texts of distilled rows and the datastore whose vectors stay in memory; at 384 dimensions they take 30 MB."""
@@ -79,7 +74,7 @@ class Preparation:
         self.recipe, self.stages, self.tools, self.earlier = recipe, stages, tools, earlier
 
     @cached_property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> CachedEncoder:
         """The recipe's encoder; it remembers its latest texts."""
         return CachedEncoder(self.tools.encoder or load_encoder(self.recipe.encoder), capacity=CACHED_TEXTS)
 
@@ -133,7 +128,9 @@ class Preparation:
 
             with self.stages.timed(EMBED) as facts:
                 block = self.tools.embedded_at_a_time
-                embed(self.loaded.dataset, self.encoder, folder, earlier=earlier, block=block, progress=told)
+                # Not through the cache: these vectors are on the disk as soon as they are there.
+                plain = self.encoder.encoder
+                embed(self.loaded.dataset, plain, folder, earlier=earlier, block=block, progress=told)
                 self.stages.progress("building the neighbor graph", 0, 0)
                 graph = Vectors(folder, ids).graph
                 if graph.recall < 1:
@@ -175,7 +172,11 @@ class Preparation:
         rows = self.loaded.dataset
         title = f"searching {len(rows)} rows for evaluation texts"
         return self.stages.outcome(
-            CLEAN, title, LOADED, lambda: self.decontaminated(rows, lambda: self.vectors.of(rows["id"][:]))
+            CLEAN,
+            title,
+            LOADED,
+            lambda: self.decontaminated(rows, lambda: self.vectors.of(rows["id"][:])),
+            new_texts=False,
         )
 
     @cached_property
@@ -184,7 +185,7 @@ class Preparation:
         rows = self.clean.dataset
         if self.tools.judge is None:
             assert self.known_texts is not None  # now, so that its time is not counted here
-        return self.stages.outcome(RATE, f"rating {len(rows)} rows", RATED, lambda: self._rate(rows))
+        return self.stages.outcome(RATE, f"rating {len(rows)} rows", RATED, lambda: self._rate(rows), new_texts=False)
 
     def _rate(self, rows: Dataset) -> Outcome:
         if self.earlier is None:
@@ -218,13 +219,22 @@ class Preparation:
             places = vectors.places(scored["id"][:])
             return deduplicate(scored, vectors.matrix[places], max_similarity=limit, graph=vectors.graph.take(places))
 
-        return self.stages.outcome(UNIQUE, "dropping duplicates", RATED, work)
+        return self.stages.outcome(UNIQUE, "dropping duplicates", RATED, work, new_texts=False)
 
-    def half(self, high: bool) -> Dataset:
-        """The rows to keep as they are, or those to distil."""
-        rows = self.unique.dataset
+    @property
+    def low(self) -> Dataset:
+        """The rows to distil, without their texts."""
+        rows = self.unique.columns(*(name for name in RATED if name not in TEXTS))
+        return rows_at(rows, np.flatnonzero(np.array(rows["score"][:]) < self.recipe.rate.threshold))
+
+    @property
+    def originals(self) -> Dataset:
+        """The rows that may go into the dataset as they are: the high-scored ones and those without a cluster."""
+        rows, clusters = self.unique.dataset, table_of(self.clustered.columns("id", "cluster_id"))
+        alone = clusters.filter(pc.field("cluster_id").is_null())["id"]
+        is_alone = pc.is_in(table_of(rows)["id"], alone).to_numpy()
         is_high = np.array(rows["score"][:]) >= self.recipe.rate.threshold
-        return rows_at(rows, np.flatnonzero(is_high == high))
+        return rows_at(rows, np.flatnonzero(is_high | is_alone))
 
     @property
     def decontaminated_away(self) -> dict[str, str]:
@@ -240,9 +250,9 @@ class Preparation:
     @cached_property
     def clustered(self) -> Outcome:
         """The low-scored rows in clusters."""
-        low = self.half(high=False)
+        low = self.low
         title = f"clustering {len(low)} low-scored rows"
-        return self.stages.outcome(CLUSTER, title, CLUSTERED, lambda: self._cluster(low))
+        return self.stages.outcome(CLUSTER, title, CLUSTERED, lambda: self._cluster(low), new_texts=False)
 
     def _cluster(self, low: Dataset) -> Outcome:
         places = self.vectors.places(low["id"][:])

@@ -100,11 +100,11 @@ def row_id(prompt: str, completion: str) -> str:
     Equal rows have equal ids wherever and in whatever order they were loaded. JSON separates the two texts, so
     ("ab", "c") and ("a", "bc") differ.
     """
-    return hashlib.sha256(b"[%b,%b]" % (_quoted(prompt), _quoted(completion))).hexdigest()[:16]
+    return hashlib.sha256(b"[%b,%b]" % (quoted(prompt), quoted(completion))).hexdigest()[:16]
 
 
-def _quoted(text: str) -> bytes:
-    """The text as a JSON string in ASCII; a long plain one by `bytes.replace`, which is twice as fast as `json`."""
+def quoted(text: str) -> bytes:
+    """A text as a JSON string in ASCII; a long plain one by `bytes.replace`, which is twice as fast as `json`."""
     if len(text) > PLAIN_LENGTH and text.isascii() and not (raw := text.encode()).translate(None, PLAIN):
         return b'"%b"' % raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n")
     return encode_basestring_ascii(text).encode()

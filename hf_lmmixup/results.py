@@ -1,5 +1,6 @@
 """The end of a run: which rows make the dataset, what became of all the others, and the files that say so."""
 
+import heapq
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class Results:
     merged: Dataset
     ledger: Ledger
     rated: Dataset
+    loaded: Outcome
     clustered: Outcome
     rescored: Dataset
     held_out: dict[str, dict[str, Any]]
@@ -206,15 +208,20 @@ def _examples(results: Results) -> list[dict[str, Any]]:
     """The first clusters beside their distillation, those that reached the dataset first."""
     final, done = set(results.merged["id"][:]), results.rescored
     ids, clusters = done["id"][:], done["cluster_id"][:]
-    order = sorted(range(len(ids)), key=lambda place: (ids[place] not in final, clusters[place], ids[place]))
-    rows = rows_at(done, order[:EXAMPLES]).to_list()
-    table = table_of(results.clustered.columns("id", "prompt", "completion", "score"))
+    order = heapq.nsmallest(
+        EXAMPLES, range(len(ids)), key=lambda place: (ids[place] not in final, clusters[place], ids[place])
+    )
+    rows = rows_at(done, order).to_list()
     behind = pa.array([source for row in rows for source in row["sources"]], pa.string())
-    texts = {row["id"]: row for row in table.filter(pc.is_in(table["id"], behind)).to_pylist()}
+    loaded = table_of(results.loaded.columns("id", "prompt", "completion"))
+    texts = {row["id"]: row for row in loaded.filter(pc.is_in(loaded["id"], behind)).to_pylist()}
     return [
         {
             "cluster_id": row["cluster_id"],
-            "sources": [texts[source] for source in row["sources"]],
+            "sources": [
+                texts[source] | {"score": score}
+                for source, score in zip(row["sources"], row["source_scores"], strict=True)
+            ],
             "prompt": row["prompt"],
             "completion": row["completion"],
             "reasoning": row["reasoning"],

@@ -7,6 +7,7 @@ and one set of settings; others are refused by name::
     runs/quickstart/
         manifest.json     what the run is made from
         stages/1_load     rows.parquet, dropped.json
+        stages/3_rate     the same, without the texts of the rows: they stand in 1_load
         ...
         dataset/          the result
 """
@@ -22,15 +23,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
-from hf_lmmixup.records import Outcome
-from hf_lmmixup.tables import dataset_of, table_of
+from hf_lmmixup.records import LOADED, Outcome
+from hf_lmmixup.tables import dataset_of, rows_at, table_of
 
 
 MANIFEST, LOCK, STAGES = "manifest.json", ".lock", "stages"
 ROWS, DROPPED, ATTEMPTS = "rows.parquet", "dropped.json", "attempts.parquet"
+
+LOAD = "1_load"
+"""The stage that brings the raw rows."""
+
+TEXTS = ("prompt", "completion", "source")
+"""Columns of a raw row that no later stage changes, so the later stages leave them where they were loaded."""
 
 
 class RunDirectory:
@@ -109,16 +117,21 @@ class RunDirectory:
         os.rename(folder, self.stage(name))
         _sync(self.path / STAGES)
 
-    def save_outcome(self, name: str, outcome: Outcome, *, attempts: Sequence[Mapping[str, Any]] = ()) -> None:
+    def save_outcome(
+        self, name: str, outcome: Outcome, *, new_texts: bool = True, attempts: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         """Write a stage's rows and the reasons for those it dropped.
 
         Args:
             name: The stage.
             outcome: What it returned.
+            new_texts: Whether the rows are others than those loaded; if not, `TEXTS` are not written again.
             attempts: What it tried on the way, for `lmmixup explain`.
         """
+        table = table_of(outcome.dataset)
+        known = [] if new_texts else [column for column in TEXTS if column in table.column_names]
         with self.writing(f"{STAGES}/{name}") as folder:
-            pq.write_table(table_of(outcome.dataset), folder / ROWS)
+            pq.write_table(table.drop_columns(known), folder / ROWS, use_dictionary=False)
             write_json(folder / DROPPED, outcome.dropped)
             if attempts:
                 pq.write_table(pa.Table.from_pylist(list(attempts)), folder / ATTEMPTS)
@@ -145,11 +158,11 @@ class StoredOutcome(Outcome):
     @property
     def dataset(self) -> Dataset:  # type: ignore[override]
         """The rows that went on, read anew each time."""
-        return read_parquet(self._folder / ROWS, self._features)
+        return read_stage(self._folder, self._features)
 
     def columns(self, *names: str) -> Dataset:
         """The same without the columns that nobody asked for; texts are most of a row."""
-        return read_parquet(self._folder / ROWS, Features({name: self._features[name] for name in names}))
+        return read_stage(self._folder, Features({name: self._features[name] for name in names}))
 
 
 @contextmanager
@@ -163,6 +176,20 @@ def whole_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(final, ignore_errors=True)
     os.rename(partial, final)
     _sync(final.parent)
+
+
+def read_stage(folder: Path, features: Features) -> Dataset:
+    """The columns `features` of a stage's rows; texts that it did not write come from where they were loaded."""
+    written = pq.read_schema(folder / ROWS).names
+    absent = [name for name in features if name not in written]
+    own = read_parquet(folder / ROWS, Features({name: features[name] for name in features if name not in absent}))
+    if not absent:
+        return own
+    ids = pq.read_table(folder / ROWS, columns=["id"], memory_map=True)["id"]
+    texts = read_parquet(folder.parent / LOAD / ROWS, Features({name: LOADED[name] for name in ("id", *absent)}))
+    found = table_of(rows_at(texts, pc.index_in(ids, table_of(texts)["id"]).to_numpy()))
+    columns = [(found if name in absent else table_of(own))[name] for name in features]
+    return dataset_of(pa.table(columns, schema=features.arrow_schema))
 
 
 def read_parquet(path: Path, features: Features) -> Dataset:

@@ -42,14 +42,24 @@ class Stages:
     def __init__(self, directory: RunDirectory, progress: Progress) -> None:
         self.directory, self.progress = directory, progress
 
-    def outcome(self, name: str, title: str, features: Features, work: Callable[[], Outcome]) -> Outcome:
-        """The outcome of a stage; `work` is called if there is none yet."""
+    def outcome(
+        self, name: str, title: str, features: Features, work: Callable[[], Outcome], *, new_texts: bool = True
+    ) -> Outcome:
+        """The outcome of a stage; `work` is called if there is none yet.
+
+        Args:
+            name: The stage.
+            title: What is done, for people.
+            features: Its columns.
+            work: Does it.
+            new_texts: Whether the rows are others than those loaded.
+        """
         if not self.directory.has(name):
             self.progress(title, 0, 0)
             with self.timed(name) as facts, steady():
                 done = work()
                 attempts = done.completions if isinstance(done, DistilledOutcome) else ()
-                self.directory.save_outcome(name, done, attempts=attempts)
+                self.directory.save_outcome(name, done, new_texts=new_texts, attempts=attempts)
                 facts["rows"] = len(done.dataset) + len(done.dropped)
                 del done
             pa.default_memory_pool().release_unused()  # stages differ in the sizes they ask for

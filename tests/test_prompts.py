@@ -1,5 +1,7 @@
 """The prompt form and the strict parsers of what comes back."""
 
+import hashlib
+import json
 import time
 
 import pytest
@@ -116,6 +118,14 @@ def test_empty_cluster_and_unknown_type_are_refused():
         distillation_messages([], "qa")
     with pytest.raises(ValueError, match="essay"):
         distillation_messages(["x"], "essay")
+
+
+@given(
+    st.lists(st.fixed_dictionaries({"role": st.sampled_from(["system", "user"]), "content": st.text()}), min_size=1)
+)
+def test_prompt_hash_is_that_of_the_json(messages):
+    as_json = json.dumps(messages, sort_keys=True).encode()
+    assert prompt_hash(messages) == hashlib.sha256(as_json).hexdigest()[:16]
 
 
 def test_prompt_hash_depends_on_every_message():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
@@ -26,6 +27,19 @@ def test_outcome_comes_back(tmp_path):
     for outcome in (loaded, Outcome(ROWS)):
         assert outcome.columns("source", "id").to_list() == [{"id": "a", "source": "s"}]
     assert loaded.dataset is not loaded.dataset  # read anew: the outcome itself holds no rows
+
+
+def test_texts_are_written_once_and_come_back_with_every_stage(tmp_path):
+    directory = RunDirectory(tmp_path)
+    texts = {name: [f"{name} {row}" for row in range(4)] for name in ("prompt", "completion", "source")}
+    loaded = Dataset.from_dict({"id": list("abcd"), **texts}, features=LOADED)
+    directory.save_outcome("1_load", Outcome(loaded))
+    scored = loaded.select([3, 0, 2]).add_column("score", [1, 2, 3])
+    directory.save_outcome("3_rate", Outcome(scored), new_texts=False)
+    assert pq.read_schema(tmp_path / "stages/3_rate/rows.parquet").names == ["id", "score"]
+    back = directory.load_outcome("3_rate", scored.features)
+    assert back.dataset.to_list() == scored.to_list()
+    assert back.columns("score", "prompt").to_list() == scored.select_columns(["score", "prompt"]).to_list()
 
 
 def test_failed_stage_leaves_nothing_and_is_done_again(tmp_path):
