@@ -158,6 +158,8 @@ def main(
     script: SFTMixScriptArguments, training: SFTMixConfig, model: ModelConfig, mixture: DatasetMixtureConfig
 ) -> None:
     """Confidence, then training, then the model in the output folder."""
+    if training.hub_token:
+        raise ValueError("hub_token would be stored in every checkpoint. Remove it and set HF_TOKEN instead.")
     tokenizer = AutoTokenizer.from_pretrained(
         model.model_name_or_path, revision=model.model_revision, trust_remote_code=training.trust_remote_code
     )

@@ -50,7 +50,7 @@ def name(file: Path) -> str:
     return str(file.relative_to(RECIPES))
 
 
-def parse(file: Path) -> tuple:
+def parse(file: Path, *more: str) -> tuple:
     from trl.scripts import grpo, sft
 
     if method(file) == "sftmix":
@@ -58,7 +58,8 @@ def parse(file: Path) -> tuple:
     else:
         parser = {"sft": sft, "grpo": grpo}[method(file)].make_parser()
     # --use_cpu lets recipes for a GPU parse on a machine without one.
-    return parser.parse_args_and_config(["--config", str(file), "--use_cpu", "true"], fail_with_unknown_args=True)
+    arguments = ["--config", str(file), "--use_cpu", "true", *more]
+    return parser.parse_args_and_config(arguments, fail_with_unknown_args=True)
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +198,37 @@ def distilled(tmp_path_factory) -> Path:
     rows = [{"prompt": f"What is {n} plus one?", "completion": f" It is {n + 1}.", "score": 4} for n in range(8)]
     (folder / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return folder
+
+
+@pytest.mark.parametrize("folder", ["qwen2.5-1.5b", "smollm2-360m"])
+def test_a_cold_start_learns_the_completions_and_where_they_end(folder, tiny, tmp_path, monkeypatch):
+    import torch
+    from datasets import load_dataset
+    from trl import SFTTrainer
+
+    torch.set_num_threads(1)
+    monkeypatch.setenv("CI", "1")
+    monkeypatch.chdir(REPOSITORY)
+    output = ["--output_dir", str(tmp_path), "--bf16", "false", "--optim", "adamw_torch"]
+    script, training, _, _ = parse(RECIPES / folder / "sft.yaml", *output)
+    rows = load_dataset(script.dataset_name, script.dataset_config, split="train").select(range(24))
+    trainer = SFTTrainer(str(tiny), training, train_dataset=rows)
+    tokenizer, learnt = trainer.processing_class, []
+    for row in trainer.train_dataset:
+        assert len(row["input_ids"]) <= training.max_length
+        for position, (token, label) in enumerate(zip(row["input_ids"], row["labels"], strict=True)):
+            if label == -100:
+                continue
+            assert label == token
+            if row["labels"][position - 1] == -100:
+                learnt.append([])
+            learnt[-1].append(token)
+    assert training.packing and len(trainer.train_dataset) < 24
+    for tokens in learnt:
+        assert tokenizer.eos_token_id in tokens[-2:]
+    texts = {tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in learnt}
+    plain = {tokenizer.decode(tokenizer(row[0]["content"])["input_ids"]).strip() for row in rows["completion"]}
+    assert texts == plain and len(plain) == 24
 
 
 def test_every_recipe_trains_two_steps_with_a_tiny_model(tiny, distilled, tmp_path):

@@ -130,6 +130,14 @@ def test_a_stream_is_read_while_the_trainer_runs(script, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+def test_a_token_is_refused_before_anything_is_loaded(script, tmp_path):
+    options = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "true", "--hub_token", "hf_x"]
+    with pytest.raises(ValueError, match="stored in every checkpoint. Remove it and set HF_TOKEN"):
+        script.main(*script.make_parser().parse_args_and_config(options))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
 def test_data_must_be_named(script, tmp_path):
     arguments, _, _, mixture = script.make_parser().parse_args_and_config(
         ["--output_dir", str(tmp_path), "--use_cpu", "true"]

@@ -176,9 +176,13 @@ def test_two_processes_train_merge_and_speak_once_in_the_qlora_script(rows, tiny
 
 
 @pytest.mark.slow
-def test_the_launcher_starts_two_processes_from_our_file(rows, tiny, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("name", ["two_processes_cpu", "fsdp2"])
+def test_the_launcher_starts_two_processes_from_our_file(name, rows, tiny, tmp_path):  # noqa: F811
     """The same by `trl` itself: three processes import everything, which takes most of a minute."""
-    launch = REPOSITORY / "recipes" / "accelerate" / "two_processes_cpu.yaml"
+    launch = tmp_path / "launch.yaml"
+    file = REPOSITORY / "recipes" / "accelerate" / f"{name}.yaml"
+    on_a_cpu = {"num_processes": 2, "use_cpu": True, "mixed_precision": "no", "main_process_port": 0}
+    launch.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | on_a_cpu))
     values = {**SMALL, **KINDS["sft"], "max_steps": 2, "save_strategy": "no", "output_dir": tmp_path / "out"}
     values |= {"model_name_or_path": tiny, "dataset_name": rows / "sft", "accelerate_config": launch}
     command = [*training.trl_command(), "sft", *options(**values)]
