@@ -137,7 +137,12 @@ def test_the_commands_of_the_script_parse(script, monkeypatch):
     ended = subprocess.run(
         [sys.executable, str(Path(sys.executable).with_name(hf)), *words],
         env=os.environ
-        | {"HF_TOKEN": "hf_x", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "COLUMNS": "400"},
+        | {
+            "HF_TOKEN": "hf_x",
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+            "COLUMNS": "400",
+        },
         capture_output=True,
         text=True,
     )
