@@ -144,12 +144,11 @@ class SentenceTransformerEncoder:
     def _forward(self, batch: list[list[int]], width: int, device: Any) -> np.ndarray:
         import torch
 
+        lengths, columns = np.array([len(tokens) for tokens in batch])[:, None], np.arange(width)
+        is_token = columns >= width - lengths if self._pads_left else columns < lengths
         ids = np.full((len(batch), width), self._padding, np.int64)
-        mask = np.zeros((len(batch), width), np.int64)
-        for row, tokens in enumerate(batch):
-            place = slice(width - len(tokens), None) if self._pads_left else slice(len(tokens))
-            ids[row, place], mask[row, place] = tokens, 1
-        arrays = {"input_ids": ids, "attention_mask": mask}
+        ids[is_token] = [token for tokens in batch for token in tokens]
+        arrays = {"input_ids": ids, "attention_mask": is_token.astype(np.int64)}
         if self._has_types:
             arrays["token_type_ids"] = np.zeros_like(ids)  # one segment each
         output = self._model({name: torch.from_numpy(array).to(device) for name, array in arrays.items()})

@@ -19,10 +19,8 @@ first one and kept. One recipe::
 import json
 import logging
 import os
-import re
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.bundled import rated_texts
@@ -43,18 +41,12 @@ QUALITY_MODES = ("nearest", "upstream")
 QUALITY_JUDGES = ("default", "head", "neighbors")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-"""What may be a repository on the Hub."""
-
 MIXUP_WEIGHTS = {"quality": 0.5, "alignment": 0.4, "format": 0.1}
 """Published weights, the same for every task type (arXiv 2510.20449, configuration)."""
 
 
-def check_settings(*, fetch: bool = True) -> None:
-    """Find mistakes of the variables before anything is trained.
-
-    Args:
-        fetch: Whether a datastore on the Hub is fetched; if not, only what lies on this machine is checked.
+def check_settings() -> None:
+    """Find mistakes of the variables before anything is trained; a datastore on the Hub is fetched.
 
     Raises:
         ValueError: If a variable has an unknown value, or the datastore is not there.
@@ -62,7 +54,7 @@ def check_settings(*, fetch: bool = True) -> None:
     quality_mode(), quality_judge(), _choice("HF_LMMIXUP_ENCODER_PRECISION", PRECISIONS)
     _weights(os.environ.get("HF_LMMIXUP_MIXUP_WEIGHTS") or "{}")
     where = os.environ.get("HF_LMMIXUP_DATASTORE")
-    if not where or where == BUNDLED or not (fetch or Path(where).is_dir() or not REPOSITORY.fullmatch(where)):
+    if not where or where == BUNDLED:
         return
     try:
         _stored(where)

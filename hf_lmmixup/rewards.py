@@ -47,7 +47,7 @@ COPY_COSINE = 0.98
 Rewards = list[float | None]
 
 # `trl grpo` imports the rewards before it loads a model: the time to name a mistake.
-check_settings(fetch=False)
+check_settings()
 
 
 def __getattr__(name: str) -> Any:

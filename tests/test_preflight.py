@@ -112,6 +112,7 @@ def test_launch_keys_and_rewards_of_the_current_directory_are_fine(tmp_path, mon
     ("variables", "name", "words"),
     [
         ({"HF_LMMIXUP_DATASTORE": "runs/no/datastore"}, "quality_reward", "'runs/no/datastore' cannot be used"),
+        ({"HF_LMMIXUP_DATASTORE": "runs/none"}, "quality_reward", "'runs/none' cannot be used"),
         ({"HF_LMMIXUP_MIXUP_WEIGHTS": "{"}, "quality_reward", "HF_LMMIXUP_MIXUP_WEIGHTS is not valid JSON"),
         ({}, "qualty_reward", "no reward 'qualty_reward'. It offers .*'quality_reward'"),
     ],

@@ -370,19 +370,29 @@ ATTACKS = [
 ]
 
 
+PROMISED, ATTEMPTS = 0.05, 12
+"""Processor seconds for a megabyte, and how often a machine that others use too may try."""
+
+
+def is_quick(reward, arguments):
+    """Whether a reward keeps the promise; each attempt has other arguments, so that nothing is remembered."""
+    for attempt in range(ATTEMPTS):
+        completions, columns = arguments(attempt)
+        start = time.process_time()
+        reward(completions, **columns)
+        if time.process_time() - start < PROMISED:
+            return True
+    return False
+
+
 @pytest.mark.parametrize("completion", ATTACKS, ids=lambda text: repr(text[:30] + text[-20:]))
 def test_a_megabyte_takes_little_time(hashing, tmp_path, monkeypatch, completion):
     store(tmp_path, monkeypatch, [ANSWERS["qa"]], [5], ["qa"])
     columns = {"task_type": ["qa"], "reference": [ANSWERS["qa"]], "sources": [["Q: tides\nA: moon"]]}
     for reward in ALL:
         reward([said("warm")], **columns)
-        spent = []
-        for attempt in range(3):  # another text each time, so that nothing is remembered
-            text = completion.replace("</think>", "", 1) if attempt == 2 else completion + " " * attempt
-            start = time.process_time()
-            reward([text], **columns)
-            spent.append(time.process_time() - start)
-        assert min(spent) < 0.05
+        for text in (completion, completion.replace("</think>", "", 1)):
+            assert is_quick(reward, lambda attempt, text=text: ([text + " " * attempt], columns))
 
 
 class Still(HashingEncoder):
@@ -400,14 +410,13 @@ def test_a_megabyte_in_a_column_takes_little_time(place, unit, tmp_path, monkeyp
     columns = {"task_type": ["qa"], "reference": [ANSWERS["qa"]]}
     for reward in ALL:
         reward([said(ANSWERS["qa"])], **columns)
-        spent = []
-        for attempt in range(3):  # another text each time, so that nothing is remembered
-            text = (f"{reward.__name__} {attempt} " + unit * 1_000_000)[:1_000_000]
+
+        def arguments(attempt, name=reward.__name__):
+            text = (f"{name} {attempt} " + unit * 1_000_000)[:1_000_000]
             given = {"reference": [text], "sources": [["Q: tides\nA: moon", text]], "prompts": [f"{text}\n\nMerge."]}
-            start = time.process_time()
-            reward([said(ANSWERS["qa"])], **{**columns, place: given[place]})
-            spent.append(time.process_time() - start)
-        assert min(spent) < 0.05
+            return [said(ANSWERS["qa"])], {**columns, place: given[place]}
+
+        assert is_quick(reward, arguments)
 
 
 def test_the_rewards_open_no_connection_with_the_offline_encoder(tmp_path, monkeypatch):
