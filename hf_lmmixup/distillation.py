@@ -17,12 +17,21 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
+import pyarrow as pa
 from datasets import Dataset
 
-from hf_lmmixup.distilled_rows import Distilled, DistilledOutcome, clusters_of, distilled_dataset, source_text
+from hf_lmmixup.distilled_rows import (
+    Distilled,
+    DistilledOutcome,
+    clusters_of,
+    completions_of,
+    distilled_dataset,
+    source_text,
+)
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.prompts import answer_matches, distillation_messages, parse_completion, prompt_hash
 from hf_lmmixup.records import Distillation, TaskType, row_seed
+from hf_lmmixup.tables import dataset_of
 
 
 logger = logging.getLogger(__name__)
@@ -112,14 +121,14 @@ def distill(
         raise ValueError(f"attempts={attempts} must be at least 1.")
     task_type = TaskType(task_type)
     dropped: dict[str, str] = {}
-    completions: list[dict[str, Any]] = []
+    completions = [completions_of(())]
     waiting = _requests(clustered, task_type, max_prompt_tokens, count_tokens, dropped)
 
     def done() -> Iterator[Distilled]:
         # Some prompts at a time: the texts of a large pool, written out as prompts, would fill the memory.
         while requests := list(islice(waiting, at_a_time)):
             records = _written(requests, generate, attempts, seed, task_type, journal)
-            completions.extend(records)
+            completions.append(completions_of(records))
             last = {record["prompt_hash"]: record["reason"] for record in records}
             for one in requests:
                 if one.distillation is None:
@@ -129,7 +138,7 @@ def distill(
 
     dataset = distilled_dataset(done(), task_type, distiller_name)
     logger.info("Distilled %d rows; %d rows dropped.", len(dataset), len(dropped))
-    return DistilledOutcome(dataset, dropped, completions)
+    return DistilledOutcome(dataset, dropped, dataset_of(pa.concat_tables(completions)))
 
 
 def _requests(

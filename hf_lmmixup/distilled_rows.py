@@ -7,14 +7,14 @@ One row of the result::
      "source_scores": [1, 2], "distiller": "quickstart/distiller", "prompt_hash": "b81c..."}
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 
 from hf_lmmixup.prompts import ANSWER_LABELS
 from hf_lmmixup.records import DISTILLED, Distillation, Outcome, TaskType, pair_text, row_id
@@ -23,7 +23,29 @@ from hf_lmmixup.tables import dataset_of, rows_at, table_of
 
 BATCH = 10_000
 
+WRITTEN = ("id", "prompt", "completion", "reasoning", "cluster_id", "prompt_hash")
+"""Columns of a distilled row that are known as soon as it is written; more sources may come."""
+
 NO_CLUSTER = "distil: row has no cluster"
+
+
+COMPLETIONS = Features(
+    {
+        "cluster_id": Value("int64"),
+        "prompt_hash": Value("string"),
+        "sources": List(Value("string")),
+        "prompt_characters": Value("int64"),
+        "attempt": Value("int64"),
+        "completion": Value("string"),
+        "reason": Value("string"),
+    }
+)
+"""One try: `attempt` counts from 1, `completion` is null if there was none, `reason` if it was taken."""
+
+
+def completions_of(records: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Tries as a table with the columns of `COMPLETIONS`."""
+    return pa.Table.from_pylist(list(records), schema=COMPLETIONS.arrow_schema)
 
 
 @dataclass
@@ -31,11 +53,10 @@ class DistilledOutcome(Outcome):
     """An `Outcome` and what was written on the way to it.
 
     Attributes:
-        completions: One dictionary a try: `cluster_id`, `prompt_hash`, `sources`, `prompt_characters`, `attempt` (from
-            1), `completion` (`None` if there was none) and `reason` (`None` if it was taken).
+        completions: All tries, with the columns of `COMPLETIONS`.
     """
 
-    completions: list[dict[str, Any]] = field(default_factory=list)
+    completions: Dataset = field(default_factory=lambda: dataset_of(completions_of(())))
 
 
 @dataclass(frozen=True)
@@ -94,15 +115,32 @@ def distilled_dataset(results: Iterable[Distilled], task_type: TaskType, distill
     Clusters with the same result become one row that names the sources of all.
     """
     place: dict[str, int] = {}
-    columns: dict[str, list[Any]] = {name: [] for name in DISTILLED}
+    sources: list[list[str]] = []
+    scores: list[list[int | None]] = []
+    written: list[tuple[Any, ...]] = []
+    tables: list[pa.Table] = []
     for result in results:
         best = max(result.rows, key=score_of)
         prompt, completion = split_answer(result.distillation.answer, task_type, best["prompt"])
         identifier = row_id(prompt, completion)
-        if place.setdefault(identifier, len(place)) == len(columns["id"]):
-            row = (identifier, prompt, completion, result.distillation.reasoning, result.rows[0]["cluster_id"])
-            for name, value in zip(DISTILLED, (*row, [], [], distiller_name, result.prompt_hash), strict=True):
-                columns[name].append(value)
-        columns["sources"][place[identifier]] += [source["id"] for source in result.rows]
-        columns["source_scores"][place[identifier]] += [source.get("score") for source in result.rows]
-    return dataset_of(pa.table(columns, schema=DISTILLED.arrow_schema))
+        number = place.setdefault(identifier, len(place))
+        if number == len(sources):
+            sources.append([])
+            scores.append([])
+            reasoning, cluster = result.distillation.reasoning, result.rows[0]["cluster_id"]
+            written.append((identifier, prompt, completion, reasoning, cluster, result.prompt_hash))
+            if len(written) == BATCH:  # as Arrow they take half of the memory
+                tables.append(_written_table(written))
+                written = []
+        sources[number] += [source["id"] for source in result.rows]
+        scores[number] += [source.get("score") for source in result.rows]
+    table = pa.concat_tables([*tables, _written_table(written)])
+    known = {name: table[name] for name in table.column_names} | {"sources": sources, "source_scores": scores}
+    known["distiller"] = pa.repeat(pa.scalar(distiller_name), len(table))
+    return dataset_of(pa.table([known[name] for name in DISTILLED], schema=DISTILLED.arrow_schema))
+
+
+def _written_table(rows: list[tuple[Any, ...]]) -> pa.Table:
+    schema = pa.schema(DISTILLED.arrow_schema.field(name) for name in WRITTEN)
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * len(WRITTEN)
+    return pa.table(columns, schema=schema)

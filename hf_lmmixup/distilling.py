@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset, Features
 
 from hf_lmmixup.distillation import distill
@@ -27,6 +28,7 @@ from hf_lmmixup.records import DISTILLED, RATED, Outcome
 from hf_lmmixup.run_directory import STAGES, read_json, write_json
 from hf_lmmixup.selection import CHARACTERS_PER_TOKEN
 from hf_lmmixup.stages import Stages
+from hf_lmmixup.tables import table_of
 from hf_lmmixup.vectors import texts_of
 from hf_lmmixup.writers import Writer, open_writer
 
@@ -155,9 +157,9 @@ class Distilling:
     def _spent(self, outcome: DistilledOutcome) -> None:
         """Write down what was read and written, whether in this process or before a crash."""
         options = self.recipe.distiller
-        read = sum(record["prompt_characters"] for record in outcome.completions) / CHARACTERS_PER_TOKEN
-        texts = (record["completion"] for record in outcome.completions)
-        written = sum(len(text) for text in texts if text is not None) / CHARACTERS_PER_TOKEN
+        tries = table_of(outcome.completions)
+        lengths = tries["prompt_characters"], pc.utf8_length(tries["completion"])
+        read, written = ((pc.sum(length).as_py() or 0) / CHARACTERS_PER_TOKEN for length in lengths)
         money = None
         if options.prompt_price is not None and options.completion_price is not None:
             money = (read * options.prompt_price + written * options.completion_price) / 1e6

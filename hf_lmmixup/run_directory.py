@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ class RunDirectory:
         _sync(self.path / STAGES)
 
     def save_outcome(
-        self, name: str, outcome: Outcome, *, new_texts: bool = True, attempts: Sequence[Mapping[str, Any]] = ()
+        self, name: str, outcome: Outcome, *, new_texts: bool = True, attempts: Dataset | None = None
     ) -> None:
         """Write a stage's rows and the reasons for those it dropped.
 
@@ -133,8 +133,8 @@ class RunDirectory:
         with self.writing(f"{STAGES}/{name}") as folder:
             pq.write_table(table.drop_columns(known), folder / ROWS, use_dictionary=False)
             write_json(folder / DROPPED, outcome.dropped)
-            if attempts:
-                pq.write_table(pa.Table.from_pylist(list(attempts)), folder / ATTEMPTS)
+            if attempts is not None and len(attempts):
+                pq.write_table(table_of(attempts), folder / ATTEMPTS)
 
     def load_outcome(self, name: str, features: Features) -> Outcome:
         """What `save_outcome` wrote."""

@@ -58,7 +58,7 @@ class Stages:
             self.progress(title, 0, 0)
             with self.timed(name) as facts, steady():
                 done = work()
-                attempts = done.completions if isinstance(done, DistilledOutcome) else ()
+                attempts = done.completions if isinstance(done, DistilledOutcome) else None
                 self.directory.save_outcome(name, done, new_texts=new_texts, attempts=attempts)
                 facts["rows"] = len(done.dataset) + len(done.dropped)
                 del done

@@ -3,6 +3,7 @@ import random
 import pytest
 from datasets import Dataset
 
+from hf_lmmixup import distilled_rows
 from hf_lmmixup.distillation import MALFORMED, NO_COMPLETION, TOO_LONG, WRONG_FORM, distill
 from hf_lmmixup.distilled_rows import NO_CLUSTER, split_answer
 from hf_lmmixup.journal import Journal
@@ -70,7 +71,7 @@ def test_one_row_a_cluster_with_its_lineage():
 def test_the_order_of_the_rows_has_no_influence():
     def run(rows):
         outcome = distill(dataset(rows), Scripted(tides=[TIDES], bread=["junk"]), distiller_name="scripted")
-        return outcome.dataset.to_list(), outcome.dropped, outcome.completions
+        return outcome.dataset.to_list(), outcome.dropped, outcome.completions.to_list()
 
     expected = run(ROWS)
     for seed in range(5):
@@ -147,7 +148,8 @@ def test_a_journal_keeps_what_was_written_before_a_crash(tmp_path):
     expected = distill(dataset(), Scripted(tides=[TIDES], bread=["junk", BREAD]), distiller_name="s")
     assert outcome.dataset.to_list() == expected.dataset.to_list()
     with Journal(tmp_path / "j", {}) as journal:  # nothing is left to ask
-        assert distill(dataset(), Scripted(), distiller_name="s", journal=journal).completions == expected.completions
+        again = distill(dataset(), Scripted(), distiller_name="s", journal=journal)
+    assert again.completions.to_list() == expected.completions.to_list()
 
 
 ANSWERS = [
@@ -172,6 +174,18 @@ def test_equal_prompts_are_asked_once():
     assert outcome.dataset["sources"][:] == [["a", "b"]]
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_rows_that_meet_again_later_are_one(monkeypatch, batch):
+    words = ("tides", "bread", "moon", "tides")
+    rows = [(f"{cluster}{place}", word, "x", 1, cluster) for cluster, word in enumerate(words) for place in "pq"]
+    answers = {"tides": [TIDES], "bread": [BREAD], "moon": [TIDES]}
+    expected = distill(dataset(rows), Scripted(**answers), distiller_name="s")
+    assert expected.dataset["sources"][:] == [["0p", "0q", "2p", "2q", "3p", "3q"], ["1p", "1q"]]
+    monkeypatch.setattr(distilled_rows, "BATCH", batch)
+    found = distill(dataset(rows), Scripted(**answers), distiller_name="s")
+    assert found.dataset.to_list() == expected.dataset.to_list()
+
+
 def test_other_task_types_read_and_write_their_own_form():
     rows = [("a", "Tides", "they rise", 1, 0), ("b", "", "Tides fall too", 3, 0)]
     scripted = Scripted(Tides=[format_completion("both", "Tides rise and fall.")])
@@ -185,7 +199,7 @@ def test_other_task_types_read_and_write_their_own_form():
 def test_no_rows_are_no_error():
     empty = dataset().select([])
     outcome = distill(empty, Scripted(), distiller_name="s")
-    assert (len(outcome.dataset), outcome.dropped, outcome.completions) == (0, {}, [])
+    assert (len(outcome.dataset), outcome.dropped, len(outcome.completions)) == (0, {}, 0)
     assert outcome.dataset.features == DISTILLED
 
 
