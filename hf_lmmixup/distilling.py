@@ -29,7 +29,7 @@ from hf_lmmixup.run_directory import STAGES, read_json, write_json
 from hf_lmmixup.selection import CHARACTERS_PER_TOKEN
 from hf_lmmixup.stages import Stages
 from hf_lmmixup.tables import table_of
-from hf_lmmixup.vectors import texts_of
+from hf_lmmixup.vectors import encoded
 from hf_lmmixup.writers import Writer, open_writer
 
 
@@ -184,7 +184,7 @@ class Distilling:
     def _check(self, rows: Dataset) -> Outcome:
         dropped: dict[str, str] = {}
         if self.recipe.decontaminate.evaluations:
-            clean = self.rows.decontaminated(rows, lambda: self.rows.known_texts.encode(list(texts_of(rows))))
+            clean = self.rows.decontaminated(rows, lambda: encoded(rows, self.rows.known_texts))
             rows, dropped = clean.dataset, clean.dropped
         sources = self.rows.clustered.columns("id", "prompt", "completion")
         outcome = check_faithfulness(rows, sources, **vars(self.recipe.faithfulness))

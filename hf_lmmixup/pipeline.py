@@ -36,7 +36,7 @@ from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, read_json,
 from hf_lmmixup.selection import long_tail_scores
 from hf_lmmixup.stages import Progress, Stages
 from hf_lmmixup.tables import rows_at
-from hf_lmmixup.vectors import texts_of
+from hf_lmmixup.vectors import encoded
 
 
 logger = logging.getLogger(__name__)
@@ -121,9 +121,7 @@ class _Run:
         originals = rows.originals
         rarity = long_tail_scores(rows.vectors.matrix, graph=rows.vectors.graph)
         places = rows.vectors.places(originals["id"][:])
-        chosen = choose(
-            originals, rarity[places], rescored, rows.known_texts.encode(list(texts_of(rescored))), self.recipe.select
-        )
+        chosen = choose(originals, rarity[places], rescored, encoded(rescored, rows.known_texts), self.recipe.select)
         dropped = dict.fromkeys(rows.unrated, UNRATED) | rows.decontaminated_away | rows.unique.dropped
         return Results(
             merged=chosen.merged.dataset,
@@ -153,8 +151,7 @@ class _Run:
         places = self.rows.vectors.places(some[0]["id"][:])
         vectors = self.rows.vectors.matrix[places].astype(np.float32)
         some[0] = some[0].add_column("prompt", rows_at(self.rows.loaded.columns("prompt"), places)["prompt"][:])
-        encoded = self.rows.known_texts.encode(list(texts_of(some[1])))
-        return map_points(some[0].to_list(), vectors, some[1].to_list(), encoded)
+        return map_points(some[0].to_list(), vectors, some[1].to_list(), encoded(some[1], self.rows.known_texts))
 
 
 def _transitions(datastore: ScoredDatastore) -> dict[str, dict[str, Any]]:

@@ -155,6 +155,12 @@ def _block(rows: dict[str, Any], encoder: Encoder, earlier: Vectors | None) -> n
     return vectors
 
 
+def encoded(rows: Dataset, encoder: Encoder) -> np.ndarray:
+    """The vectors (n, d) of rows, float32; their texts are in memory a block at a time."""
+    blocks = [_block(rows[start : start + BLOCK], encoder, None) for start in range(0, len(rows), BLOCK)]
+    return np.concatenate(blocks) if blocks else encoder.encode([])
+
+
 def texts_of(rows: Dataset) -> Iterator[str]:
     """The texts that are embedded, in the order of the rows."""
     for start in range(0, len(rows), BLOCK):
