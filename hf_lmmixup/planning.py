@@ -44,6 +44,9 @@ SPREAD = (0.7, 1.6)
 CLUSTERED = (0.5, 1.0)
 """Share of the low-scored rows that has relatives; a sample is too thin to tell."""
 
+WITHOUT_TEXTS = (12.0, 120.0)
+"""Bytes a row of a stage that leaves texts where they were loaded: id, score and cluster, or why it was dropped."""
+
 WRITTEN_TOKENS_PER_SECOND = {
     "endpoint": (20.0, 80.0),  # of each request in flight
     "vllm": (1500.0, 10_000.0),
@@ -154,17 +157,18 @@ class _Planner:
         options = self.recipe.cluster
         clusters = (clustered[0] / min(options.max_size, options.mean_size + 1), clustered[1] / options.min_size)
         vector_bytes = vectors.shape[1] * 2 + NEIGHBORS * 6 + 4
-        text_disk = _times(total, (0.5 * bytes_each, bytes_each))
         found = [
-            Estimate("load", total, seconds=_each(total, self.read), disk=text_disk),
+            Estimate(
+                "load", total, seconds=_each(total, self.read), disk=_times(total, (0.5 * bytes_each, bytes_each))
+            ),
             Estimate(
                 "embed",
                 total,
                 seconds=_each(total, embedding / len(rows) + 2e-4),
                 disk=_times(total, (vector_bytes, vector_bytes)),
             ),
-            Estimate("rate", total, seconds=_each(total, judging / len(rows)), disk=text_disk),
-            Estimate("cluster", low, seconds=_each(low, 3e-4), disk=_times(low, (0.5 * bytes_each, bytes_each))),
+            Estimate("rate", total, seconds=_each(total, judging / len(rows)), disk=_times(total, WITHOUT_TEXTS)),
+            Estimate("cluster", low, seconds=_each(low, 3e-4), disk=_times(low, WITHOUT_TEXTS)),
             *self._training(),
             self._distil(clusters, bytes_each),
         ]
