@@ -18,7 +18,7 @@ from pathlib import Path
 from hf_lmmixup.distiller import mixture
 from hf_lmmixup.held_out import judge
 from hf_lmmixup.recipe import DistillerRecipe, load_recipe
-from hf_lmmixup.training import trl_command
+from hf_lmmixup.training import cores, trl_command
 from hf_lmmixup.writers import open_writer
 
 
@@ -27,8 +27,6 @@ TARGET = 0.05
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart" / "grpo.yaml"
 ENVIRONMENT = {"HF_LMMIXUP_DATASTORE": "bundled"}
-
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:
@@ -61,7 +59,7 @@ def held_out_after(cold_start: Path, distiller: DistillerRecipe, seed: int) -> d
         values = {"model_name_or_path": cold_start, "output_dir": folder, "seed": seed}
         more = [text for name, value in values.items() for text in (f"--{name}", str(value))]
         command = [*trl_command(), "grpo", "--config", str(RECIPE), *more]
-        threads = {"OMP_NUM_THREADS": str(CORES)}  # else the launcher of `trl` takes one
+        threads = {"OMP_NUM_THREADS": str(cores())}  # else the launcher of `trl` takes one
         ended = subprocess.run(command, env=threads | os.environ | ENVIRONMENT, capture_output=True, text=True)
         if ended.returncode:
             sys.exit(f"trl grpo ended with exit code {ended.returncode}:\n{ended.stderr[-3000:]}")

@@ -14,7 +14,6 @@ from itertools import starmap
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset
 
 from hf_lmmixup.diversity import keep_diverse
@@ -73,11 +72,10 @@ def normalized(text: str) -> str:
 
 def _by_text(dataset: Dataset, order: list[int], ids: list[str]) -> tuple[list[int], dict[str, str]]:
     """Of rows with the same text the first in `order`; the others with their reason."""
-    table = table_of(dataset)
-    hashes = np.fromiter(map(hash, _normalized_pairs(table)), np.int64, len(ids))
+    hashes = np.fromiter(map(hash, _normalized_pairs(dataset)), np.int64, len(ids))
     _, number, count = np.unique(hashes, return_inverse=True, return_counts=True)
     alike = np.flatnonzero(count[number] > 1)  # different texts may share such a hash, but not a digest
-    keys = dict(zip(alike.tolist(), starmap(row_id, _normalized_pairs(table.take(alike))), strict=True))
+    keys = dict(zip(alike.tolist(), starmap(row_id, _normalized_pairs(rows_at(dataset, alike))), strict=True))
     first: dict[str, int] = {}
     winners, dropped = [], {}
     for row in order:
@@ -89,8 +87,8 @@ def _by_text(dataset: Dataset, order: list[int], ids: list[str]) -> tuple[list[i
     return winners, dropped
 
 
-def _normalized_pairs(table: pa.Table) -> Iterator[tuple[str, str]]:
-    for batch in table.select(["prompt", "completion"]).to_batches(10_000):
+def _normalized_pairs(dataset: Dataset) -> Iterator[tuple[str, str]]:
+    for batch in table_of(dataset).select(["prompt", "completion"]).to_batches(10_000):
         prompts, completions = (map(normalized, column.to_pylist()) for column in batch.columns)
         yield from zip(prompts, completions, strict=True)
 

@@ -121,7 +121,7 @@ class Journal:
         """
         if key in self:
             raise ValueError(f"Key {key!r} is recorded in {self.path} already. An answer is recorded once.")
-        place = self._append(b"[%b,%b]" % (quoted(key), quoted(value) if isinstance(value, str) else _json(value)))
+        place = self._append(b"[%b,%b]" % (_json(key), _json(value)))
         self._places.add(key, place)
         if time.monotonic() - self._synced_at >= SYNC_SECONDS:
             self.flush()
@@ -229,7 +229,7 @@ def digest(texts: Iterable[str]) -> str:
 
 
 def _json(value: Any) -> bytes:
-    return _encode(value).encode("ascii")
+    return quoted(value) if isinstance(value, str) else _encode(value).encode("ascii")
 
 
 def _content(line: bytes) -> Any:

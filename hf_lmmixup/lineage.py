@@ -103,7 +103,7 @@ def _source_steps(run: Path, identifier: str) -> list[Step]:
             steps.append(Step("cluster", "no related rows"))
         else:
             members = _rows(run / STAGES / "4_cluster" / ROWS, "cluster_id", row["cluster_id"])
-            loaded = [one for member in members for one in _stage(run, "1_load", member["id"])]
+            loaded = _rows(run / STAGES / "1_load" / ROWS, "id", *(member["id"] for member in members))
             others = [f"{one['id']} ({_excerpt(one['prompt'], 60)})" for one in loaded if one["id"] != identifier]
             steps.append(Step("cluster", f"cluster {row['cluster_id']} with {'; '.join(others) or 'no other row'}"))
     for attempt in _attempts(run, identifier):
@@ -200,8 +200,8 @@ def _stage(run: Path, stage: str, identifier: str) -> list[dict[str, Any]]:
     return _rows(run / STAGES / stage / ROWS, "id", identifier)
 
 
-def _rows(path: Path, column: str, value: Any) -> list[dict[str, Any]]:
-    return pq.read_table(path, filters=[(column, "==", value)]).to_pylist() if path.is_file() else []
+def _rows(path: Path, column: str, *values: Any) -> list[dict[str, Any]]:
+    return pq.read_table(path, filters=[(column, "in", values)]).to_pylist() if path.is_file() else []
 
 
 def _attempts(run: Path, identifier: str) -> list[dict[str, Any]]:

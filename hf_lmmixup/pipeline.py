@@ -35,7 +35,7 @@ from hf_lmmixup.results import Results, account, choose, write_results
 from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, read_json, write_json
 from hf_lmmixup.selection import long_tail_scores
 from hf_lmmixup.stages import Progress, Stages
-from hf_lmmixup.tables import rows_at
+from hf_lmmixup.tables import rows_at, table_of, with_columns
 from hf_lmmixup.vectors import encoded
 
 
@@ -150,7 +150,8 @@ class _Run:
         ]
         places = self.rows.vectors.places(some[0]["id"][:])
         vectors = self.rows.vectors.matrix[places].astype(np.float32)
-        some[0] = some[0].add_column("prompt", rows_at(self.rows.loaded.columns("prompt"), places)["prompt"][:])
+        prompts = table_of(rows_at(self.rows.loaded.columns("prompt"), places))["prompt"]
+        some[0] = with_columns(some[0], {"prompt": prompts})
         return map_points(some[0].to_list(), vectors, some[1].to_list(), encoded(some[1], self.rows.known_texts))
 
 

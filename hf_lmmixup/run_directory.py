@@ -182,13 +182,13 @@ def read_stage(folder: Path, features: Features) -> Dataset:
     """The columns `features` of a stage's rows; texts that it did not write come from where they were loaded."""
     written = pq.read_schema(folder / ROWS).names
     absent = [name for name in features if name not in written]
-    own = read_parquet(folder / ROWS, Features({name: features[name] for name in features if name not in absent}))
     if not absent:
-        return own
-    ids = pq.read_table(folder / ROWS, columns=["id"], memory_map=True)["id"]
+        return read_parquet(folder / ROWS, features)
+    present = {name: features[name] for name in features if name in written} | {"id": LOADED["id"]}
+    own = table_of(read_parquet(folder / ROWS, Features(present)))
     texts = read_parquet(folder.parent / LOAD / ROWS, Features({name: LOADED[name] for name in ("id", *absent)}))
-    found = table_of(rows_at(texts, pc.index_in(ids, table_of(texts)["id"]).to_numpy()))
-    columns = [(found if name in absent else table_of(own))[name] for name in features]
+    found = table_of(rows_at(texts, pc.index_in(own["id"], table_of(texts)["id"]).to_numpy()))
+    columns = [(found if name in absent else own)[name] for name in features]
     return dataset_of(pa.table(columns, schema=features.arrow_schema))
 
 

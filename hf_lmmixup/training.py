@@ -184,7 +184,7 @@ def copy_model(source: Path, target: Path) -> None:
 def _run(
     command: list[str], log: Path, environment: dict[str, str], on_step: Callable[[int, int], None] | None
 ) -> int:
-    tuning = {"OMP_NUM_THREADS": str(_cores()), "GOMP_SPINCOUNT": "10000"} | KEEP_MEMORY  # spinning as in `cli`
+    tuning = {"OMP_NUM_THREADS": str(cores()), "GOMP_SPINCOUNT": "10000"} | KEEP_MEMORY  # spinning as in `cli`
     with (
         alone(log.with_suffix(".lock")) as lock,
         log.open("ab") as file,
@@ -210,7 +210,8 @@ def _run(
     return process.returncode
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
