@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
 
 from hf_lmmixup.loading import load_rows
 from hf_lmmixup.mosaic import build_mosaics
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.records import HIGH_SCORE, LOADED, MERGED, RATED
-from hf_lmmixup.run_directory import STAGES, read_parquet, read_stage
+from hf_lmmixup.run_directory import STAGES, read_stage
+from hf_lmmixup.tables import dataset_of
 
 
 FULL, RANDOM, TOP, DISTILLED = "full raw", "random subset", "top-rated subset", "distilled"
@@ -74,8 +76,8 @@ def rows_of_run(run: str | Path, test: str | Path | None = None, *, seed: int = 
     if not stage.is_dir():
         raise FileNotFoundError(f"{run} is no finished run: there is no {stage.relative_to(run)} in it.")
     raw = read_stage(stage, RATED)
-    shards = sorted((Path(run) / "dataset" / "data").glob("train-*.parquet"))
-    dataset = concatenate_datasets([read_parquet(shard, MERGED) for shard in shards])
+    written = pq.read_table(Path(run) / "dataset" / "data", columns=list(MERGED))
+    dataset = dataset_of(written.cast(MERGED.arrow_schema))
     if test is not None:
         held_out = load_rows(test).dataset
     else:

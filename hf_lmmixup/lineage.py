@@ -7,7 +7,7 @@
 A distilled row's story begins with its sources. A row that could not be read has its place (`pile.jsonl:17`) as id.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,16 @@ import pyarrow.parquet as pq
 from hf_lmmixup.cards import render_dataset_card
 from hf_lmmixup.ledger import DROPPED as IS_DROPPED
 from hf_lmmixup.ledger import KEPT
-from hf_lmmixup.run_directory import ATTEMPTS, DROPPED, ROWS, STAGES, read_json, whole_folder, write_json
+from hf_lmmixup.run_directory import (
+    ATTEMPTS,
+    DROPPED,
+    ROWS,
+    STAGES,
+    read_arrow,
+    read_json,
+    whole_folder,
+    write_json,
+)
 from hf_lmmixup.stages import readable
 
 
@@ -71,7 +80,7 @@ def story(run: Path, identifier: str) -> list[Step]:
         ValueError: If the run knows no such row.
     """
     _check(run)
-    ends = _rows(run / "rows.parquet", "id", identifier)
+    ends = _having(pq.read_table(run / "rows.parquet"), "id", [identifier])
     steps = _source_steps(run, identifier) if ends else _distilled_steps(run, identifier)
     if not steps and not ends:
         raise ValueError(f"{run} knows no row {identifier!r}. Its ids are in rows.parquet and dataset/.")
@@ -87,23 +96,23 @@ def story(run: Path, identifier: str) -> list[Step]:
 def _source_steps(run: Path, identifier: str) -> list[Step]:
     steps = [
         Step("load", f"read from {row['source']}: {_excerpt(row['prompt'])}")
-        for row in _stage(run, "1_load", identifier)
+        for row in _stage(run, "1_load", "id", identifier)
     ]
     for stage in ("1_load", "2_decontaminate"):
         steps += _reason(run, stage, identifier)
-    for row in _stage(run, "3_rate", identifier):
+    for row in _stage(run, "3_rate", "id", identifier):
         steps.append(Step("rate", row["rating_error"] if row["score"] is None else f"score {row['score']}"))
     steps += _reason(run, "3_deduplicate", identifier)
     stood_for = [other for other, reason in _dropped(run, "3_deduplicate").items() if f"({identifier})" in reason]
     if stood_for:
         steps.append(Step("deduplicate", f"stands for {', '.join(sorted(stood_for))}"))
     steps += _reason(run, "4_cluster", identifier)
-    for row in _stage(run, "4_cluster", identifier):
+    for row in _stage(run, "4_cluster", "id", identifier):
         if row["cluster_id"] is None:
             steps.append(Step("cluster", "no related rows"))
         else:
-            members = _rows(run / STAGES / "4_cluster" / ROWS, "cluster_id", row["cluster_id"])
-            loaded = _rows(run / STAGES / "1_load" / ROWS, "id", *(member["id"] for member in members))
+            members = _stage(run, "4_cluster", "cluster_id", row["cluster_id"])
+            loaded = _stage(run, "1_load", "id", *(member["id"] for member in members))
             others = [f"{one['id']} ({_excerpt(one['prompt'], 60)})" for one in loaded if one["id"] != identifier]
             steps.append(Step("cluster", f"cluster {row['cluster_id']} with {'; '.join(others) or 'no other row'}"))
     for attempt in _attempts(run, identifier):
@@ -114,15 +123,15 @@ def _source_steps(run: Path, identifier: str) -> list[Step]:
 
 def _distilled_steps(run: Path, identifier: str) -> list[Step]:
     steps = []
-    for row in _stage(run, "7_distil", identifier):
+    for row in _stage(run, "7_distil", "id", identifier):
         scores = zip(row["sources"], row["source_scores"], strict=True)
         behind = ", ".join(f"{source} (score {'unknown' if score is None else score})" for source, score in scores)
         steps.append(Step("distil", f"by {row['distiller']} from {behind}: {_excerpt(row['completion'])}"))
-    for row in _stage(run, "7_check", identifier):
+    for row in _stage(run, "7_check", "id", identifier):
         rates = {"made up": row["novelty"], "kept": row["coverage"]}
         steps.append(Step("check", ", ".join(f"{name} {_share(rate)}" for name, rate in rates.items())))
     steps += _reason(run, "7_check", identifier)
-    for row in _stage(run, "8_rate_again", identifier):
+    for row in _stage(run, "8_rate_again", "id", identifier):
         steps.append(Step("rate again", row["rating_error"] if row["score"] is None else f"score {row['score']}"))
     if steps:
         there = any(identifier in pq.read_table(path, columns=["id"])["id"].to_pylist() for path in _shards(run))
@@ -149,12 +158,12 @@ def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Itera
     _check(run)
     if output.exists():
         raise ValueError(f"{output} exists. Name another folder.")
-    loaded = pq.read_table(run / STAGES / "1_load" / ROWS, columns=["id", "source"])
+    loaded = read_arrow(run / STAGES / "1_load" / ROWS)
     named = pc.or_(
         pc.is_in(loaded["id"], pa.array(list(ids), pa.string())),
         pc.is_in(loaded["source"], pa.array(list(sources), pa.string())),
     )
-    gone = set(loaded.filter(named)["id"].to_pylist())
+    gone = set(loaded["id"].filter(named).to_pylist())
     if not gone:
         raise ValueError(f"{run} has read none of these rows. Ids and sources stand in {STAGES}/1_load/{ROWS}.")
     dropped: dict[str, list[str]] = {}
@@ -196,20 +205,21 @@ def _shards(run: Path) -> list[Path]:
     return sorted((run / "dataset" / "data").glob("*.parquet"))
 
 
-def _stage(run: Path, stage: str, identifier: str) -> list[dict[str, Any]]:
-    return _rows(run / STAGES / stage / ROWS, "id", identifier)
+def _stage(run: Path, stage: str, column: str, *values: Any) -> list[dict[str, Any]]:
+    """The rows of a stage with one of the values in a column; none if the run had no such stage."""
+    path = run / STAGES / stage / ROWS
+    return _having(read_arrow(path), column, values) if path.is_file() else []
 
 
-def _rows(path: Path, column: str, *values: Any) -> list[dict[str, Any]]:
-    return pq.read_table(path, filters=[(column, "in", values)]).to_pylist() if path.is_file() else []
+def _having(table: pa.Table, column: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    wanted = pa.array(values, table.schema.field(column).type)
+    return table.filter(pc.is_in(table[column], wanted)).to_pylist()
 
 
 def _attempts(run: Path, identifier: str) -> list[dict[str, Any]]:
     path = run / STAGES / "7_distil" / ATTEMPTS
-    if not path.is_file():
-        return []
-    table = pq.read_table(path)
-    return [row for row in table.to_pylist() if identifier in row["sources"]]
+    rows = read_arrow(path).to_pylist() if path.is_file() else []
+    return [row for row in rows if identifier in row["sources"]]
 
 
 def _dropped(run: Path, stage: str) -> dict[str, str]:

@@ -6,10 +6,13 @@ and one set of settings; others are refused by name::
 
     runs/quickstart/
         manifest.json     what the run is made from
-        stages/1_load     rows.parquet, dropped.json
+        stages/1_load     rows.arrow, dropped.json
         stages/3_rate     the same, without the texts of the rows: they stand in 1_load
         ...
         dataset/          the result
+
+The rows of a stage are an Arrow stream that is mapped into memory, not read: a stage that looks at the texts shares
+them with the system's page cache, and one that does not costs nothing. `Dataset.from_file("rows.arrow")` opens one.
 """
 
 import fcntl
@@ -24,15 +27,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from datasets import Dataset, Features
 
-from hf_lmmixup.records import LOADED, Outcome
+from hf_lmmixup.records import Outcome
 from hf_lmmixup.tables import dataset_of, rows_at, table_of
 
 
 MANIFEST, LOCK, STAGES = "manifest.json", ".lock", "stages"
-ROWS, DROPPED, ATTEMPTS = "rows.parquet", "dropped.json", "attempts.parquet"
+ROWS, DROPPED, ATTEMPTS = "rows.arrow", "dropped.json", "attempts.arrow"
 
 LOAD = "1_load"
 """The stage that brings the raw rows."""
@@ -131,10 +133,10 @@ class RunDirectory:
         table = table_of(outcome.dataset)
         known = [] if new_texts else [column for column in TEXTS if column in table.column_names]
         with self.writing(f"{STAGES}/{name}") as folder:
-            pq.write_table(table.drop_columns(known), folder / ROWS, use_dictionary=False)
+            write_arrow(folder / ROWS, table.drop_columns(known))
             write_json(folder / DROPPED, outcome.dropped)
             if attempts is not None and len(attempts):
-                pq.write_table(table_of(attempts), folder / ATTEMPTS)
+                write_arrow(folder / ATTEMPTS, table_of(attempts))
 
     def load_outcome(self, name: str, features: Features) -> Outcome:
         """What `save_outcome` wrote."""
@@ -180,21 +182,27 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 def read_stage(folder: Path, features: Features) -> Dataset:
     """The columns `features` of a stage's rows; texts that it did not write come from where they were loaded."""
-    written = pq.read_schema(folder / ROWS).names
-    absent = [name for name in features if name not in written]
-    if not absent:
-        return read_parquet(folder / ROWS, features)
-    present = {name: features[name] for name in features if name in written} | {"id": LOADED["id"]}
-    own = table_of(read_parquet(folder / ROWS, Features(present)))
-    texts = read_parquet(folder.parent / LOAD / ROWS, Features({name: LOADED[name] for name in ("id", *absent)}))
-    found = table_of(rows_at(texts, pc.index_in(own["id"], table_of(texts)["id"]).to_numpy()))
-    columns = [(found if name in absent else own)[name] for name in features]
-    return dataset_of(pa.table(columns, schema=features.arrow_schema))
+    own = read_arrow(folder / ROWS)
+    absent = [name for name in features if name not in own.column_names]
+    if absent:
+        loaded = read_arrow(folder.parent / LOAD / ROWS)
+        places = pc.index_in(own["id"], loaded["id"]).to_numpy()
+        texts = table_of(rows_at(dataset_of(loaded.select(absent)), places))
+        for name in absent:
+            own = own.append_column(name, texts[name])
+    return dataset_of(own.select(list(features)).cast(features.arrow_schema))
 
 
-def read_parquet(path: Path, features: Features) -> Dataset:
-    """The columns `features` of a Parquet file in memory; unlike `load_dataset` it leaves no copy in a cache."""
-    return dataset_of(pq.read_table(path, columns=list(features), memory_map=True).cast(features.arrow_schema))
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Write a table as an Arrow stream."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """What `write_arrow` wrote, mapped into memory."""
+    with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+        return stream.read_all()
 
 
 def read_json(path: Path) -> Any:

@@ -9,7 +9,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from borrowed_tools import CopyingWriter, raw_rows, tools
 from datasets import Dataset
@@ -26,6 +25,7 @@ from hf_lmmixup.recipe import (
     load_recipe,
 )
 from hf_lmmixup.records import MERGED
+from hf_lmmixup.run_directory import read_arrow
 
 
 GSM8K = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
@@ -166,7 +166,7 @@ def test_killed_distillation_asks_only_for_the_rest(tmp_path):
     writer = CopyingWriter()
     killed = recipe(tmp_path, distiller=TRAINING_FREE)
     run(killed, tools=tools(writer))
-    clusters = pq.read_table(tmp_path / "run/stages/4_cluster/rows.parquet")["cluster_id"].to_pylist()
+    clusters = read_arrow(tmp_path / "run/stages/4_cluster/rows.arrow")["cluster_id"].to_pylist()
     assert 3 <= known < len(set(clusters))
     assert len(writer.asked) == len(set(clusters)) - known
     run(recipe(tmp_path, "whole", distiller=TRAINING_FREE), tools=tools())

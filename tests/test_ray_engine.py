@@ -73,7 +73,7 @@ assert len(list(folder.glob("seen-*"))) >= 2, "one worker did it all"
 run(recipe(folder, "local", **own), tools=Tools(HashingEncoder(), writer=tools().writer))
 data = "dataset/data/train-00000-of-00001.parquet"
 assert (folder / "ray" / data).read_bytes() == (folder / "local" / data).read_bytes()
-for stage in ("2_embed/embeddings.npy", "3_rate/rows.parquet"):
+for stage in ("2_embed/embeddings.npy", "3_rate/rows.arrow"):
     assert (folder / "ray/stages" / stage).read_bytes() == (folder / "local/stages" / stage).read_bytes(), stage
 print("same bytes")
 ray.shutdown()

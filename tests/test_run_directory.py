@@ -5,12 +5,11 @@ import subprocess
 import sys
 import time
 
-import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
 from hf_lmmixup.records import LOADED, Outcome
-from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, write_json
+from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, read_arrow, write_json
 
 
 ROWS = Dataset.from_dict({"id": ["a"], "prompt": ["p"], "completion": ["c"], "source": ["s"]}, features=LOADED)
@@ -36,7 +35,7 @@ def test_texts_are_written_once_and_come_back_with_every_stage(tmp_path):
     directory.save_outcome("1_load", Outcome(loaded))
     scored = loaded.select([3, 0, 2]).add_column("score", [1, 2, 3])
     directory.save_outcome("3_rate", Outcome(scored), new_texts=False)
-    assert pq.read_schema(tmp_path / "stages/3_rate/rows.parquet").names == ["id", "score"]
+    assert read_arrow(tmp_path / "stages/3_rate/rows.arrow").column_names == ["id", "score"]
     back = directory.load_outcome("3_rate", scored.features)
     assert back.dataset.to_list() == scored.to_list()
     assert back.columns("score", "prompt").to_list() == scored.select_columns(["score", "prompt"]).to_list()

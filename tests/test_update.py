@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from borrowed_tools import CopyingWriter, raw_rows, tools
 from datasets import Dataset
@@ -14,6 +13,7 @@ from hf_lmmixup.attachment import attach
 from hf_lmmixup.pipeline import run
 from hf_lmmixup.recipe import ClusterRecipe, DistillerRecipe
 from hf_lmmixup.records import pair_text, row_id
+from hf_lmmixup.run_directory import read_arrow
 from hf_lmmixup.vectors import DONE, KnownTexts, Vectors, embed
 
 
@@ -22,7 +22,7 @@ OLD, NEW = raw_rows(range(18)), raw_rows(range(18, 23))
 
 def members(folder):
     """Frozen sets of the ids of each cluster."""
-    table = pq.read_table(folder / "stages/4_cluster/rows.parquet").to_pydict()
+    table = read_arrow(folder / "stages/4_cluster/rows.arrow").to_pydict()
     found = {}
     for identifier, number in zip(table["id"], table["cluster_id"], strict=True):
         found.setdefault(number, set()).add(identifier)
