@@ -23,7 +23,7 @@ from datasets import Dataset
 
 from hf_lmmixup.neighbors import top_k
 from hf_lmmixup.records import Outcome, pair_text
-from hf_lmmixup.tables import rows_at
+from hf_lmmixup.tables import without
 
 
 logger = logging.getLogger(__name__)
@@ -107,8 +107,8 @@ def decontaminate(
             raise ValueError("Comparing embeddings needs both embeddings and evaluation_embeddings. Pass the other.")
         found = embedding_contacts(dataset, evaluations, embeddings, evaluation_embeddings, min_similarity)
         contacts = found | contacts
-    clean = [row for row, identifier in enumerate(dataset["id"][:]) if identifier not in contacts]
-    return Outcome(rows_at(dataset, clean), {identifier: contact.reason for identifier, contact in contacts.items()})
+    reasons = {identifier: contact.reason for identifier, contact in contacts.items()}
+    return Outcome(without(dataset, reasons), reasons)
 
 
 def ngram_contacts(

@@ -11,7 +11,6 @@ One dropped row::
 
 from collections.abc import Iterator
 from itertools import starmap
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -19,7 +18,7 @@ from datasets import Dataset
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph
 from hf_lmmixup.records import Outcome, row_id
-from hf_lmmixup.tables import rows_at, table_of
+from hf_lmmixup.tables import best_first, rows_at, table_of, without
 
 
 MAX_SIMILARITY = 0.99
@@ -52,17 +51,26 @@ def deduplicate(
     Raises:
         ValueError: If ids repeat, or rows, embeddings and graph do not match.
     """
-    columns: Any = dataset.select_columns([c for c in ("id", "score") if c in dataset.column_names])[:]
-    ids = columns["id"]
-    scores = columns.get("score", [None] * len(ids))
+    dropped = find_duplicates(dataset, embeddings, max_similarity=max_similarity, graph=graph)
+    return Outcome(without(dataset, dropped), dropped)
+
+
+def find_duplicates(
+    dataset: Dataset,
+    embeddings: np.ndarray | None = None,
+    *,
+    max_similarity: float = MAX_SIMILARITY,
+    graph: NeighborGraph | None = None,
+) -> dict[str, str]:
+    """The rows that `deduplicate` drops, with the reasons; arguments and errors as there."""
+    ids = dataset["id"][:]
     _check(ids, embeddings, graph)
-    order = sorted(range(len(ids)), key=lambda row: (scores[row] is None, -(scores[row] or 0), ids[row]))
+    order = best_first(dataset, *({"score"} & set(dataset.column_names))).tolist()
     winners, dropped = _by_text(dataset, order, ids)
     if embeddings is not None:
         found = keep_diverse(embeddings, np.array(winners, np.int64), max_similarity, graph=graph)
         dropped |= {ids[row]: SIMILAR.format(ids[found.blockers[row]]) for row in set(winners) - set(found.kept)}
-        winners = found.kept
-    return Outcome(rows_at(dataset, sorted(winners)), dropped)
+    return dropped
 
 
 def normalized(text: str) -> str:

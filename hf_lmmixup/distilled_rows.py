@@ -18,7 +18,7 @@ from datasets import Dataset, Features, List, Value
 
 from hf_lmmixup.prompts import ANSWER_LABELS
 from hf_lmmixup.records import DISTILLED, Distillation, Outcome, TaskType, pair_text, row_id
-from hf_lmmixup.tables import dataset_of, rows_at, table_of
+from hf_lmmixup.tables import dataset_of, gathered, table_of
 
 
 BATCH = 10_000
@@ -72,11 +72,12 @@ def clusters_of(clustered: Dataset, dropped: dict[str, str]) -> Iterator[list[di
     """The rows of each cluster in order of id, clusters in order of number; rows without a cluster go to `dropped`."""
     names = [name for name in ("id", "prompt", "completion", "cluster_id", "score") if name in clustered.column_names]
     table = table_of(clustered).select(names)
-    dropped |= dict.fromkeys(table.filter(pc.field("cluster_id").is_null())["id"].to_pylist(), NO_CLUSTER)
-    members = table.filter(pc.field("cluster_id").is_valid())
-    order = pc.sort_indices(members.select(["cluster_id", "id"]), [("cluster_id", "ascending"), ("id", "ascending")])
-    members = table_of(rows_at(dataset_of(members), order))
-    rows = (row for batch in members.to_batches(BATCH) for row in batch.to_pylist())
+    is_alone = table["cluster_id"].is_null()
+    dropped |= dict.fromkeys(table["id"].filter(is_alone).to_pylist(), NO_CLUSTER)
+    # Rows without a cluster come last.
+    order = pc.sort_indices(table.select(["cluster_id", "id"]), [("cluster_id", "ascending"), ("id", "ascending")])
+    members = order.to_numpy()[: len(table) - pc.sum(is_alone, min_count=0).as_py()]
+    rows = (row for part in gathered(table, members, BATCH) for row in part.to_pylist())
     for _, cluster in groupby(rows, key=lambda row: row["cluster_id"]):
         yield list(cluster)
 

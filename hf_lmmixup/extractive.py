@@ -13,7 +13,7 @@ endpoint, and it is the floor that a distiller has to beat.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -97,21 +97,24 @@ def distill_extractively(
     if not 0 <= relevance_weight <= 1:
         raise ValueError(f"relevance_weight={relevance_weight} must lie between 0 and 1.")
     dropped: dict[str, str] = {}
-    results: list[Distilled] = []
     waiting = clusters_of(clustered, dropped)
-    while clusters := list(islice(waiting, CHUNK)):
-        hashes = [_hash(rows, TaskType(task_type)) for rows in clusters]
-        known = {key: Distillation(*journal[key]) for key in hashes if journal is not None and key in journal}
-        embeddings = _embed([rows for rows, key in zip(clusters, hashes, strict=True) if key not in known], encoder)
-        for rows, key in zip(clusters, hashes, strict=True):
-            if key not in known:
-                known[key] = _merge(rows, embeddings, TaskType(task_type), relevance_weight, min_relevance)
-                if journal is not None:
-                    journal.add(key, [known[key].reasoning, known[key].answer])
-            results.append(Distilled(rows, known[key], key))
-        if progress is not None:
-            progress(len(clusters))
-    return DistilledOutcome(distilled_dataset(results, TaskType(task_type), NAME), dropped)
+
+    def done() -> Iterator[Distilled]:
+        while clusters := list(islice(waiting, CHUNK)):
+            hashes = [_hash(rows, TaskType(task_type)) for rows in clusters]
+            known = {key: Distillation(*journal[key]) for key in hashes if journal is not None and key in journal}
+            new = [rows for rows, key in zip(clusters, hashes, strict=True) if key not in known]
+            embeddings = _embed(new, encoder)
+            for rows, key in zip(clusters, hashes, strict=True):
+                if key not in known:
+                    known[key] = _merge(rows, embeddings, TaskType(task_type), relevance_weight, min_relevance)
+                    if journal is not None:
+                        journal.add(key, [known[key].reasoning, known[key].answer])
+                yield Distilled(rows, known[key], key)
+            if progress is not None:
+                progress(len(clusters))
+
+    return DistilledOutcome(distilled_dataset(done(), TaskType(task_type), NAME), dropped)
 
 
 def _hash(rows: list[dict[str, Any]], task_type: TaskType) -> str:

@@ -20,7 +20,7 @@ from hf_lmmixup import bundled, clustering, rating
 from hf_lmmixup.attachment import attach
 from hf_lmmixup.datastore import ScoredDatastore, build
 from hf_lmmixup.decontamination import decontaminate
-from hf_lmmixup.deduplication import deduplicate
+from hf_lmmixup.deduplication import find_duplicates
 from hf_lmmixup.earlier_run import EarlierRun
 from hf_lmmixup.encoder import CachedEncoder, Encoder, load_encoder
 from hf_lmmixup.evaluation_sets import read_evaluations
@@ -29,13 +29,16 @@ from hf_lmmixup.recipe import Recipe
 from hf_lmmixup.records import CLUSTERED, LOADED, RATED, Outcome
 from hf_lmmixup.run_directory import LOAD, TEXTS
 from hf_lmmixup.stages import Stages
-from hf_lmmixup.tables import rows_at, table_of
+from hf_lmmixup.tables import rows_at, table_of, without
 from hf_lmmixup.vectors import BLOCK, KnownTexts, Vectors, embed
 from hf_lmmixup.writers import Writer
 
 
 DATASTORE = "datastore"
 EMBED, CLEAN, RATE, UNIQUE, CLUSTER = "2_embed", "2_decontaminate", "3_rate", "3_deduplicate", "4_cluster"
+
+JUDGED = tuple(name for name in RATED if name not in TEXTS)
+"""What is known of a rated row besides its texts."""
 
 CACHED_TEXTS = 20_000
 """Texts of distilled rows and the datastore whose vectors stay in memory; at 384 dimensions they take 30 MB."""
@@ -212,19 +215,22 @@ class Preparation:
         limit, outcome, vectors = self.recipe.deduplicate.max_similarity, self.rated, self.vectors
 
         def work() -> Outcome:
-            rated = outcome.dataset
-            scored = rows_at(rated, np.flatnonzero(_has_score(rated)))
+            has_score = np.flatnonzero(_has_score(outcome.columns("score")))
+            scored = rows_at(outcome.dataset, has_score)
             if limit is None:
-                return deduplicate(scored)
-            places = vectors.places(scored["id"][:])
-            return deduplicate(scored, vectors.matrix[places], max_similarity=limit, graph=vectors.graph.take(places))
+                dropped = find_duplicates(scored)
+            else:
+                places = vectors.places(scored["id"][:])
+                graph = vectors.graph.take(places)
+                dropped = find_duplicates(scored, vectors.matrix[places], max_similarity=limit, graph=graph)
+            return Outcome(without(rows_at(outcome.columns(*JUDGED), has_score), dropped), dropped)
 
         return self.stages.outcome(UNIQUE, "dropping duplicates", RATED, work, new_texts=False)
 
     @property
     def low(self) -> Dataset:
         """The rows to distil, without their texts."""
-        rows = self.unique.columns(*(name for name in RATED if name not in TEXTS))
+        rows = self.unique.columns(*JUDGED)
         return rows_at(rows, np.flatnonzero(np.array(rows["score"][:]) < self.recipe.rate.threshold))
 
     @property

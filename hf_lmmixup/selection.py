@@ -13,7 +13,6 @@ One row after merging::
 
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ from datasets import Dataset
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import HIGH_SCORE, MERGED, Outcome, pair_text
-from hf_lmmixup.tables import dataset_of, rows_at, table_of, with_columns
+from hf_lmmixup.tables import best_first, dataset_of, rows_at, table_of, with_columns
 
 
 LONG_TAIL_NEIGHBORS = 15
@@ -115,9 +114,8 @@ def select(
     if max_similarity is not None and embeddings is None:
         raise ValueError(f"max_similarity={max_similarity} compares embeddings. Pass those of the rows.")
     dataset = _with_long_tail(dataset, embeddings, graph)
-    columns: Any = dataset.select_columns(["id", "score", "long_tail_score"])[:]
-    ids, scores = columns["id"], columns["score"]
-    order, dropped = _eligible(_best_first(ids, scores, columns["long_tail_score"]), ids, scores, min_score)
+    ids, scores = dataset["id"][:], dataset["score"][:]
+    order, dropped = _eligible(best_first(dataset, "score", "long_tail_score").tolist(), ids, scores, min_score)
     budget = None if token_budget is None else _Budget(token_budget, _token_counts(dataset, count_tokens))
     if max_similarity is None or embeddings is None:
         kept = list(islice(filter(budget, order) if budget else order, size))
@@ -180,9 +178,7 @@ def merge(
         distilled = rows_at(distilled, [row for row, i in enumerate(distilled["id"][:]) if i not in known])
     tables = _as_merged(originals, "original"), _as_merged(distilled, "distilled")
     both = dataset_of(pa.concat_tables(tables))
-    columns: Any = both.select_columns(["id", "score", "long_tail_score"])[:]
-    ids = columns["id"]
-    order = _best_first(ids, columns["score"], columns["long_tail_score"])
+    ids, order = both["id"][:], best_first(both, "score", "long_tail_score").tolist()
     taken = _take(order, len(originals), len(distilled), size, distilled_share)
     dropped = dict.fromkeys(repeated, SAME_AS_ORIGINAL)
     dropped |= {ids[row]: BEYOND_SHARE for row in set(order) - set(taken)}
@@ -203,17 +199,6 @@ def _take(
     wanted = min(distilled, round(limit * distilled_share))
     best_originals = [row for row in order if row < originals][: limit - wanted]
     return best_originals + [row for row in order if row >= originals][:wanted]
-
-
-def _best_first(ids: Sequence[str], scores: Sequence[int | None], long_tail: Sequence[float | None]) -> list[int]:
-    """Row numbers by score and long-tail score, highest first and missing ones last, then by id."""
-    worst = float("-inf")
-
-    def rank(row: int) -> tuple[float, float, str]:
-        score, rarity = scores[row], long_tail[row]
-        return -(worst if score is None else score), -(worst if rarity is None else rarity), ids[row]
-
-    return sorted(range(len(ids)), key=rank)
 
 
 def _eligible(

@@ -6,17 +6,19 @@ hash costs more than the column. Datasets in memory have no cache file, so here 
     with_columns(rows, {"score": pa.array([1, 4], pa.int32())})
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features
 
 
-LARGEST = 1 << 30
-"""Bytes of a table that are gathered at once; a string column of Arrow holds two gigabytes at most."""
+GATHERED = 65_536
+"""Rows of another order that are gathered at once. Arrow joins all chunks of a table before it takes rows from it,
+which copies the table, and a string column in one piece holds two gigabytes at most."""
 
 
 def dataset_of(table: pa.Table) -> Dataset:
@@ -42,12 +44,42 @@ def rows_at(dataset: Dataset, places: Sequence[int] | np.ndarray) -> Dataset:
         is_wanted = np.zeros(len(table), bool)
         is_wanted[wanted] = True
         return dataset_of(table if is_wanted.all() else table.filter(pa.array(is_wanted)))
-    if table.nbytes <= LARGEST:
-        return dataset_of(table.combine_chunks().take(wanted))  # in one piece it takes a sixth of the time
-    step = max(1, int(len(table) * LARGEST / table.nbytes))
-    if not len(wanted):
-        return dataset_of(table.slice(0, 0))
-    return dataset_of(pa.concat_tables(table.take(wanted[i : i + step]) for i in range(0, len(wanted), step)))
+    return dataset_of(pa.concat_tables(gathered(table, wanted, GATHERED) if len(wanted) else [table.slice(0, 0)]))
+
+
+def gathered(table: pa.Table, places: np.ndarray, size: int) -> Iterator[pa.Table]:
+    """Some rows of a table, in the given order, `size` at a time; no others are in memory.
+
+    Args:
+        table: The rows.
+        places: Row numbers (m,).
+        size: Rows of a part.
+    """
+    chunks = table.to_batches()
+    starts = np.cumsum([0, *map(len, chunks)])
+    for begin in range(0, len(places), size):
+        wanted = places[begin : begin + size].astype(np.int64)
+        chunk = np.searchsorted(starts, wanted, side="right") - 1
+        order = np.argsort(chunk, kind="stable")
+        bounds = np.searchsorted(chunk[order], np.arange(len(chunks) + 1))
+        parts = [
+            chunks[i].take(pa.array(wanted[order[bounds[i] : bounds[i + 1]]] - starts[i]))
+            for i in np.unique(chunk).tolist()
+        ]
+        yield pa.Table.from_batches(parts).combine_chunks().take(np.argsort(order))
+
+
+def without(dataset: Dataset, ids: Collection[str]) -> Dataset:
+    """The rows whose id is not among some."""
+    gone = pc.is_in(table_of(dataset)["id"].cast(pa.string()), pa.array(list(ids), pa.string()))
+    return rows_at(dataset, np.flatnonzero(~gone.to_numpy()))
+
+
+def best_first(dataset: Dataset, *columns: str) -> np.ndarray:
+    """Row numbers (n,) by some columns, highest first and missing values last, then by id."""
+    keys = [*((name, "descending") for name in columns), ("id", "ascending")]
+    order: np.ndarray = pc.sort_indices(table_of(dataset).select([name for name, _ in keys]), keys).to_numpy()
+    return order
 
 
 def with_columns(dataset: Dataset, columns: Mapping[str, Any], features: Features | None = None) -> Dataset:

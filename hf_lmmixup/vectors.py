@@ -11,11 +11,11 @@ One folder::
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from hf_lmmixup.encoder import Encoder, unit_rows
@@ -46,13 +46,13 @@ class Vectors:
     def __init__(self, folder: Path, ids: Sequence[str]) -> None:
         self.folder = folder
         self.matrix: np.ndarray = np.load(folder / EMBEDDINGS, mmap_mode="r")
-        self._place = dict(zip(ids, range(len(ids)), strict=True))
+        self._ids = pa.array(ids, pa.string())
         if len(self.matrix) != len(ids):
             raise ValueError(f"{folder} holds {len(self.matrix)} vectors for {len(ids)} rows. Delete the folder.")
 
-    @cached_property
+    @property
     def graph(self) -> NeighborGraph:
-        """The graph of all rows; built and saved when it is first needed."""
+        """The graph of all rows, read anew each time; built and saved when it is first needed."""
         path = self.folder / GRAPH
         if not path.is_file():
             partial = path.with_name(f".{GRAPH}.partial")
@@ -61,8 +61,15 @@ class Vectors:
         return NeighborGraph.load(path)
 
     def places(self, ids: Sequence[str]) -> np.ndarray:
-        """Row numbers of ids (m,)."""
-        return np.fromiter((self._place[identifier] for identifier in ids), np.int64, len(ids))
+        """Row numbers of ids (m,).
+
+        Raises:
+            KeyError: If an id is not among them.
+        """
+        places = self.known(ids)
+        if (places < 0).any():
+            raise KeyError(f"No vector has the id {ids[int(places.argmin())]!r}.")
+        return places
 
     def of(self, ids: Sequence[str]) -> np.ndarray:
         """Vectors of ids (m, d), float16."""
@@ -70,7 +77,8 @@ class Vectors:
 
     def known(self, ids: Sequence[str]) -> np.ndarray:
         """Row numbers of ids (m,), -1 for those that are not here."""
-        return np.fromiter((self._place.get(identifier, -1) for identifier in ids), np.int64, len(ids))
+        found = pc.index_in(pa.array(ids, pa.string()), self._ids)
+        return found.fill_null(-1).to_numpy().astype(np.int64)
 
 
 class KnownTexts:
@@ -124,12 +132,18 @@ def embed(
         progress: Called with the number of rows done so far.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    done, mark = 0, {"rows": digest(rows["id"][:]), "encoder": encoder.name}
+    ids = rows["id"][:]
+    places = None if earlier is None else earlier.known(ids)
+    done, mark = 0, {"rows": digest(ids), "encoder": encoder.name}
     if (folder / DONE).is_file() and (state := read_json(folder / DONE)) | mark == state:
         done = state["done"]
     matrix = np.load(folder / EMBEDDINGS, mmap_mode="r+") if done else None
     for start in range(done, len(rows), block):
-        vectors = _block(rows[start : start + block], encoder, earlier)
+        texts = _texts(rows[start : start + block])
+        if earlier is None or places is None:
+            vectors = encoder.encode(texts)
+        else:
+            vectors = _completed(texts, encoder, earlier.matrix, places[start : start + block])
         if matrix is None:
             shape = (len(rows), vectors.shape[1])
             matrix = np.lib.format.open_memmap(folder / EMBEDDINGS, "w+", np.float16, shape)
@@ -142,13 +156,10 @@ def embed(
         np.save(folder / EMBEDDINGS, np.zeros((0, encoder.encode([]).shape[1]), np.float16))
 
 
-def _block(rows: dict[str, Any], encoder: Encoder, earlier: Vectors | None) -> np.ndarray:
-    texts = [pair_text(*pair) for pair in zip(rows["prompt"], rows["completion"], strict=True)]
-    if earlier is None:
-        return encoder.encode(texts)
-    places = earlier.known(rows["id"])
-    vectors = np.empty((len(texts), earlier.matrix.shape[1]), np.float16)
-    vectors[places >= 0] = earlier.matrix[places[places >= 0]]
+def _completed(texts: list[str], encoder: Encoder, known: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Vectors of texts: those at `places` (n,) of the known ones, and new ones where the place is -1."""
+    vectors = np.empty((len(texts), known.shape[1]), np.float16)
+    vectors[places >= 0] = known[places[places >= 0]]
     new = np.flatnonzero(places < 0).tolist()
     if new:
         vectors[new] = encoder.encode([texts[place] for place in new])
@@ -157,12 +168,15 @@ def _block(rows: dict[str, Any], encoder: Encoder, earlier: Vectors | None) -> n
 
 def encoded(rows: Dataset, encoder: Encoder) -> np.ndarray:
     """The vectors (n, d) of rows, float32; their texts are in memory a block at a time."""
-    blocks = [_block(rows[start : start + BLOCK], encoder, None) for start in range(0, len(rows), BLOCK)]
+    blocks = [encoder.encode(_texts(rows[start : start + BLOCK])) for start in range(0, len(rows), BLOCK)]
     return np.concatenate(blocks) if blocks else encoder.encode([])
 
 
 def texts_of(rows: Dataset) -> Iterator[str]:
     """The texts that are embedded, in the order of the rows."""
     for start in range(0, len(rows), BLOCK):
-        some = rows[start : start + BLOCK]
-        yield from (pair_text(*pair) for pair in zip(some["prompt"], some["completion"], strict=True))
+        yield from _texts(rows[start : start + BLOCK])
+
+
+def _texts(rows: dict[str, list[str]]) -> list[str]:
+    return [pair_text(*pair) for pair in zip(rows["prompt"], rows["completion"], strict=True)]
