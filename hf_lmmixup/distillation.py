@@ -12,7 +12,7 @@ Source: the downstream job of arXiv 2510.20449, without its silent truncation an
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -93,6 +93,7 @@ def distill(
     seed: int = 0,
     journal: Journal | None = None,
     at_a_time: int = PROMPTS_AT_A_TIME,
+    texts: Dataset | None = None,
 ) -> DistilledOutcome:
     """Distil every cluster into one row.
 
@@ -107,6 +108,7 @@ def distill(
         seed: Seed of the later attempts.
         journal: Where completions are recorded as they come; those already there are not asked for again.
         at_a_time: Prompts that `generate` gets at a time.
+        texts: Rows with `id`, `prompt` and `completion`, if those of `clustered` have no texts.
 
     Returns:
         Rows with the columns of `records.DISTILLED`, by cluster; for every source row that is in none of them the
@@ -122,7 +124,8 @@ def distill(
     task_type = TaskType(task_type)
     dropped: dict[str, str] = {}
     completions = [completions_of(())]
-    waiting = _requests(clustered, task_type, max_prompt_tokens, count_tokens, dropped)
+    clusters = clusters_of(clustered, dropped, texts)
+    waiting = _requests(clusters, task_type, max_prompt_tokens, count_tokens, dropped)
 
     def done() -> Iterator[Distilled]:
         # Some prompts at a time: the texts of a large pool, written out as prompts, would fill the memory.
@@ -142,13 +145,13 @@ def distill(
 
 
 def _requests(
-    clustered: Dataset,
+    clusters: Iterable[list[dict[str, Any]]],
     task_type: TaskType,
     max_prompt_tokens: int | None,
     count_tokens: Callable[[Messages], int] | None,
     dropped: dict[str, str],
 ) -> Iterator[_Request]:
-    for rows in clusters_of(clustered, dropped):
+    for rows in clusters:
         for part in _parts(rows, task_type, max_prompt_tokens, count_tokens, dropped):
             messages = distillation_messages([source_text(row, task_type) for row in part], task_type)
             yield _Request(part, messages, prompt_hash(messages))

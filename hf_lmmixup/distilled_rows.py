@@ -68,16 +68,34 @@ class Distilled:
     prompt_hash: str
 
 
-def clusters_of(clustered: Dataset, dropped: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each cluster in order of id, clusters in order of number; rows without a cluster go to `dropped`."""
-    names = [name for name in ("id", "prompt", "completion", "cluster_id", "score") if name in clustered.column_names]
-    table = table_of(clustered).select(names)
+def clusters_of(
+    clustered: Dataset, dropped: dict[str, str], texts: Dataset | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each cluster in order of id, clusters in order of number; rows without a cluster go to `dropped`.
+
+    Args:
+        clustered: Rows with `id` and `cluster_id`; `score` if there is one.
+        dropped: Where the reasons go.
+        texts: Rows with `id`, `prompt` and `completion`, if those of `clustered` have no texts. A batch of them is in
+            memory at a time.
+    """
+    table = table_of(clustered)
+    written = table if texts is None else table_of(texts)
     is_alone = table["cluster_id"].is_null()
     dropped |= dict.fromkeys(table["id"].filter(is_alone).to_pylist(), NO_CLUSTER)
     # Rows without a cluster come last.
     order = pc.sort_indices(table.select(["cluster_id", "id"]), [("cluster_id", "ascending"), ("id", "ascending")])
     members = order.to_numpy()[: len(table) - pc.sum(is_alone, min_count=0).as_py()]
-    rows = (row for part in gathered(table, members, BATCH) for row in part.to_pylist())
+    places = members if texts is None else pc.index_in(table["id"], written["id"]).to_numpy()[members]
+    known = table.select([name for name in ("id", "cluster_id", "score") if name in table.column_names])
+    batches = gathered(known, members, BATCH), gathered(written.select(["prompt", "completion"]), places, BATCH)
+    rows = (
+        row
+        for keys, pairs in zip(*batches, strict=True)
+        for row in pa.Table.from_arrays(
+            [*keys.columns, *pairs.columns], [*known.column_names, "prompt", "completion"]
+        ).to_pylist()
+    )
     for _, cluster in groupby(rows, key=lambda row: row["cluster_id"]):
         yield list(cluster)
 

@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 DISTILLER, JOURNAL = "distiller", "distil.journal"
 TRAIN, DISTIL, CHECK, RERATE = "6_train", "7_distil", "7_check", "8_rate_again"
-READ = ("id", "prompt", "completion", "cluster_id", "score")
-"""What the distillation reads of a clustered row."""
+READ, TEXTS_READ = ("id", "cluster_id", "score"), ("id", "prompt", "completion")
+"""What the distillation reads of a clustered row, and of a loaded one."""
 CHECKED = Features({**DISTILLED, **COLUMNS})
 RESCORED = Features({**CHECKED, **{name: RATED[name] for name in ("rating", "score", "rating_error")}})
 
@@ -106,7 +106,8 @@ class Distilling:
         if options.mode == EXTRACTIVE:
             with self._journal(NAME, {}) as journal:
                 told = self._counter(count_clusters(clusters))
-                return distill_extractively(clusters, self.rows.known_texts, journal=journal, progress=told)
+                encoder, texts = self.rows.known_texts, self.rows.loaded.columns(*TEXTS_READ)
+                return distill_extractively(clusters, encoder, journal=journal, progress=told, texts=texts)
         writer = self.tools.writer or self._writer()
         told = self._counter(count_clusters(clusters) * options.attempts)
 
@@ -129,6 +130,7 @@ class Distilling:
                 seed=self.recipe.seed,
                 journal=journal,
                 at_a_time=writer.at_a_time,
+                texts=self.rows.loaded.columns(*TEXTS_READ),
             )
         self._spent(outcome)
         return outcome
@@ -186,7 +188,7 @@ class Distilling:
         if self.recipe.decontaminate.evaluations:
             clean = self.rows.decontaminated(rows, lambda: encoded(rows, self.rows.known_texts))
             rows, dropped = clean.dataset, clean.dropped
-        sources = self.rows.clustered.columns("id", "prompt", "completion")
+        sources = self.rows.loaded.columns(*TEXTS_READ)
         outcome = check_faithfulness(rows, sources, **vars(self.recipe.faithfulness))
         return Outcome(outcome.dataset, dropped | outcome.dropped)
 

@@ -71,6 +71,7 @@ def distill_extractively(
     min_relevance: float = MIN_RELEVANCE,
     journal: Journal | None = None,
     progress: Callable[[int], None] | None = None,
+    texts: Dataset | None = None,
 ) -> DistilledOutcome:
     """Distil every cluster into one row without a model that writes.
 
@@ -82,6 +83,7 @@ def distill_extractively(
         min_relevance: Smallest cosine between a sentence and the pair that it completes.
         journal: Where results are recorded as they come; clusters whose texts are there already cost nothing.
         progress: Called with the number of clusters done since the last call.
+        texts: Rows with `id`, `prompt` and `completion`, if those of `clustered` have no texts.
 
     Returns:
         Rows with the columns of `records.DISTILLED`, by cluster, and for every row without a cluster the reason. The
@@ -97,7 +99,7 @@ def distill_extractively(
     if not 0 <= relevance_weight <= 1:
         raise ValueError(f"relevance_weight={relevance_weight} must lie between 0 and 1.")
     dropped: dict[str, str] = {}
-    waiting = clusters_of(clustered, dropped)
+    waiting = clusters_of(clustered, dropped, texts)
 
     def done() -> Iterator[Distilled]:
         while clusters := list(islice(waiting, CHUNK)):

@@ -11,16 +11,17 @@ a row is never dropped for it.
 """
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from hf_lmmixup.distilled_rows import source_text
 from hf_lmmixup.facts import coverage, novel_facts, novelty
 from hf_lmmixup.records import Outcome, TaskType
-from hf_lmmixup.tables import rows_at, table_of, with_columns
+from hf_lmmixup.tables import gathered, rows_at, table_of, with_columns
 
 
 logger = logging.getLogger(__name__)
@@ -67,16 +68,10 @@ def check_faithfulness(
     for name, bound in (("max_novelty", max_novelty), ("min_coverage", min_coverage)):
         if bound is not None and not 0 <= bound <= 1:
             raise ValueError(f"{name}={bound} must lie between 0 and 1, or be None.")
-    behind = {source for row in distilled["sources"][:] for source in row}
-    pairs = table_of(sources).select(["id", "prompt", "completion"])
-    pairs = pairs.filter(pc.is_in(pairs["id"], pa.array(behind, pa.string())))
-    texts = {row["id"]: source_text(row, task_type) for batch in pairs.to_batches(BATCH) for row in batch.to_pylist()}
     measures: list[dict[str, Any]] = []
     kept: list[int] = []
     dropped: dict[str, str] = {}
-    rows = table_of(distilled).select(["id", "prompt", "completion", "sources"])
-    for place, row in enumerate(row for batch in rows.to_batches(BATCH) for row in batch.to_pylist()):
-        known = [texts[source] for source in row["sources"] if source in texts]
+    for place, (row, known) in enumerate(_with_sources(distilled, sources, task_type)):
         measure = measured(source_text(row, task_type), known)
         reason = NO_SOURCE if len(known) < len(row["sources"]) else _reason(measure, max_novelty, min_coverage)
         if reason is None:
@@ -87,6 +82,24 @@ def check_faithfulness(
     logger.info("%d of %d distilled rows are faithful.", len(kept), len(distilled))
     columns = {name: [measure[name] for measure in measures] for name in COLUMNS}
     return Outcome(with_columns(rows_at(distilled, kept), columns, COLUMNS), dropped)
+
+
+def _with_sources(
+    distilled: Dataset, sources: Dataset, task_type: TaskType | str
+) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """Each distilled row with the texts of its sources, as far as they are there; a batch is in memory at a time."""
+    rows, pairs = table_of(distilled).select(["id", "prompt", "completion", "sources"]), table_of(sources)
+    named = pc.list_flatten(rows["sources"])
+    places = pc.index_in(named, pairs["id"]).fill_null(-1).to_numpy()
+    edges = np.cumsum([0, *pc.list_value_length(rows["sources"]).to_pylist()])
+    for begin in range(0, len(rows), BATCH):
+        part = rows.slice(begin, BATCH).to_pylist()
+        behind = places[edges[begin] : edges[begin + len(part)]]
+        found = gathered(pairs.select(["prompt", "completion"]), behind[behind >= 0], BATCH)
+        texts = (source_text(row, task_type) for table in found for row in table.to_pylist())
+        for number, row in enumerate(part, start=begin):
+            own = places[edges[number] : edges[number + 1]]
+            yield row, [next(texts) for place in own.tolist() if place >= 0]
 
 
 def measured(text: str, sources: list[str]) -> dict[str, Any]:

@@ -31,10 +31,10 @@ from hf_lmmixup.earlier_run import EarlierRun
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.projection import map_points
 from hf_lmmixup.recipe import Recipe
-from hf_lmmixup.results import Results, account, choose, write_results
+from hf_lmmixup.results import Chosen, Results, account, choose, write_results
 from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, read_json, write_json
 from hf_lmmixup.selection import long_tail_scores
-from hf_lmmixup.stages import Progress, Stages
+from hf_lmmixup.stages import Progress, Stages, free_memory
 from hf_lmmixup.tables import rows_at, table_of, with_columns
 from hf_lmmixup.vectors import encoded
 
@@ -118,10 +118,8 @@ class _Run:
 
     def _results(self) -> Results:
         rows, distilling, rescored = self.rows, self.distilling, self.distilling.rescored.dataset
-        originals = rows.originals
-        rarity = long_tail_scores(rows.vectors.matrix, graph=rows.vectors.graph)
-        places = rows.vectors.places(originals["id"][:])
-        chosen = choose(originals, rarity[places], rescored, encoded(rescored, rows.known_texts), self.recipe.select)
+        chosen = self._chosen(rescored)
+        free_memory()
         dropped = dict.fromkeys(rows.unrated, UNRATED) | rows.decontaminated_away | rows.unique.dropped
         return Results(
             merged=chosen.merged.dataset,
@@ -139,6 +137,15 @@ class _Run:
             points=self._points(rows.clustered.columns("id", "score", "cluster_id"), rescored),
             transitions={} if self.tools.judge else _transitions(rows.datastore),
         )
+
+    def _chosen(self, rescored: Dataset) -> Chosen:
+        """The rows of the dataset: originals by their rarity among all rows, distilled ones among themselves."""
+        originals, vectors = self.rows.originals, self.rows.vectors
+        rarity = long_tail_scores(vectors.matrix, graph=vectors.graph)[vectors.places(originals["id"][:])]
+        free_memory()
+        distilled_rarity = long_tail_scores(encoded(rescored, self.rows.known_texts))
+        free_memory()
+        return choose(originals, rarity, rescored, distilled_rarity, self.recipe.select)
 
     def _points(self, clusters: Dataset, distilled: Dataset) -> dict[str, list[Any]]:
         """The map of the clusters: evenly chosen clusters where there are many."""

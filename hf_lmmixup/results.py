@@ -40,13 +40,11 @@ class Chosen:
 
     Attributes:
         originals: Ids of the original rows that stood for election.
-        ranked: The distilled rows that were good enough, and why the others were not.
-        merged: The dataset, and why the remaining candidates are not in it.
+        merged: The dataset, and why the other candidates are not in it.
         notes: What must be said about the choice.
     """
 
     originals: list[str]
-    ranked: Outcome
     merged: Outcome
     notes: list[str]
 
@@ -73,7 +71,7 @@ def choose(
     originals: Dataset,
     rarity: np.ndarray,
     distilled: Dataset,
-    distilled_embeddings: np.ndarray,
+    distilled_rarity: np.ndarray,
     options: SelectRecipe,
 ) -> Chosen:
     """Keep the distilled rows that score high enough and merge them with the originals.
@@ -82,24 +80,27 @@ def choose(
         originals: Rows to keep as they are.
         rarity: Their long-tail scores among all rows read (n,).
         distilled: Distilled rows with `score`.
-        distilled_embeddings: Their unit vectors (m, d).
+        distilled_rarity: Their long-tail scores among themselves (m,).
         options: Thresholds and sizes.
 
     Returns:
         The choice. Where no distilled row reaches the minimum, the best share of them is kept and a note says so.
     """
     notes = []
-    ranked = select(distilled, min_score=options.min_score, embeddings=distilled_embeddings)
+    candidates, distilled = (
+        with_columns(rows, {"long_tail_score": pa.array(min_max(scores), pa.float32())})
+        for rows, scores in ((originals, rarity), (distilled, distilled_rarity))
+    )
+    ranked = select(distilled, min_score=options.min_score)
     if not len(ranked.dataset) and len(distilled):
         size = max(1, round(options.fallback_share * len(distilled)))
-        ranked = select(distilled, min_score=None, size=size, embeddings=distilled_embeddings)
+        ranked = select(distilled, min_score=None, size=size)
         notes.append(
             f"No distilled row scored {options.min_score} or more; the best {len(ranked.dataset)} of {len(distilled)} "
             "were kept by score instead."
         )
-    candidates = with_columns(originals, {"long_tail_score": pa.array(min_max(rarity), pa.float32())})
     merged = merge(candidates, ranked.dataset, size=options.size, distilled_share=options.distilled_share)
-    return Chosen(originals["id"][:], ranked, merged, notes)
+    return Chosen(originals["id"][:], Outcome(merged.dataset, ranked.dropped | merged.dropped), notes)
 
 
 def account(
@@ -124,7 +125,7 @@ def account(
         The books; `summary()` checks that they balance.
     """
     ledger = Ledger(len(loaded.columns("id")) + len(loaded.dropped), notes=list(chosen.notes))
-    final, lost = set(chosen.merged.dataset["id"][:]), unfaithful | chosen.ranked.dropped | chosen.merged.dropped
+    final, lost = set(chosen.merged.dataset["id"][:]), unfaithful | chosen.merged.dropped
     originals = set(chosen.originals)
     ledger.drop(loaded.dropped)
     ledger.drop(left)

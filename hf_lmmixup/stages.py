@@ -62,7 +62,6 @@ class Stages:
                 self.directory.save_outcome(name, done, new_texts=new_texts, attempts=attempts)
                 facts["rows"] = len(done.dataset) + len(done.dropped)
                 del done
-            pa.default_memory_pool().release_unused()  # stages differ in the sizes they ask for
             logger.info("%s took %.1f s.", title, facts["seconds"])
         return self.directory.load_outcome(name, features)
 
@@ -70,16 +69,24 @@ class Stages:
     def timed(self, name: str) -> Iterator[dict[str, Any]]:
         """Measure a block and write its cost down when it ends without an error; it may add `rows` and the like."""
         facts: dict[str, Any] = {"stage": readable(name)}
+        free_memory()
         started = time.perf_counter()
         yield facts
         facts |= {"seconds": round(time.perf_counter() - started, 3), "disk": disk_use(self.directory.stage(name))}
         self.spent(name, **facts)
+        free_memory()
 
     def spent(self, name: str, **facts: Any) -> None:
         """Write down what a stage took, beside what is known of it."""
         entries = costs_of(self.directory.path)
         entries[name] = entries.get(name, {}) | facts
         write_json(self.directory.path / COSTS, entries)
+
+
+def free_memory() -> None:
+    """Give back what was freed: steps differ in the sizes they ask for, and pieces of one seldom fit another."""
+    for pool in (pa.default_memory_pool(), pa.system_memory_pool()):  # the latter stands for the C library's
+        pool.release_unused()
 
 
 def costs_of(run: Path) -> dict[str, dict[str, Any]]:

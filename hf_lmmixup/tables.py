@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features
 
 
-GATHERED = 65_536
+GATHERED = 16_384
 """Rows of another order that are gathered at once. Arrow joins all chunks of a table before it takes rows from it,
 which copies the table, and a string column in one piece holds two gigabytes at most."""
 
