@@ -159,7 +159,10 @@ class _Planner:
         vector_bytes = vectors.shape[1] * 2 + NEIGHBORS * 6 + 4
         found = [
             Estimate(
-                "load", total, seconds=_each(total, self.read), disk=_times(total, (0.5 * bytes_each, bytes_each))
+                "load",
+                total,
+                seconds=_each(total, self.read),
+                disk=_times(total, (0.9 * bytes_each, 1.2 * bytes_each)),
             ),
             Estimate(
                 "embed",

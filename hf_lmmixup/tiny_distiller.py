@@ -1,7 +1,7 @@
 """A distiller small enough to train on a laptop's processor: Qwen2 architecture, about 1.3 million parameters.
 
 It is built from texts alone. A byte-level BPE tokenizer is trained on them, the weights are drawn from a seed, two of
-the first layer's heads are drawn so that they look at labels, and the model may then read documents as plain prose,
+the first layer's heads are aimed at labels (`label_heads`), and the model may then read documents as plain prose,
 without prompts or tags: what a distiller of the usual size brings along from its pretraining. Its purpose is to show,
 offline and in minutes, that every step of the job is real. It learns the *form* of a distillation; for knowledge, name
 a pretrained model in the recipe instead.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.encoder import has_fast_bfloat16
+from hf_lmmixup.label_heads import LabelHeads
 from hf_lmmixup.prompts import (
     ANSWER_CLOSE,
     ANSWER_LABELS,
@@ -49,16 +50,6 @@ PAD_TOKEN, START_TOKEN, END_TOKEN = "<|endoftext|>", "<|im_start|>", "<|im_end|>
 
 LABELS = sorted({label for labels in ANSWER_LABELS.values() for label in labels})
 TAGS = [THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE]
-
-EMBEDDING_STD = 0.05
-LABEL_WEIGHT = 1.5
-"""How far a label's embedding goes in the direction that all labels share, against its own part."""
-LAST_LABEL, ALL_LABELS = 40.0, 10.0
-"""Attention logit of a label in the head that looks for the last one, and in the head that looks at all."""
-RECENCY, RECENCY_PHASE = 0.01, 0.5
-"""Radians a token, and at distance 0, of the cosine that makes near labels win: it falls for 260 tokens."""
-SEEN_WEIGHT = 1.5
-"""Size of what a head reports, against the token's own embedding."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -114,9 +105,10 @@ def build_tiny_distiller(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config)
-        _look_at_labels(model, tokenizer.convert_tokens_to_ids([START_TOKEN, *TAGS, *LABELS]))
+        labels = tokenizer.convert_tokens_to_ids([START_TOKEN, *TAGS, *LABELS])
+        heads = LabelHeads(model, labels, ROTARY_BASE)
     if documents:
-        _read(model, tokenizer, documents, reading_steps, random.Random(seed))
+        _read(model, heads, tokenizer, documents, reading_steps, random.Random(seed))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(path)
@@ -133,44 +125,14 @@ def cluster_texts(clusters: Iterable[Mapping[str, Any]]) -> list[str]:
     return texts
 
 
-def _look_at_labels(model: Any, labels: Sequence[int]) -> None:
-    """Draw two heads of the first layer so that each position sees the last label before it, and all labels.
-
-    Which part of the form comes next depends on these two alone. A pretrained model has such heads; from random ones
-    they take more text to grow than a tiny model gets. Embeddings of labels share a direction `u`; the keys of both
-    heads are its coordinate, their queries are constant, and a rotary pair of the right frequency prefers the nearest
-    label. The idea of starting from attention patterns that training is known to find: arXiv 2305.09828.
-    """
-    import torch
-
-    size, width = model.config.hidden_size, model.config.hidden_size // model.config.num_attention_heads
-    attention, embedding = model.model.layers[0].self_attn, model.model.embed_tokens.weight
-    frequencies = ROTARY_BASE ** (-torch.arange(width // 2) / (width // 2))
-    near = int((frequencies - RECENCY).abs().argmin())
-    with torch.no_grad():
-        direction = torch.nn.functional.normalize(torch.randn(size), dim=0)
-        embedding.normal_(0, EMBEDDING_STD)
-        embedding -= (embedding @ direction)[:, None] * direction
-        embedding[labels] += LABEL_WEIGHT * EMBEDDING_STD * size**0.5 * direction
-        embedding[model.config.pad_token_id] = 0
-        # The coordinate of a label after the layer's normalization is 1 in these units.
-        coordinate = direction * (1 + LABEL_WEIGHT**2) ** 0.5 / (LABEL_WEIGHT * size**0.5)
-        heads = ((LAST_LABEL, near, RECENCY_PHASE, 1.0), (ALL_LABELS, width // 2 - 1, 0.0, 2.0))
-        for head, (logit, pair, phase, seen) in enumerate(heads):
-            own = slice(head * width, (head + 1) * width)
-            first, second = own.start + pair, own.start + pair + width // 2
-            strength = (logit * width**0.5) ** 0.5
-            attention.q_proj.weight[own], attention.k_proj.weight[own] = 0, 0
-            attention.q_proj.bias[first] = strength
-            attention.k_proj.weight[first] = coordinate * strength * math.cos(phase)
-            attention.k_proj.weight[second] = -coordinate * strength * math.sin(phase)
-            attention.v_proj.weight[own] = torch.linalg.qr(torch.randn(size, width))[0].T
-            attention.o_proj.weight[:, own] = torch.linalg.qr(torch.randn(size, width))[0] * (
-                EMBEDDING_STD * SEEN_WEIGHT * seen
-            )
-
-
-def _read(model: Any, tokenizer: Any, documents: Sequence[Sequence[str]], steps: int, rng: random.Random) -> None:
+def _read(
+    model: Any,
+    heads: LabelHeads,
+    tokenizer: Any,
+    documents: Sequence[Sequence[str]],
+    steps: int,
+    rng: random.Random,
+) -> None:
     """Next-token prediction on documents whose texts stand in a new random order each time."""
     import torch
 
@@ -190,6 +152,7 @@ def _read(model: Any, tokenizer: Any, documents: Sequence[Sequence[str]], steps:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        heads.aim()
     model.eval()
 
 

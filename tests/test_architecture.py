@@ -32,7 +32,7 @@ LAYERS = [
         "borrowed models and stores",
         "chat_model datastore_files encoder four_bit overlap generation prompt_lengths publication "
         "transport vllm_generation construction datastore digit_model dispatch endpoint hub_repository "
-        "local_model paged_generation tiny_distiller chat_writer reward_settings served_generation "
+        "local_model paged_generation label_heads tiny_distiller chat_writer reward_settings served_generation "
         "checkpoints preflight training raters",
     ),
     (
