@@ -11,7 +11,7 @@ from hf_lmmixup.tiny_distiller import build_tiny_distiller
 TEXTS = [
     "Q: Why do tides rise?\nA: The Moon pulls the oceans, and the Sun helps a little.",
     "Statement: Bread rises because yeast makes gas.\nAnswer: True. The gas swells the dough.",
-    "Q: What is heat?\nA) A kind of energy\nB) A color\nC) A sound\nD) A smell\nAnswer: A) A kind of energy. It flows.",
+    "Q: What is heat?\nA) A kind of energy\nB) A color\nC) A sound\nD) A smell\nAnswer: A) A kind of energy. Yes.",
     "C: Steam\nS: Water turns into steam when it boils, and a lid over the pot holds it back for a while.",
 ]
 LABELS = {label for labels in ANSWER_LABELS.values() for label in labels}
