@@ -68,7 +68,7 @@ def check_faithfulness(
     for name, bound in (("max_novelty", max_novelty), ("min_coverage", min_coverage)):
         if bound is not None and not 0 <= bound <= 1:
             raise ValueError(f"{name}={bound} must lie between 0 and 1, or be None.")
-    measures: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     kept: list[int] = []
     dropped: dict[str, str] = {}
     for place, (row, known) in enumerate(_with_sources(distilled, sources, task_type)):
@@ -76,11 +76,11 @@ def check_faithfulness(
         reason = NO_SOURCE if len(known) < len(row["sources"]) else _reason(measure, max_novelty, min_coverage)
         if reason is None:
             kept.append(place)
-            measures.append(measure)
+            for name, values in columns.items():
+                values.append(measure[name])
         else:
             dropped[row["id"]] = reason
     logger.info("%d of %d distilled rows are faithful.", len(kept), len(distilled))
-    columns = {name: [measure[name] for measure in measures] for name in COLUMNS}
     return Outcome(with_columns(rows_at(distilled, kept), columns, COLUMNS), dropped)
 
 
