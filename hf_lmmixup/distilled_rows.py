@@ -18,7 +18,7 @@ from datasets import Dataset, Features, List, Value
 
 from hf_lmmixup.prompts import ANSWER_LABELS
 from hf_lmmixup.records import DISTILLED, Distillation, Outcome, TaskType, pair_text, row_id
-from hf_lmmixup.tables import dataset_of, gathered, table_of
+from hf_lmmixup.tables import dataset_of, gathered, places_of, table_of
 
 
 BATCH = 10_000
@@ -86,7 +86,7 @@ def clusters_of(
     # Rows without a cluster come last.
     order = pc.sort_indices(table.select(["cluster_id", "id"]), [("cluster_id", "ascending"), ("id", "ascending")])
     members = order.to_numpy()[: len(table) - pc.sum(is_alone, min_count=0).as_py()]
-    places = members if texts is None else pc.index_in(table["id"], written["id"]).to_numpy()[members]
+    places = members if texts is None else places_of(table["id"], written["id"])[members]
     known = table.select([name for name in ("id", "cluster_id", "score") if name in table.column_names])
     batches = gathered(known, members, BATCH), gathered(written.select(["prompt", "completion"]), places, BATCH)
     rows = (

@@ -21,7 +21,7 @@ from datasets import Dataset, Features, List, Value
 from hf_lmmixup.distilled_rows import source_text
 from hf_lmmixup.facts import coverage, novel_facts, novelty
 from hf_lmmixup.records import Outcome, TaskType
-from hf_lmmixup.tables import gathered, rows_at, table_of, with_columns
+from hf_lmmixup.tables import gathered, places_of, rows_at, table_of, with_columns
 
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def _with_sources(
     """Each distilled row with the texts of its sources, as far as they are there; a batch is in memory at a time."""
     rows, pairs = table_of(distilled).select(["id", "prompt", "completion", "sources"]), table_of(sources)
     named = pc.list_flatten(rows["sources"])
-    places = pc.index_in(named, pairs["id"]).fill_null(-1).to_numpy()
+    places = places_of(named, pairs["id"])
     edges = np.cumsum([0, *pc.list_value_length(rows["sources"]).to_pylist()])
     for begin in range(0, len(rows), BATCH):
         part = rows.slice(begin, BATCH).to_pylist()

@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, Features
 
 from hf_lmmixup.records import Outcome
-from hf_lmmixup.tables import dataset_of, rows_at, table_of
+from hf_lmmixup.tables import dataset_of, places_of, rows_at, table_of
 
 
 MANIFEST, LOCK, STAGES = "manifest.json", ".lock", "stages"
@@ -186,7 +185,7 @@ def read_stage(folder: Path, features: Features) -> Dataset:
     absent = [name for name in features if name not in own.column_names]
     if absent:
         loaded = read_arrow(folder.parent / LOAD / ROWS)
-        places = pc.index_in(own["id"], loaded["id"]).to_numpy()
+        places = places_of(own["id"], loaded["id"])
         texts = table_of(rows_at(dataset_of(loaded.select(absent)), places))
         for name in absent:
             own = own.append_column(name, texts[name])

@@ -69,6 +69,12 @@ def gathered(table: pa.Table, places: np.ndarray, size: int) -> Iterator[pa.Tabl
         yield pa.Table.from_batches(parts).combine_chunks().take(np.argsort(order))
 
 
+def places_of(ids: pa.Array | pa.ChunkedArray, among: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Where ids stand among others (n,), int64; -1 where they do not."""
+    places: np.ndarray = pc.index_in(ids, among).fill_null(-1).to_numpy().astype(np.int64)
+    return places
+
+
 def without(dataset: Dataset, ids: Collection[str]) -> Dataset:
     """The rows whose id is not among some."""
     gone = pc.is_in(table_of(dataset)["id"].cast(pa.string()), pa.array(list(ids), pa.string()))

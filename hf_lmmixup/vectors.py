@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
 
 from hf_lmmixup.encoder import Encoder, unit_rows
@@ -23,6 +22,7 @@ from hf_lmmixup.journal import digest
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import pair_text
 from hf_lmmixup.run_directory import read_json, write_json
+from hf_lmmixup.tables import places_of
 
 
 EMBEDDINGS, GRAPH, DONE = "embeddings.npy", "graph.safetensors", "done.json"
@@ -77,8 +77,7 @@ class Vectors:
 
     def known(self, ids: Sequence[str]) -> np.ndarray:
         """Row numbers of ids (m,), -1 for those that are not here."""
-        found = pc.index_in(pa.array(ids, pa.string()), self._ids)
-        return found.fill_null(-1).to_numpy().astype(np.int64)
+        return places_of(pa.array(ids, pa.string()), self._ids)
 
 
 class KnownTexts:
