@@ -13,11 +13,11 @@
 Source of the comparison: arXiv 2510.20449.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
 
@@ -26,7 +26,7 @@ from hf_lmmixup.mosaic import build_mosaics
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.records import HIGH_SCORE, LOADED, MERGED, RATED
 from hf_lmmixup.run_directory import STAGES, read_stage
-from hf_lmmixup.tables import dataset_of
+from hf_lmmixup.tables import best_first, dataset_of, without
 
 
 FULL, RANDOM, TOP, DISTILLED = "full raw", "random subset", "top-rated subset", "distilled"
@@ -76,7 +76,8 @@ def rows_of_run(run: str | Path, test: str | Path | None = None, *, seed: int = 
     if not stage.is_dir():
         raise FileNotFoundError(f"{run} is no finished run: there is no {stage.relative_to(run)} in it.")
     raw = read_stage(stage, RATED)
-    written = pq.read_table(Path(run) / "dataset" / "data", columns=list(MERGED))
+    shards = sorted((Path(run) / "dataset" / "data").glob("train-*.parquet"))
+    written = pa.concat_tables(pq.read_table(shard, columns=list(MERGED)) for shard in shards)
     dataset = dataset_of(written.cast(MERGED.arrow_schema))
     if test is not None:
         held_out = load_rows(test).dataset
@@ -88,7 +89,7 @@ def rows_of_run(run: str | Path, test: str | Path | None = None, *, seed: int = 
     if not len(held_out):
         raise ValueError(f"{run} has too few high-scored rows to hold some out. Name test rows of your own.")
     tested = set(held_out["id"][:])
-    return RunRows(_without(raw, tested), _without(dataset, tested), held_out)
+    return RunRows(without(raw, tested), without(dataset, tested), held_out)
 
 
 def arm_rows(rows: RunRows, arm: str, *, seed: int, passes: int = 1) -> Dataset:
@@ -113,7 +114,7 @@ def arm_rows(rows: RunRows, arm: str, *, seed: int, passes: int = 1) -> Dataset:
     elif arm == RANDOM:
         chosen = rows.raw.select(sorted(np.random.default_rng(seed).permutation(len(rows.raw))[:size].tolist()))
     elif arm == TOP:
-        chosen = rows.raw.select(_best(rows.raw["score"][:], rows.raw["id"][:])[:size])
+        chosen = rows.raw.select(best_first(rows.raw, "score")[:size])
     elif arm == DISTILLED:
         chosen = rows.dataset.select(distilled)
     elif arm in (BOTH, SFTMIX):
@@ -133,15 +134,5 @@ def _mosaics(rows: Dataset, seed: int, passes: int) -> Dataset:
     return _pairs(concatenate_datasets(made))
 
 
-def _best(scores: Sequence[int | None], ids: Sequence[str]) -> list[int]:
-    """Places by score, best first; of equal ones by id, and rows without a score last."""
-    ranks = [-1 if score is None else score for score in scores]
-    return sorted(range(len(ids)), key=lambda row: (-ranks[row], ids[row]))
-
-
 def _pairs(rows: Dataset) -> Dataset:
     return rows.select_columns(["prompt", "completion"])
-
-
-def _without(rows: Dataset, ids: set[str]) -> Dataset:
-    return rows.select([place for place, identifier in enumerate(rows["id"][:]) if identifier not in ids])

@@ -65,7 +65,7 @@ def find_duplicates(
     """The rows that `deduplicate` drops, with the reasons; arguments and errors as there."""
     ids = dataset["id"][:]
     _check(ids, embeddings, graph)
-    order = best_first(dataset, *({"score"} & set(dataset.column_names))).tolist()
+    order = best_first(dataset, *(["score"] if "score" in dataset.column_names else [])).tolist()
     winners, dropped = _by_text(dataset, order, ids)
     if embeddings is not None:
         found = keep_diverse(embeddings, np.array(winners, np.int64), max_similarity, graph=graph)

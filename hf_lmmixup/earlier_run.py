@@ -15,7 +15,7 @@ from datasets import Dataset, Features
 from hf_lmmixup.encoder import Encoder
 from hf_lmmixup.records import CLUSTERED, LOADED, RATED
 from hf_lmmixup.run_directory import MANIFEST, STAGES, flatten, read_json, read_stage
-from hf_lmmixup.tables import rows_at
+from hf_lmmixup.tables import places_of, rows_at, table_of
 from hf_lmmixup.vectors import DONE, Vectors
 
 
@@ -63,8 +63,7 @@ class EarlierRun:
     def rated(self, rows: Dataset) -> tuple[Dataset, Dataset]:
         """Those of the rows that it rated, with their ratings, and the others."""
         rated = self._rows("3_rate", RATED)
-        place = dict(zip(rated["id"][:], range(len(rated)), strict=True))
-        found = np.array([place.get(identifier, -1) for identifier in rows["id"][:]], np.int64)
+        found = places_of(table_of(rows)["id"], table_of(rated)["id"])
         return rows_at(rated, found[found >= 0]), rows_at(rows, np.flatnonzero(found < 0))
 
     def clusters(self) -> dict[str, int]:

@@ -37,6 +37,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -76,13 +77,12 @@ class Journal:
         self._places = KeyPlaces()
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
         self._reader = open(self.path, "rb")
-        try:
+        with ExitStack() as failed:
+            failed.callback(self._release)
             _lock(self._descriptor, self.path)
             self._end = self._recover(settings)
             self._synced, self._synced_at = self._end, time.monotonic()
-        except BaseException:
-            self._release()
-            raise
+            failed.pop_all()  # it did not
 
     def __enter__(self) -> "Journal":
         return self

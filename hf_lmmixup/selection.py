@@ -21,7 +21,7 @@ from datasets import Dataset
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import HIGH_SCORE, MERGED, Outcome, pair_text
-from hf_lmmixup.tables import best_first, dataset_of, rows_at, table_of, with_columns
+from hf_lmmixup.tables import best_first, dataset_of, rows_at, table_of, with_columns, without
 
 
 LONG_TAIL_NEIGHBORS = 15
@@ -175,7 +175,7 @@ def merge(
     known = set(originals["id"][:])
     repeated = [identifier for identifier in distilled["id"][:] if identifier in known]
     if repeated:
-        distilled = rows_at(distilled, [row for row, i in enumerate(distilled["id"][:]) if i not in known])
+        distilled = without(distilled, known)
     tables = _as_merged(originals, "original"), _as_merged(distilled, "distilled")
     both = dataset_of(pa.concat_tables(tables))
     ids, order = both["id"][:], best_first(both, "score", "long_tail_score").tolist()

@@ -64,7 +64,7 @@ def gathered(table: pa.Table, places: np.ndarray, size: int) -> Iterator[pa.Tabl
         bounds = np.searchsorted(chunk[order], np.arange(len(chunks) + 1))
         parts = [
             chunks[i].take(pa.array(wanted[order[bounds[i] : bounds[i + 1]]] - starts[i]))
-            for i in np.unique(chunk).tolist()
+            for i in np.flatnonzero(np.diff(bounds)).tolist()
         ]
         yield pa.Table.from_batches(parts).combine_chunks().take(np.argsort(order))
 

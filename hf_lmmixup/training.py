@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,18 +196,17 @@ def _run(
             stderr=subprocess.STDOUT,
             pass_fds=(lock,),  # held by the training even if this process is killed
         ) as process,
+        ExitStack() as failed,
     ):
+        failed.callback(process.terminate)
         assert process.stdout is not None
-        try:
-            while chunk := os.read(process.stdout.fileno(), 65536):
-                file.write(chunk)
-                file.flush()
-                steps = [pair for part in chunk.split(b"\r") if b"examples" not in part for pair in STEP.findall(part)]
-                if on_step is not None and steps:
-                    on_step(int(steps[-1][0]), int(steps[-1][1]))
-        except BaseException:
-            process.terminate()
-            raise
+        while chunk := os.read(process.stdout.fileno(), 65536):
+            file.write(chunk)
+            file.flush()
+            steps = [pair for part in chunk.split(b"\r") if b"examples" not in part for pair in STEP.findall(part)]
+            if on_step is not None and steps:
+                on_step(int(steps[-1][0]), int(steps[-1][1]))
+        failed.pop_all()  # it ended by itself
     return process.returncode
 
 

@@ -50,13 +50,12 @@ def cluster(
 
         lmmixup cluster pile.jsonl --output clusters.parquet --duplicates 0.99
     """
-    import numpy as np
-
     from hf_lmmixup.cluster_page import render_inspection
     from hf_lmmixup.clustering import cluster as group
     from hf_lmmixup.deduplication import deduplicate
     from hf_lmmixup.inspection import inspect
     from hf_lmmixup.stage_files import check_output, read_rows
+    from hf_lmmixup.tables import places_of, table_of
 
     with errors(), progress_bar() as told:
         check_output(output)
@@ -67,16 +66,14 @@ def cluster(
         dropped: dict[str, str] = {}
         if duplicates is not None:
             unique = deduplicate(rows, vectors, max_similarity=duplicates, graph=graph)
-            dropped = unique.dropped
-            kept = np.array([place for place, name in enumerate(rows["id"][:]) if name not in dropped])
-            rows, vectors, graph = unique.dataset, vectors[kept], graph.take(kept)
+            kept = places_of(table_of(unique.dataset)["id"], table_of(rows)["id"])
+            dropped, rows, vectors, graph = unique.dropped, unique.dataset, vectors[kept], graph.take(kept)
         told("clustering", 0, 0)
         options: dict[str, Any] = {"min_size": min_size, "max_size": max_size, "mean_size": mean_size}
         options |= {"std_size": std_size, "min_similarity": min_similarity, "seed": seed, "singletons": singletons}
         outcome = group(rows, vectors, graph=graph, **options)
         told("inspecting the clusters", 0, 0)
-        places = dict(zip(rows["id"][:], range(len(rows)), strict=True))
-        order = [places[name] for name in outcome.dataset["id"][:]]
+        order = places_of(table_of(outcome.dataset)["id"], table_of(rows)["id"])
         inspection = inspect(outcome.dataset, vectors[order], seed=seed)
         page = report or output.with_suffix(".html")
         page.write_text(render_inspection(inspection, output.stem), encoding="utf-8")
