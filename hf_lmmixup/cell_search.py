@@ -17,6 +17,9 @@ from hf_lmmixup.nearest import Nearest, Products, in_threads, threads
 BLOCK = 2048
 """Rows compared with a cell at a time: with a cell of 256 rows the product has 2 MB and stays in the cache."""
 
+VISITS = 8
+"""Cells after which a thread hands over what it found: threads that often do small things wait for each other."""
+
 FIRST_CELLS = (1, 16)
 """Cells of a row that are done before the next ones: its own, then the nearest. More steps would raise the bars a
 little earlier, but each is a pass over all cells, and threads that ask for little at a time wait for each other."""
@@ -36,22 +39,27 @@ def nearest_in_cells(embeddings: np.ndarray, near_cells: np.ndarray, k: int) -> 
     """
     nearest = Nearest(len(embeddings), k)
     members, bounds = by_cell(near_cells[:, 0], int(near_cells.max(initial=0)) + 1)
-    cells = [members[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)]
     edges = np.linspace(0, len(embeddings), threads() + 1).astype(np.int64)
 
     def work(part: int) -> None:
-        # Each thread has rows of its own.
-        begin, end = edges[part : part + 2].tolist()
-        for cell, asking in _visits(near_cells[begin:end], len(cells)):
-            for first in range(0, len(cells[cell]), BLOCK):  # one in all but the strangest data
-                some = cells[cell][first : first + BLOCK]
+        # Each thread has rows of its own, those of some cells.
+        mine = members[edges[part] : edges[part + 1]]
+        met = []
+        for cell, asking in _visits(near_cells[mine], len(bounds) - 1):
+            for first in range(bounds[cell], bounds[cell + 1], BLOCK):  # one in all but the strangest data
+                some = members[first : min(first + BLOCK, bounds[cell + 1])]
                 products = Products(embeddings.take(some, axis=0))
                 for start in range(0, len(asking), BLOCK):
-                    rows = begin + asking[start : start + BLOCK]
+                    rows = mine[asking[start : start + BLOCK]]
                     cosines = products.of(embeddings.take(rows, axis=0))
                     better = np.flatnonzero(cosines >= nearest.expect(rows, cosines)[:, None])
                     place, other = np.divmod(better, len(some))
-                    nearest.offer(rows, place, some[other], cosines.ravel()[better])
+                    met.append((rows[place], some[other], cosines.ravel()[better]))
+            if len(met) >= VISITS:
+                nearest.offer(*map(np.concatenate, zip(*met, strict=True)))
+                met.clear()
+        if met:
+            nearest.offer(*map(np.concatenate, zip(*met, strict=True)))
 
     in_threads(work, range(len(edges) - 1))
     return nearest.neighbors()

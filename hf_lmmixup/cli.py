@@ -22,6 +22,7 @@ from hf_lmmixup.commands import (
     stores,
     trainings,
 )
+from hf_lmmixup.process_environment import ENVIRONMENT
 
 
 app = typer.Typer(
@@ -42,8 +43,7 @@ def options(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
-    # Threads that spin for long while they wait make a tiny model 7 times slower beside one other busy process.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.update(ENVIRONMENT | os.environ)
     if not verbose:
         # Progress bars of libraries would write through ours; warnings of the job are our own.
         import datasets

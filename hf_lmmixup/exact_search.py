@@ -70,7 +70,7 @@ def nearest_of_all(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         block = np.arange(start, min(start + BLOCK, n))
         cosines = Products(rows[block]).of(rows[block])
         place, other = np.nonzero(cosines >= nearest.expect(block, cosines)[:, None])
-        nearest.offer(block, place, block[other], cosines[place, other])
+        nearest.offer(block[place], block[other], cosines[place, other])
 
     def beyond(start: int) -> None:
         block = np.arange(start, min(start + BLOCK, n))
@@ -78,17 +78,16 @@ def nearest_of_all(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         for begin in range(start + BLOCK, n, QUERIES):
             queries = np.arange(begin, min(begin + QUERIES, n))
             highest = products.of(bounds[queries])
-            for_query = np.flatnonzero(highest >= nearest.bars[queries][:, None])
-            for_block = np.flatnonzero(highest >= nearest.bars[block])
-            for_block = for_block[np.argsort(for_block % len(block), kind="stable")]
-            pairs = [np.divmod(better, len(block)) for better in (for_query, for_block)]
+            for_query = np.divmod(np.flatnonzero(highest >= nearest.bars[queries][:, None]), len(block))
+            for_block = np.divmod(np.flatnonzero(highest >= nearest.bars[block]), len(block))
+            pairs = [(queries[query], block[place]) for query, place in (for_query, for_block)]
             if width is None:
-                cosines = [highest.ravel()[better] for better in (for_query, for_block)]
+                cosines = [highest[query, place] for query, place in (for_query, for_block)]
             else:
-                cosines = [_cosines(rows, queries[query], block[place]) for query, place in pairs]
+                cosines = [_cosines(rows, *pair) for pair in pairs]
             with lock:
-                nearest.offer(queries, pairs[0][0], block[pairs[0][1]], cosines[0])
-                nearest.offer(block, pairs[1][1], queries[pairs[1][0]], cosines[1])
+                nearest.offer(*pairs[0], cosines[0])
+                nearest.offer(*pairs[1][::-1], cosines[1])
 
     in_threads(within, range(0, n, BLOCK))
     in_threads(beyond, range(0, n - BLOCK, BLOCK))

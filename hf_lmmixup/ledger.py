@@ -51,18 +51,15 @@ class Ledger:
 
     def keep(self, ids: Iterable[str]) -> None:
         """Enter rows that are in the dataset themselves."""
-        for identifier in ids:
-            self._enter(identifier, KEPT, "")
+        self._enter(dict.fromkeys(ids, (KEPT, "")))
 
     def merge(self, into: Mapping[str, str]) -> None:
         """Enter rows that went into a distilled row: row id -> distilled row id."""
-        for identifier, distilled in into.items():
-            self._enter(identifier, MERGED, distilled)
+        self._enter({identifier: (MERGED, distilled) for identifier, distilled in into.items()})
 
     def drop(self, reasons: Mapping[str, str]) -> None:
         """Enter rows that left: row id or place -> reason."""
-        for identifier, reason in reasons.items():
-            self._enter(identifier, DROPPED, reason)
+        self._enter({identifier: (DROPPED, reason) for identifier, reason in reasons.items()})
 
     def summary(self) -> dict[str, Any]:
         """Counts by state, and by reason for dropped rows.
@@ -93,9 +90,9 @@ class Ledger:
             "detail": [self.entries[identifier][1] for identifier in ids],
         }
 
-    def _enter(self, identifier: str, state: str, detail: str) -> None:
-        if identifier in self.entries:
-            raise UnbalancedLedger(
-                f"Row {identifier} is {self.entries[identifier]} and would also be {state} {detail}."
-            )
-        self.entries[identifier] = (state, detail)
+    def _enter(self, entries: dict[str, tuple[str, str]]) -> None:
+        if not self.entries.keys().isdisjoint(entries):
+            row = next(row for row in entries if row in self.entries)
+            (state, detail), (other, more) = self.entries[row], entries[row]
+            raise UnbalancedLedger(f"Row {row} is {state} {detail} and would also be {other} {more}.")
+        self.entries |= entries

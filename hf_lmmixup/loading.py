@@ -241,11 +241,11 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
         parquet = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a Parquet file: {error}") from error
-    number = 0
+    name, number = path.name, 0
     for batch in parquet.iter_batches(batch_size=10_000):
         for row in batch.to_pylist():
             number += 1
-            yield f"{path.name}:{number}", row
+            yield f"{name}:{number}", row
 
 
 def _dataset_rows(source: str | Path, split: str) -> Iterator[RawRow]:

@@ -28,7 +28,7 @@ LAST_ROW = (1 << 32) - 1
 
 MAX_THREADS = 16
 
-BLOCK = 65_536
+BLOCK = 16_384
 """Rows whose neighbors are unpacked at a time."""
 
 
@@ -62,34 +62,33 @@ class Nearest:
             bars[new] = np.partition(cosines[new], size - self.k - 1, axis=1)[:, size - self.k - 1] - 1 / STEPS
         return bars
 
-    def offer(self, rows: np.ndarray, place: np.ndarray, others: np.ndarray, cosines: np.ndarray) -> None:
+    def offer(self, rows: np.ndarray, others: np.ndarray, cosines: np.ndarray) -> None:
         """Let better neighbors take the place of worse ones; each pair of rows is offered once.
 
         Args:
-            rows: Distinct row numbers (m,).
-            place: Which of `rows` is meant (p,), ascending.
-            others: The rows that they met (p,); a row is not its own neighbor.
+            rows: Row numbers (p,), in any order.
+            others: Whom they met (p,); a row is not its own neighbor.
             cosines: How similar they are (p,).
         """
         steps = np.rint(cosines.clip(-1, 1) * STEPS).astype(np.int64)
-        names = np.where(others == rows[place], NOTHING, steps << 32 | LAST_ROW - others)
-        better = np.flatnonzero(names > self._worst[rows][place])  # not all: duplicates are as similar and no better
-        place, names = place[better], names[better]
-        counts = np.bincount(place, minlength=len(rows))
-        changed = np.flatnonzero(counts)
-        if not len(changed):
+        names = np.where(others == rows, NOTHING, steps << 32 | LAST_ROW - others)
+        better = np.flatnonzero(names > self._worst[rows])  # not all: duplicates are as similar and no better
+        better = better[np.argsort(rows[better], kind="stable")]
+        rows, names = rows[better], names[better]
+        starts = np.flatnonzero(np.diff(rows, prepend=-1))
+        if not len(starts):
             return
-        counts, rows = counts[changed], rows[changed]
-        both = np.full((len(rows), self.k + counts.max()), NOTHING)
-        both[:, : self.k] = self._found.take(rows, axis=0)
-        row = np.repeat(np.arange(len(rows)), counts)
-        both[row, self.k + np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)] = names
+        changed, counts = rows[starts], np.diff(starts, append=len(rows))
+        both = np.full((len(changed), self.k + counts.max()), NOTHING)
+        both[:, : self.k] = self._found.take(changed, axis=0)
+        row = np.repeat(np.arange(len(changed)), counts)
+        both[row, self.k + np.arange(len(rows)) - starts[row]] = names
         both.partition(both.shape[1] - self.k, axis=1)
-        self._found[rows] = both[:, -self.k :]
+        self._found[changed] = both[:, -self.k :]
         worst = both[:, -self.k]
-        self._worst[rows] = worst
+        self._worst[changed] = worst
         # A little below the middle between two steps, for what rounding does to the products.
-        self.bars[rows] = np.where(worst == NOTHING, -np.inf, ((worst >> 32) - 0.51) / STEPS)
+        self.bars[changed] = np.where(worst == NOTHING, -np.inf, ((worst >> 32) - 0.51) / STEPS)
 
     def neighbors(self) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers (n, k) int32, most similar first, and their cosines (n, k) float32.
@@ -98,12 +97,15 @@ class Nearest:
         """
         indices = np.empty(self._found.shape, np.int32)
         similarities = np.empty(self._found.shape, np.float32)
-        for start in range(0, len(indices), BLOCK):
+
+        def unpack(start: int) -> None:
             part = slice(start, start + BLOCK)
             found = np.sort(self._found[part], axis=1)[:, ::-1]
             holes = found == NOTHING
             indices[part] = np.where(holes, -1, LAST_ROW - (found & LAST_ROW))
             similarities[part] = np.where(holes, -1, (found >> 32) / STEPS)
+
+        in_threads(unpack, range(0, len(indices), BLOCK))
         return indices, similarities
 
 

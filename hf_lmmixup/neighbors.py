@@ -99,10 +99,10 @@ class NeighborGraph:
         indices = place[self.indices[rows]]
         similarities = np.where(indices < 0, np.float32(-1), self.similarities[rows])
         if ascending:  # equal similarities stay in order; only the holes go last
-            torn = np.flatnonzero((indices < 0).any(axis=1))
-            order = np.argsort(indices[torn] < 0, axis=1, kind="stable")
-            indices[torn] = np.take_along_axis(indices[torn], order, axis=1)
-            similarities[torn] = np.take_along_axis(similarities[torn], order, axis=1)
+            known = indices >= 0
+            front = np.arange(indices.shape[1]) < known.sum(axis=1, keepdims=True)
+            indices[front], indices[~front] = indices[known], -1
+            similarities[front], similarities[~front] = similarities[known], -1
         else:
             indices, similarities = _ordered(indices, similarities)
         return NeighborGraph(indices, similarities, self.horizon[rows], self.recall)

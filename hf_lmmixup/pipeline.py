@@ -28,10 +28,11 @@ from datasets import Dataset
 from hf_lmmixup.datastore import ScoredDatastore
 from hf_lmmixup.distilling import JOURNAL, Distilling
 from hf_lmmixup.earlier_run import EarlierRun
+from hf_lmmixup.pacing import steady
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.projection import map_points
 from hf_lmmixup.recipe import Recipe
-from hf_lmmixup.results import Chosen, Results, account, choose, write_results
+from hf_lmmixup.results import Chosen, Results, account, choose, write_report, write_results
 from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, read_json, write_json
 from hf_lmmixup.selection import long_tail_scores
 from hf_lmmixup.stages import Progress, Stages, free_memory
@@ -110,14 +111,20 @@ class _Run:
         self.distilling = Distilling(recipe, stages, self.rows, tools, earlier)
 
     def finish(self) -> dict[str, Any]:
-        results = self._results()
-        self.progress("writing the dataset and the report", 0, 0)
-        summary = write_results(self.directory, self.recipe, results)
-        write_json(self.directory.path / "ledger.json", summary)
-        return summary
+        rescored = self.distilling.rescored.dataset  # after every other stage
+        with steady():
+            results = self._results(rescored)
+            self.progress("writing the dataset and the report", 0, 0)
+            facts = write_results(self.directory, self.recipe, results)
+            del results, rescored  # the page needs the facts alone
+        free_memory()
+        write_report(self.directory, facts)
+        ledger: dict[str, Any] = facts["ledger"]
+        write_json(self.directory.path / "ledger.json", ledger)
+        return ledger
 
-    def _results(self) -> Results:
-        rows, distilling, rescored = self.rows, self.distilling, self.distilling.rescored.dataset
+    def _results(self, rescored: Dataset) -> Results:
+        rows, distilling = self.rows, self.distilling
         chosen = self._chosen(rescored)
         free_memory()
         dropped = dict.fromkeys(rows.unrated, UNRATED) | rows.decontaminated_away | rows.unique.dropped

@@ -29,7 +29,7 @@ from hf_lmmixup.recipe import Recipe
 from hf_lmmixup.records import CLUSTERED, LOADED, RATED, Outcome
 from hf_lmmixup.run_directory import LOAD, TEXTS
 from hf_lmmixup.stages import Stages
-from hf_lmmixup.tables import rows_at, table_of, without
+from hf_lmmixup.tables import best_first, rows_at, table_of, without
 from hf_lmmixup.vectors import BLOCK, KnownTexts, Vectors, embed
 from hf_lmmixup.writers import Writer
 
@@ -113,8 +113,7 @@ class Preparation:
 
         def load() -> Outcome:
             outcome = load_rows(self.source, limit=self.recipe.limit)
-            order = np.argsort(np.array(outcome.dataset["id"][:]), kind="stable")
-            return Outcome(rows_at(outcome.dataset, order), outcome.dropped)
+            return Outcome(rows_at(outcome.dataset, best_first(outcome.dataset)), outcome.dropped)
 
         return self.stages.outcome(LOAD, "loading", LOADED, load)
 

@@ -19,6 +19,7 @@ from hf_lmmixup.records import Distillation, TaskType, quoted
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+TAGS = THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE
 
 SYSTEM_PROMPT = (
     "You merge several weak texts into one excellent text that keeps every fact they support and adds none."
@@ -80,7 +81,7 @@ def distillation_messages(texts: Sequence[str], task_type: TaskType | str = Task
 
 def prompt_hash(messages: Sequence[dict[str, str]]) -> str:
     """The first 16 hex digits of the SHA-256 of a message list, as JSON with sorted keys: the lineage key of a row."""
-    objects = (b", ".join(b"%b: %b" % (quoted(key), quoted(one[key])) for key in sorted(one)) for one in messages)
+    objects = [b", ".join([b"%b: %b" % (quoted(key), quoted(one[key])) for key in sorted(one)]) for one in messages]
     return hashlib.sha256(b"[{%b}]" % b"}, {".join(objects)).hexdigest()[:16]
 
 
@@ -98,7 +99,7 @@ def parse_completion(text: str) -> Distillation | None:
     Returns:
         The reasoning and the answer, stripped; `None` if the structure is broken in any way.
     """
-    if any(text.count(tag) != 1 for tag in (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)):
+    if {text.count(tag) for tag in TAGS} != {1}:
         return None
     stripped = text.strip()
     if not stripped.startswith(THINK_OPEN) or not stripped.endswith(ANSWER_CLOSE):
@@ -147,11 +148,12 @@ def has_words(text: str) -> bool:
 
 def _fields(body: str, labels: Sequence[str]) -> list[str]:
     """The texts after each label, or one empty string if a label is missing, doubled or out of order."""
-    starts: list[int] = []
-    for position, label in enumerate(labels):
-        start = 0 if position == 0 else body.find(label, starts[-1])
-        if start < 0 or not body.startswith(label, start) or body.count("\n" + label.lstrip("\n")) > (position > 0):
+    text = rest = f"\n{body}"
+    fields = []
+    for label in labels:
+        opening = label if label.startswith("\n") else f"\n{label}"
+        field, found, rest = rest.partition(opening)
+        if not found or text.count(opening) > 1:
             return [""]
-        starts.append(start + len(label))
-    ends = [start - len(label) for start, label in zip(starts[1:], labels[1:], strict=True)] + [len(body)]
-    return [body[start:end].strip() for start, end in zip(starts, ends, strict=True)]
+        fields.append(field)
+    return [""] if fields[0] else [field.strip() for field in (*fields[1:], rest)]

@@ -133,17 +133,16 @@ def account(
     ledger.keep(row for row in chosen.originals if row in final)
     ledger.drop({row: lost[row] for row in chosen.originals if row not in final})
     ledger.drop({row: reason for row, reason in distilled.dropped.items() if row not in originals})
-    written = distilled.columns("id", "sources")
-    for identifier, sources in zip(written["id"][:], written["sources"][:], strict=True):
-        if identifier in final:
-            ledger.merge(dict.fromkeys(sources, identifier))
-        else:
-            ledger.drop(dict.fromkeys(sources, LOST + lost[identifier]))
+    written = table_of(distilled.columns("id", "sources")).combine_chunks()
+    sources = pc.list_flatten(written["sources"]).to_pylist()
+    into = written["id"].take(pc.list_parent_indices(written["sources"])).to_pylist()
+    ledger.merge({source: row for source, row in zip(sources, into, strict=True) if row in final})
+    ledger.drop({source: LOST + lost[row] for source, row in zip(sources, into, strict=True) if row not in final})
     return ledger
 
 
 def write_results(directory: RunDirectory, recipe: Recipe, results: Results) -> dict[str, Any]:
-    """Write dataset, card, rows, recipe, versions and report of a finished run.
+    """Write dataset, card, rows, recipe and facts of a finished run.
 
     Args:
         directory: The run directory.
@@ -151,7 +150,7 @@ def write_results(directory: RunDirectory, recipe: Recipe, results: Results) -> 
         results: What came out.
 
     Returns:
-        The summary of the ledger.
+        The facts, the summary of the ledger among them.
 
     Raises:
         UnbalancedLedger: If a row is in no state, or in two.
@@ -166,13 +165,17 @@ def write_results(directory: RunDirectory, recipe: Recipe, results: Results) -> 
     with directory.writing("dataset") as folder:
         _write_shards(results.merged, folder / "data")
         (folder / "README.md").write_text(render_dataset_card(facts), encoding="utf-8")
+    return facts
+
+
+def write_report(directory: RunDirectory, facts: dict[str, Any]) -> None:
+    """Write the page of a finished run, if it can be drawn here; `lmmixup evaluate` can write it later."""
     try:
         report = render_report(facts)
-    except ImportError as error:  # the dataset is there; the page can be written later
+    except ImportError as error:
         logger.warning("No report.html: %s", error)
     else:
         (directory.path / "report.html").write_text(report, encoding="utf-8")
-    return summary
 
 
 def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> dict[str, Any]:

@@ -19,13 +19,10 @@ from typing import Any
 from hf_lmmixup.encoder import has_fast_bfloat16
 from hf_lmmixup.label_heads import LabelHeads
 from hf_lmmixup.prompts import (
-    ANSWER_CLOSE,
     ANSWER_LABELS,
-    ANSWER_OPEN,
     SYSTEM_PROMPT,
+    TAGS,
     TASK_INSTRUCTIONS,
-    THINK_CLOSE,
-    THINK_OPEN,
     distillation_messages,
     format_completion,
     linearize,
@@ -49,7 +46,6 @@ BETAS = (0.9, 0.98)
 PAD_TOKEN, START_TOKEN, END_TOKEN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 LABELS = sorted({label for labels in ANSWER_LABELS.values() for label in labels})
-TAGS = [THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE]
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -26,6 +26,7 @@ import yaml
 
 from hf_lmmixup.checkpoints import alone, own_checkpoint, read_history, training_mark
 from hf_lmmixup.preflight import check
+from hf_lmmixup.process_environment import ENVIRONMENT
 from hf_lmmixup.recipe import read_yaml
 
 
@@ -185,7 +186,7 @@ def copy_model(source: Path, target: Path) -> None:
 def _run(
     command: list[str], log: Path, environment: dict[str, str], on_step: Callable[[int, int], None] | None
 ) -> int:
-    tuning = {"OMP_NUM_THREADS": str(cores()), "GOMP_SPINCOUNT": "10000"} | KEEP_MEMORY  # spinning as in `cli`
+    tuning = {"OMP_NUM_THREADS": str(cores())} | ENVIRONMENT | KEEP_MEMORY
     with (
         alone(log.with_suffix(".lock")) as lock,
         log.open("ab") as file,

@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "hf_lmmixup"
 LAYERS = [
     (
         "words and numbers",
-        "records",
+        "records process_environment",
     ),
     (
         "pure functions",

@@ -38,6 +38,19 @@ def test_equal_texts_leave_the_winner(texts, scores, kept, dropped):
     assert outcome.dropped == dropped
 
 
+@given(st.lists(st.text("aAbßẞsSıİIſ\u0130 \t\n\x1c\x85\xa0\u2003", max_size=4), max_size=12))
+def test_equal_texts_in_any_script_are_found(texts):
+    first = {}
+    for place, text in enumerate(texts):
+        first.setdefault(normalized(text), place)
+    winners = [first[normalized(text)] for text in texts]
+    outcome = deduplicate(rows(texts))
+    assert outcome.dataset["id"][:] == [chr(97 + place) for place in sorted(first.values())]
+    assert outcome.dropped == {
+        chr(97 + place): SAME_TEXT.format(chr(97 + winner)) for place, winner in enumerate(winners) if winner != place
+    }
+
+
 def test_a_prompt_and_a_completion_are_two_texts():
     data = Dataset.from_dict({"id": ["a", "b"], "prompt": ["x y", "x"], "completion": ["z", "y z"]})
     assert len(deduplicate(data).dataset) == 2
