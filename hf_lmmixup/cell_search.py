@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from hf_lmmixup.nearest import Nearest, Products, in_threads, threads
+from hf_lmmixup.nearest import Nearest, in_threads, threads
 
 
 BLOCK = 2048
@@ -37,9 +37,12 @@ def nearest_in_cells(embeddings: np.ndarray, near_cells: np.ndarray, k: int) -> 
         Row numbers (n, k) int32, most similar first, equal similarities by ascending row number, and their rounded
         cosines (n, k) float32. -1 and -1 where the cells hold fewer rows.
     """
-    nearest = Nearest(len(embeddings), k)
+    embeddings, nearest = np.asarray(embeddings), Nearest(len(embeddings), k)
     members, bounds = by_cell(near_cells[:, 0], int(near_cells.max(initial=0)) + 1)
     edges = np.linspace(0, len(embeddings), threads() + 1).astype(np.int64)
+
+    def vectors(rows: np.ndarray) -> np.ndarray:
+        return embeddings.take(rows, axis=0).astype(np.float32, copy=False)
 
     def work(part: int) -> None:
         # Each thread has rows of its own, those of some cells.
@@ -48,10 +51,10 @@ def nearest_in_cells(embeddings: np.ndarray, near_cells: np.ndarray, k: int) -> 
         for cell, asking in _visits(near_cells[mine], len(bounds) - 1):
             for first in range(bounds[cell], bounds[cell + 1], BLOCK):  # one in all but the strangest data
                 some = members[first : min(first + BLOCK, bounds[cell + 1])]
-                products = Products(embeddings.take(some, axis=0))
+                inside = vectors(some).T
                 for start in range(0, len(asking), BLOCK):
                     rows = mine[asking[start : start + BLOCK]]
-                    cosines = products.of(embeddings.take(rows, axis=0))
+                    cosines = vectors(rows) @ inside
                     better = np.flatnonzero(cosines >= nearest.expect(rows, cosines)[:, None])
                     place, other = np.divmod(better, len(some))
                     met.append((rows[place], some[other], cosines.ravel()[better]))

@@ -186,10 +186,10 @@ def _parts(
     dropped: dict[str, str],
 ) -> list[list[dict[str, Any]]]:
     """A cluster as it is if its prompt fits, else parts of neighbours that do; a row too long for any is dropped."""
+    if longest is None or count_tokens is None:
+        return [rows]
 
     def fits(part: list[dict[str, Any]]) -> bool:
-        if longest is None or count_tokens is None:
-            return True
         texts = [source_text(row, task_type) for row in part]
         return count_tokens(distillation_messages(texts, task_type)) <= longest
 

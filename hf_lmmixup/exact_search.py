@@ -19,7 +19,7 @@ from threading import Lock
 import faiss
 import numpy as np
 
-from hf_lmmixup.nearest import Nearest, Products, in_threads
+from hf_lmmixup.nearest import Nearest, in_threads
 
 
 # FAISS compares a block of under 128,000 / d queries vector by vector. Measured with 256 queries, d = 384 and 16,384
@@ -68,16 +68,16 @@ def nearest_of_all(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
     def within(start: int) -> None:
         block = np.arange(start, min(start + BLOCK, n))
-        cosines = Products(rows[block]).of(rows[block])
+        cosines = rows[block] @ rows[block].T
         place, other = np.nonzero(cosines >= nearest.expect(block, cosines)[:, None])
         nearest.offer(block[place], block[other], cosines[place, other])
 
     def beyond(start: int) -> None:
         block = np.arange(start, min(start + BLOCK, n))
-        products = Products(bounds[block])
+        transposed = np.ascontiguousarray(bounds[block].T)
         for begin in range(start + BLOCK, n, QUERIES):
             queries = np.arange(begin, min(begin + QUERIES, n))
-            highest = products.of(bounds[queries])
+            highest = bounds[queries] @ transposed
             for_query = np.divmod(np.flatnonzero(highest >= nearest.bars[queries][:, None]), len(block))
             for_block = np.divmod(np.flatnonzero(highest >= nearest.bars[block]), len(block))
             pairs = [(queries[query], block[place]) for query, place in (for_query, for_block)]

@@ -14,12 +14,19 @@ Rows that never got an id, because they could not be read, are entered under the
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 
 KEPT, MERGED, DROPPED = "kept", "merged", "dropped"
+
+ENTRIES = pa.schema([(name, pa.string()) for name in ("id", "state", "detail")])
+
+Column: TypeAlias = Sequence[str] | pa.Array | pa.ChunkedArray
 
 
 class UnbalancedLedger(RuntimeError):
@@ -41,25 +48,40 @@ class Ledger:
 
     Attributes:
         rows_in: Raw rows read.
-        entries: Row id, or place -> state and detail.
+        entries: Row id, or place, with its state and detail.
         notes: Sentences that a reader of the numbers must know.
     """
 
     rows_in: int
-    entries: dict[str, tuple[str, str]] = field(default_factory=dict)
+    entries: pa.Table = field(default_factory=ENTRIES.empty_table)
     notes: list[str] = field(default_factory=list)
 
     def keep(self, ids: Iterable[str]) -> None:
         """Enter rows that are in the dataset themselves."""
-        self._enter(dict.fromkeys(ids, (KEPT, "")))
+        known = list(ids)
+        self.enter(known, [KEPT] * len(known), [""] * len(known))
 
     def merge(self, into: Mapping[str, str]) -> None:
         """Enter rows that went into a distilled row: row id -> distilled row id."""
-        self._enter({identifier: (MERGED, distilled) for identifier, distilled in into.items()})
+        self.enter(list(into), [MERGED] * len(into), list(into.values()))
 
     def drop(self, reasons: Mapping[str, str]) -> None:
         """Enter rows that left: row id or place -> reason."""
-        self._enter({identifier: (DROPPED, reason) for identifier, reason in reasons.items()})
+        self.enter(list(reasons), [DROPPED] * len(reasons), list(reasons.values()))
+
+    def enter(self, ids: Column, states: Column, details: Column) -> None:
+        """Enter rows, each with its state and detail.
+
+        Raises:
+            UnbalancedLedger: If a row is there already, or twice among these.
+        """
+        both = pa.concat_tables([self.entries, pa.table([ids, states, details], schema=ENTRIES)])
+        if pc.count_distinct(both["id"]).as_py() < len(both):
+            counts = pc.value_counts(both["id"])
+            row = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
+            found = both.filter(pc.equal(both["id"], row)).to_pylist()
+            raise UnbalancedLedger(f"Row {row} is in {len(found)} states: {found}.")
+        self.entries = both
 
     def summary(self) -> dict[str, Any]:
         """Counts by state, and by reason for dropped rows.
@@ -67,32 +89,21 @@ class Ledger:
         Raises:
             UnbalancedLedger: If the states do not add up to the rows that were read.
         """
-        states = Counter(state for state, _ in self.entries.values())
+        states = Counter(self.entries["state"].to_pylist())
         if states.total() != self.rows_in:
             raise UnbalancedLedger(f"{self.rows_in} rows were read, but {states.total()} are accounted for: {states}.")
-        reasons = Counter(general(detail) for state, detail in self.entries.values() if state == DROPPED)
+        details = {name: self.entries["detail"].filter(pc.equal(self.entries["state"], name)) for name in states}
+        reasons = Counter(map(general, details[DROPPED].to_pylist() if DROPPED in details else []))
         return {
             "rows_in": self.rows_in,
             KEPT: states[KEPT],
             MERGED: states[MERGED],
             DROPPED: dict(sorted(reasons.items())),
             "dropped_total": states[DROPPED],
-            "distilled_rows": len({detail for state, detail in self.entries.values() if state == MERGED}),
+            "distilled_rows": pc.count_distinct(details[MERGED]).as_py() if MERGED in details else 0,
             "notes": self.notes,
         }
 
-    def table(self) -> dict[str, list[str]]:
+    def table(self) -> pa.Table:
         """The entries as columns `id`, `state` and `detail`, by id."""
-        ids = sorted(self.entries)
-        return {
-            "id": ids,
-            "state": [self.entries[identifier][0] for identifier in ids],
-            "detail": [self.entries[identifier][1] for identifier in ids],
-        }
-
-    def _enter(self, entries: dict[str, tuple[str, str]]) -> None:
-        if not self.entries.keys().isdisjoint(entries):
-            row = next(row for row in entries if row in self.entries)
-            (state, detail), (other, more) = self.entries[row], entries[row]
-            raise UnbalancedLedger(f"Row {row} is {state} {detail} and would also be {other} {more}.")
-        self.entries |= entries
+        return self.entries.sort_by("id")

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 
 STEPS = 32_767
@@ -109,35 +110,22 @@ class Nearest:
         return indices, similarities
 
 
-class Products:
-    """Inner products with some rows (m, d), on the calling thread.
-
-    NumPy's would be shared among threads of its own, for which all that call it wait in turn.
-    """
-
-    def __init__(self, rows: np.ndarray) -> None:
-        flat = np.ascontiguousarray(rows, np.float32)
-        self._transform = faiss.LinearTransform(flat.shape[1], len(flat))
-        faiss.copy_array_to_vector(flat.ravel(), self._transform.A)
-        self._transform.is_trained = True
-
-    def of(self, queries: np.ndarray) -> np.ndarray:
-        """Products (q, m) of queries (q, d) with the rows."""
-        products: np.ndarray = self._transform.apply(np.ascontiguousarray(queries, np.float32))
-        return products
-
-
 def threads() -> int:
     """How many threads may work; `OMP_NUM_THREADS` bounds them."""
     return int(min(faiss.omp_get_max_threads(), MAX_THREADS))
 
 
 def in_threads(work: Callable[[int], None], parts: Iterable[int]) -> None:
-    """Do the parts of some work, several at a time, each on a single thread."""
+    """Do the parts of some work, several at a time, each on a single thread.
+
+    A matrix product shares its rows among threads of its own, for which all that call one wait in turn. In here it
+    has none but the calling thread.
+    """
+    count = threads()
 
     def alone(part: int) -> None:
         faiss.omp_set_num_threads(1)  # of this thread
         work(part)
 
-    with ThreadPoolExecutor(threads()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as pool:
         list(pool.map(alone, parts))

@@ -15,7 +15,7 @@ import yaml
 from datasets import Dataset
 
 from hf_lmmixup.hub import render_dataset_card
-from hf_lmmixup.ledger import Ledger
+from hf_lmmixup.ledger import DROPPED, MERGED, Ledger
 from hf_lmmixup.recipe import Recipe, SelectRecipe
 from hf_lmmixup.records import Outcome
 from hf_lmmixup.report import render_report
@@ -134,10 +134,11 @@ def account(
     ledger.drop({row: lost[row] for row in chosen.originals if row not in final})
     ledger.drop({row: reason for row, reason in distilled.dropped.items() if row not in originals})
     written = table_of(distilled.columns("id", "sources")).combine_chunks()
-    sources = pc.list_flatten(written["sources"]).to_pylist()
-    into = written["id"].take(pc.list_parent_indices(written["sources"])).to_pylist()
-    ledger.merge({source: row for source, row in zip(sources, into, strict=True) if row in final})
-    ledger.drop({source: LOST + lost[row] for source, row in zip(sources, into, strict=True) if row not in final})
+    ids, sources = written["id"].to_pylist(), written["sources"]
+    states = pa.array([MERGED if row in final else DROPPED for row in ids], pa.string())
+    details = pa.array([row if row in final else LOST + lost[row] for row in ids], pa.string())
+    behind = pc.list_parent_indices(sources)
+    ledger.enter(pc.list_flatten(sources), states.take(behind), details.take(behind))
     return ledger
 
 
@@ -158,7 +159,7 @@ def write_results(directory: RunDirectory, recipe: Recipe, results: Results) -> 
     summary = results.ledger.summary()
     costs = list(costs_of(directory.path).values())
     facts = collect_facts(recipe, results, summary) | {"costs": costs, "plan": read_plan(directory.path)}
-    pq.write_table(pa.table(results.ledger.table()), directory.path / "rows.parquet")
+    pq.write_table(results.ledger.table(), directory.path / "rows.parquet")
     write_json(directory.path / "facts.json", facts)
     recipe_text = yaml.safe_dump(recipe.settings(), sort_keys=False, allow_unicode=True)
     (directory.path / "recipe.yaml").write_text(recipe_text, encoding="utf-8")

@@ -41,4 +41,8 @@ def test_table_is_sorted_by_id():
     ledger = Ledger(2)
     ledger.merge({"b": "x"})
     ledger.drop({"a": "duplicate"})
-    assert ledger.table() == {"id": ["a", "b"], "state": ["dropped", "merged"], "detail": ["duplicate", "x"]}
+    assert ledger.table().to_pydict() == {
+        "id": ["a", "b"],
+        "state": ["dropped", "merged"],
+        "detail": ["duplicate", "x"],
+    }
