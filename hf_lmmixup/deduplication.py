@@ -15,6 +15,8 @@ from itertools import starmap
 from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from hf_lmmixup.diversity import keep_diverse
@@ -70,13 +72,15 @@ def find_duplicates(
     graph: NeighborGraph | None = None,
 ) -> dict[str, str]:
     """The rows that `deduplicate` drops, with the reasons; arguments and errors as there."""
-    ids = dataset["id"][:]
+    ids = table_of(dataset)["id"].cast(pa.string())
     _check(ids, embeddings, graph)
-    order = best_first(dataset, *(["score"] if "score" in dataset.column_names else [])).tolist()
-    winners, dropped = _by_text(dataset, order, ids)
+    order = best_first(dataset, *(["score"] if "score" in dataset.column_names else []))
+    first = _first_of_text(dataset, order)
+    is_first = first == np.arange(len(ids))
+    dropped = _reasons(SAME_TEXT, ids, np.flatnonzero(~is_first), first)
     if embeddings is not None:
-        found = keep_diverse(embeddings, np.array(winners, np.int64), max_similarity, graph=graph)
-        dropped |= {ids[row]: SIMILAR.format(ids[found.blockers[row]]) for row in set(winners) - set(found.kept)}
+        found = keep_diverse(embeddings, order[is_first[order]], max_similarity, graph=graph)
+        dropped |= _reasons(SIMILAR, ids, np.flatnonzero(is_first & (found.blockers >= 0)), found.blockers)
     return dropped
 
 
@@ -85,21 +89,23 @@ def normalized(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _by_text(dataset: Dataset, order: list[int], ids: list[str]) -> tuple[list[int], dict[str, str]]:
-    """Of rows with the same text the first in `order`; the others with their reason."""
-    hashes = np.fromiter(map(hash, _pairs(dataset, _letters)), np.int64, len(ids))
+def _first_of_text(dataset: Dataset, order: np.ndarray) -> np.ndarray:
+    """For each row (n,) the first one in `order` with the same text."""
+    hashes = np.fromiter(map(hash, _pairs(dataset, _letters)), np.int64, len(dataset))
     _, number, count = np.unique(hashes, return_inverse=True, return_counts=True)
-    alike = np.flatnonzero(count[number] > 1)  # "a b" and "ab" have the same letters, but not the same digest
+    is_alike = count[number] > 1  # "a b" and "ab" have the same letters, but not the same digest
+    alike = np.flatnonzero(is_alike)
     keys = dict(zip(alike.tolist(), starmap(row_id, _pairs(rows_at(dataset, alike), normalized)), strict=True))
-    first: dict[str, int] = {}
-    winners, dropped = [], {}
-    for row in order:
-        winner = first.setdefault(keys[row], row) if row in keys else row
-        if winner == row:
-            winners.append(row)
-        else:
-            dropped[ids[row]] = SAME_TEXT.format(ids[winner])
-    return winners, dropped
+    first, rows = np.arange(len(dataset)), dict[str, int]()
+    for row in order[is_alike[order]].tolist():
+        first[row] = rows.setdefault(keys[row], row)
+    return first
+
+
+def _reasons(reason: str, ids: pa.ChunkedArray, rows: np.ndarray, winners: np.ndarray) -> dict[str, str]:
+    """Ids of rows with the reason that names the row which stands for them; `winners` is (n,)."""
+    dropped, kept = (ids.take(pa.array(places)).to_pylist() for places in (rows, winners[rows]))
+    return {identifier: reason.format(winner) for identifier, winner in zip(dropped, kept, strict=True)}
 
 
 def _letters(text: str) -> bytes:
@@ -116,10 +122,11 @@ def _pairs(dataset: Dataset, of: Callable[[str], T]) -> Iterator[tuple[T, T]]:
         yield from zip(prompts, completions, strict=True)
 
 
-def _check(ids: list[str], embeddings: np.ndarray | None, graph: NeighborGraph | None) -> None:
-    if len(set(ids)) < len(ids):
+def _check(ids: pa.ChunkedArray, embeddings: np.ndarray | None, graph: NeighborGraph | None) -> None:
+    repeated = len(ids) - pc.count_distinct(ids).as_py()
+    if repeated:
         raise ValueError(
-            f"{len(ids) - len(set(ids))} of {len(ids)} rows repeat an id. Load them with hf_lmmixup.loading, "
+            f"{repeated} of {len(ids)} rows repeat an id. Load them with hf_lmmixup.loading, "
             "which makes one row of equal texts."
         )
     if embeddings is not None and len(embeddings) != len(ids):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
@@ -23,8 +24,14 @@ from hf_lmmixup.tables import dataset_of, gathered, places_of, table_of
 
 BATCH = 10_000
 
-WRITTEN = ("id", "prompt", "completion", "reasoning", "cluster_id", "prompt_hash")
-"""Columns of a distilled row that are known as soon as it is written; more sources may come."""
+WRITTEN_SCHEMA = pa.schema(
+    DISTILLED.arrow_schema.field(name)
+    for name in ("id", "prompt", "completion", "reasoning", "cluster_id", "prompt_hash")
+)
+"""What is known of a distilled row as soon as it is written; more sources may come."""
+
+MEMBERS_SCHEMA = pa.schema([("number", pa.int64()), ("id", pa.string()), ("score", pa.int32())])
+"""A source row and the number of the distilled row that it went into."""
 
 NO_CLUSTER = "distil: row has no cluster"
 
@@ -134,32 +141,47 @@ def distilled_dataset(results: Iterable[Distilled], task_type: TaskType, distill
     Clusters with the same result become one row that names the sources of all.
     """
     place: dict[str, int] = {}
-    sources: list[list[str]] = []
-    scores: list[list[int | None]] = []
-    written: list[tuple[Any, ...]] = []
-    tables: list[pa.Table] = []
+    written, members = _Growing(WRITTEN_SCHEMA), _Growing(MEMBERS_SCHEMA)
     for result in results:
         best = max(result.rows, key=score_of)
         prompt, completion = split_answer(result.distillation.answer, task_type, best["prompt"])
         identifier = row_id(prompt, completion)
         number = place.setdefault(identifier, len(place))
-        if number == len(sources):
-            sources.append([])
-            scores.append([])
+        if number == len(written):
             reasoning, cluster = result.distillation.reasoning, result.rows[0]["cluster_id"]
             written.append((identifier, prompt, completion, reasoning, cluster, result.prompt_hash))
-            if len(written) == BATCH:  # as Arrow they take half of the memory
-                tables.append(_written_table(written))
-                written = []
-        sources[number] += [source["id"] for source in result.rows]
-        scores[number] += [source.get("score") for source in result.rows]
-    table = pa.concat_tables([*tables, _written_table(written)])
-    known = {name: table[name] for name in table.column_names} | {"sources": sources, "source_scores": scores}
+        for row in result.rows:
+            members.append((number, row["id"], row.get("score")))
+    table, behind = written.table(), members.table().sort_by("number").combine_chunks()
+    ends = np.append(0, np.bincount(behind["number"], minlength=len(table)).cumsum()).astype(np.int32)
+    known = {name: table[name] for name in table.column_names}
+    for name, values in (("sources", behind["id"]), ("source_scores", behind["score"])):
+        known[name] = pa.ListArray.from_arrays(ends, values.combine_chunks())
     known["distiller"] = pa.repeat(pa.scalar(distiller_name), len(table))
     return dataset_of(pa.table([known[name] for name in DISTILLED], schema=DISTILLED.arrow_schema))
 
 
-def _written_table(rows: list[tuple[Any, ...]]) -> pa.Table:
-    schema = pa.schema(DISTILLED.arrow_schema.field(name) for name in WRITTEN)
-    columns: list[Sequence[Any]] = list(zip(*rows, strict=True)) if rows else [()] * len(WRITTEN)
-    return pa.table(columns, schema=schema)
+class _Growing:
+    """A table that grows row by row; as Arrow it takes a half or a fifth of the memory of Python's objects."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema, self._rows, self._tables = schema, list[tuple[Any, ...]](), list[pa.Table]()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(self, row: tuple[Any, ...]) -> None:
+        self._rows.append(row)
+        self._length += 1
+        if len(self._rows) == BATCH:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        self._flush()
+        return pa.concat_tables(self._tables)
+
+    def _flush(self) -> None:
+        columns: list[Sequence[Any]] = list(zip(*self._rows, strict=True)) or [()] * len(self._schema)
+        self._tables.append(pa.table(columns, schema=self._schema))
+        self._rows = []

@@ -186,7 +186,7 @@ class Distilling:
     def _check(self, rows: Dataset) -> Outcome:
         dropped: dict[str, str] = {}
         if self.recipe.decontaminate.evaluations:
-            clean = self.rows.decontaminated(rows, lambda: encoded(rows, self.rows.known_texts))
+            clean = self.rows.decontaminated(rows, lambda: encoded(rows, self.rows.encoder, self.rows.vectors))
             rows, dropped = clean.dataset, clean.dropped
         sources = self.rows.loaded.columns(*TEXTS_READ)
         outcome = check_faithfulness(rows, sources, **vars(self.recipe.faithfulness))

@@ -114,6 +114,7 @@ class _Run:
         rescored = self.distilling.rescored.dataset  # after every other stage
         with steady():
             results = self._results(rescored)
+            free_memory()
             self.progress("writing the dataset and the report", 0, 0)
             facts = write_results(self.directory, self.recipe, results)
             del results, rescored  # the page needs the facts alone
@@ -150,23 +151,25 @@ class _Run:
         originals, vectors = self.rows.originals, self.rows.vectors
         rarity = long_tail_scores(vectors.matrix, graph=vectors.graph)[vectors.places(originals["id"][:])]
         free_memory()
-        distilled_rarity = long_tail_scores(encoded(rescored, self.rows.known_texts))
+        distilled_rarity = long_tail_scores(encoded(rescored, self.rows.encoder, vectors))
         free_memory()
         return choose(originals, rarity, rescored, distilled_rarity, self.recipe.select)
 
     def _points(self, clusters: Dataset, distilled: Dataset) -> dict[str, list[Any]]:
         """The map of the clusters: evenly chosen clusters where there are many."""
-        numbers = sorted(set(clusters["cluster_id"][:]) - {None})
-        shown = set(numbers[:: max(1, -(-len(numbers) // MAPPED_CLUSTERS))])
+        numbers = [table_of(rows)["cluster_id"].fill_null(-1).to_numpy() for rows in (clusters, distilled)]
+        known = np.unique(numbers[0][numbers[0] >= 0])
+        shown = known[:: max(1, -(-len(known) // MAPPED_CLUSTERS))]
         some = [
-            rows_at(rows, [place for place, number in enumerate(rows["cluster_id"][:]) if number in shown])
-            for rows in (clusters, distilled)
+            rows_at(rows, np.flatnonzero(np.isin(number, shown)))
+            for rows, number in zip((clusters, distilled), numbers, strict=True)
         ]
         places = self.rows.vectors.places(some[0]["id"][:])
         vectors = self.rows.vectors.matrix[places].astype(np.float32)
+        written = encoded(some[1], self.rows.encoder, self.rows.vectors)
         prompts = table_of(rows_at(self.rows.loaded.columns("prompt"), places))["prompt"]
         some[0] = with_columns(some[0], {"prompt": prompts})
-        return map_points(some[0].to_list(), vectors, some[1].to_list(), encoded(some[1], self.rows.known_texts))
+        return map_points(some[0].to_list(), vectors, some[1].to_list(), written)
 
 
 def _transitions(datastore: ScoredDatastore) -> dict[str, dict[str, Any]]:

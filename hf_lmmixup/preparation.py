@@ -221,7 +221,7 @@ class Preparation:
             else:
                 places = vectors.places(scored["id"][:])
                 graph = vectors.graph.take(places)
-                dropped = find_duplicates(scored, vectors.matrix[places], max_similarity=limit, graph=graph)
+                dropped = find_duplicates(scored, vectors.at(places), max_similarity=limit, graph=graph)
             return Outcome(without(rows_at(outcome.columns(*JUDGED), has_score), dropped), dropped)
 
         return self.stages.outcome(UNIQUE, "dropping duplicates", RATED, work, new_texts=False)
@@ -266,7 +266,7 @@ class Preparation:
             "seed": self.recipe.seed,
             "graph": self.vectors.graph.take(places),
         }
-        vectors = self.vectors.matrix[places]
+        vectors = self.vectors.at(places)
         if self.earlier is None:
             return clustering.cluster(low, vectors, **options)
         return attach(low, vectors, self.earlier.clusters(), **options)

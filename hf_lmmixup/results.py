@@ -1,8 +1,6 @@
 """The end of a run: which rows make the dataset, what became of all the others, and the files that say so."""
 
-import heapq
 import logging
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from hf_lmmixup.report import render_report
 from hf_lmmixup.run_directory import RunDirectory, write_json
 from hf_lmmixup.selection import merge, min_max, select
 from hf_lmmixup.stages import costs_of, read_plan
-from hf_lmmixup.tables import rows_at, table_of, with_columns
+from hf_lmmixup.tables import table_of, with_columns
 
 
 logger = logging.getLogger(__name__)
@@ -181,8 +179,9 @@ def write_report(directory: RunDirectory, facts: dict[str, Any]) -> None:
 
 def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> dict[str, Any]:
     """What card and report are rendered from, as plain data."""
-    numbers = results.clustered.columns("cluster_id")["cluster_id"][:]
-    sizes = np.bincount([number for number in numbers if number is not None] or [0])
+    numbers = table_of(results.clustered.columns("cluster_id"))["cluster_id"].drop_null()
+    sizes = pc.value_counts(numbers).field("counts")
+    origins = table_of(results.merged)["origin"].to_pylist()
     return {
         "name": recipe.name,
         "recipe": recipe.settings(),
@@ -191,15 +190,15 @@ def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> 
         "rows": {
             "in": summary["rows_in"],
             "out": len(results.merged),
-            "original": results.merged["origin"][:].count("original"),
-            "distilled": results.merged["origin"][:].count("distilled"),
+            "original": origins.count("original"),
+            "distilled": origins.count("distilled"),
         },
         "scores": {
-            "before": _counts(results.rated["score"][:]),
-            "distilled": _counts(results.rescored["score"][:]),
-            "after": _counts(results.merged["score"][:]),
+            "before": _counts(table_of(results.rated)["score"]),
+            "distilled": _counts(table_of(results.rescored)["score"]),
+            "after": _counts(table_of(results.merged)["score"]),
         },
-        "cluster_sizes": _counts(sizes[sizes > 0].tolist()),
+        "cluster_sizes": _counts(sizes),
         "held_out": results.held_out,
         "histories": results.histories,
         "models": [name for name, _ in results.models],
@@ -211,12 +210,10 @@ def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> 
 
 def _examples(results: Results) -> list[dict[str, Any]]:
     """The first clusters beside their distillation, those that reached the dataset first."""
-    final, done = set(results.merged["id"][:]), results.rescored
-    ids, clusters = done["id"][:], done["cluster_id"][:]
-    order = heapq.nsmallest(
-        EXAMPLES, range(len(ids)), key=lambda place: (ids[place] not in final, clusters[place], ids[place])
-    )
-    rows = rows_at(done, order).to_list()
+    done = table_of(results.rescored)
+    done = done.append_column("in_dataset", pc.is_in(done["id"], table_of(results.merged)["id"]))
+    keys = [("in_dataset", "descending"), ("cluster_id", "ascending"), ("id", "ascending")]
+    rows = done.take(pc.select_k_unstable(done.select([name for name, _ in keys]), EXAMPLES, keys)).to_pylist()
     behind = pa.array([source for row in rows for source in row["sources"]], pa.string())
     loaded = table_of(results.loaded.columns("id", "prompt", "completion"))
     texts = {row["id"]: row for row in loaded.filter(pc.is_in(loaded["id"], behind)).to_pylist()}
@@ -231,15 +228,15 @@ def _examples(results: Results) -> list[dict[str, Any]]:
             "completion": row["completion"],
             "reasoning": row["reasoning"],
             "score": row["score"],
-            "in_dataset": row["id"] in final,
+            "in_dataset": row["in_dataset"],
         }
         for row in rows
     ]
 
 
-def _counts(values: Any) -> dict[str, int]:
-    """How often each value occurs, by value; None is counted as `none`."""
-    found = Counter(values)
+def _counts(values: pa.Array | pa.ChunkedArray) -> dict[str, int]:
+    """How often each value occurs, by value; null is counted as `none`."""
+    found = {pair["values"]: pair["counts"] for pair in pc.value_counts(values).to_pylist()}
     missing = found.pop(None, 0)
     return {str(value): found[value] for value in sorted(found)} | ({"none": missing} if missing else {})
 

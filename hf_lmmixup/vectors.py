@@ -11,6 +11,7 @@ One folder::
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from hf_lmmixup.journal import digest
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import pair_text
 from hf_lmmixup.run_directory import read_json, write_json
-from hf_lmmixup.tables import places_of
+from hf_lmmixup.tables import places_of, table_of
 
 
 EMBEDDINGS, GRAPH, DONE = "embeddings.npy", "graph.safetensors", "done.json"
@@ -73,7 +74,12 @@ class Vectors:
 
     def of(self, ids: Sequence[str]) -> np.ndarray:
         """Vectors of ids (m, d), float16."""
-        return np.asarray(self.matrix[self.places(ids)])
+        return self.at(self.places(ids))
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Vectors of distinct rows (m, d), float16; not copied where they are all rows in their order."""
+        are_all = len(places) == len(self.matrix) and bool((np.diff(places) > 0).all())
+        return self.matrix if are_all else np.asarray(self.matrix[places])
 
     def known(self, ids: Sequence[str]) -> np.ndarray:
         """Row numbers of ids (m,), -1 for those that are not here."""
@@ -103,12 +109,7 @@ class KnownTexts:
         wanted = np.fromiter(map(hash, texts), np.int64, len(texts))
         found = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
         is_known = self._hashes[found] == wanted
-        vectors = np.empty((len(texts), self._matrix.shape[1]), np.float32)
-        vectors[is_known] = unit_rows(self._matrix[self._order[found[is_known]]].astype(np.float32))
-        others = np.flatnonzero(~is_known).tolist()
-        if others:
-            vectors[others] = self._encoder.encode([texts[place] for place in others])
-        return vectors
+        return _completed(texts, self._encoder, _single(self._matrix[self._order[found[is_known]]]), is_known)
 
 
 def embed(
@@ -137,12 +138,12 @@ def embed(
     if (folder / DONE).is_file() and (state := read_json(folder / DONE)) | mark == state:
         done = state["done"]
     matrix = np.load(folder / EMBEDDINGS, mmap_mode="r+") if done else None
-    for start in range(done, len(rows), block):
-        texts = _texts(rows[start : start + block])
+    for start, texts in _blocks(rows, block, done):
         if earlier is None or places is None:
             vectors = encoder.encode(texts)
         else:
-            vectors = _completed(texts, encoder, earlier.matrix, places[start : start + block])
+            here = places[start : start + block]
+            vectors = _completed(texts, encoder, earlier.matrix[here[here >= 0]], here >= 0)
         if matrix is None:
             shape = (len(rows), vectors.shape[1])
             matrix = np.lib.format.open_memmap(folder / EMBEDDINGS, "w+", np.float16, shape)
@@ -155,27 +156,46 @@ def embed(
         np.save(folder / EMBEDDINGS, np.zeros((0, encoder.encode([]).shape[1]), np.float16))
 
 
-def _completed(texts: list[str], encoder: Encoder, known: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Vectors of texts: those at `places` (n,) of the known ones, and new ones where the place is -1."""
-    vectors = np.empty((len(texts), known.shape[1]), np.float16)
-    vectors[places >= 0] = known[places[places >= 0]]
-    new = np.flatnonzero(places < 0).tolist()
+def _completed(texts: Sequence[str], encoder: Encoder, known: np.ndarray, is_known: np.ndarray) -> np.ndarray:
+    """Vectors of texts (n, d): the known ones, in their order, where `is_known` (n,), and new ones elsewhere."""
+    vectors = np.empty((len(texts), known.shape[1]), known.dtype)
+    vectors[is_known] = known
+    new = np.flatnonzero(~is_known).tolist()
     if new:
         vectors[new] = encoder.encode([texts[place] for place in new])
     return vectors
 
 
-def encoded(rows: Dataset, encoder: Encoder) -> np.ndarray:
-    """The vectors (n, d) of rows, float32; their texts are in memory a block at a time."""
-    blocks = [encoder.encode(_texts(rows[start : start + BLOCK])) for start in range(0, len(rows), BLOCK)]
-    return np.concatenate(blocks) if blocks else encoder.encode([])
+def _single(vectors: np.ndarray) -> np.ndarray:
+    """Half-precision vectors as unit rows, float32."""
+    return unit_rows(vectors.astype(np.float32))
+
+
+def encoded(rows: Dataset, encoder: Encoder, known: Vectors) -> np.ndarray:
+    """The vectors (n, d) of rows, float32; their texts are in memory a block at a time.
+
+    Args:
+        rows: Rows with `id`, which is that of their texts, `prompt` and `completion`.
+        encoder: Encodes those that are not known.
+        known: Vectors by the same encoder.
+    """
+    places = known.known(rows["id"][:])
+    vectors = np.empty((len(rows), known.matrix.shape[1]), np.float32)
+    for start, texts in _blocks(rows, BLOCK):
+        here = places[start : start + BLOCK]
+        part = _single(known.matrix[here[here >= 0]])
+        vectors[start : start + BLOCK] = _completed(texts, encoder, part, here >= 0)
+    return vectors
 
 
 def texts_of(rows: Dataset) -> Iterator[str]:
     """The texts that are embedded, in the order of the rows."""
-    for start in range(0, len(rows), BLOCK):
-        yield from _texts(rows[start : start + BLOCK])
+    return chain.from_iterable(texts for _, texts in _blocks(rows, BLOCK))
 
 
-def _texts(rows: dict[str, list[str]]) -> list[str]:
-    return [pair_text(*pair) for pair in zip(rows["prompt"], rows["completion"], strict=True)]
+def _blocks(rows: Dataset, size: int, first: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """The texts that are embedded, a block at a time, each with the number of its first row."""
+    table = table_of(rows.select_columns(["prompt", "completion"]))
+    for start in range(first, len(table), size):
+        columns = (column.to_pylist() for column in table.slice(start, size).columns)
+        yield start, [pair_text(*pair) for pair in zip(*columns, strict=True)]

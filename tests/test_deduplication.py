@@ -79,6 +79,12 @@ def test_of_every_pair_exactly_one_stays_and_it_is_the_better_one(pairs, seed, k
     assert len(kept) + len(outcome.dropped) == 2 * pairs
 
 
+def test_a_row_with_the_same_text_is_named_as_such_though_its_embedding_is_the_same_too():
+    vectors = np.eye(3, 8, dtype=np.float32)[[0, 0, 1]]
+    outcome = deduplicate(rows(["x", "X", "y"]), vectors, graph=build_graph(vectors, 2))
+    assert outcome.dropped == {"b": SAME_TEXT.format("a")}
+
+
 def test_a_row_is_not_dropped_for_a_dropped_row():
     angles = np.radians([0, 18, 36])  # cosine 0.951 between next ones, 0.809 between the ends
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)

@@ -21,7 +21,7 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 
 from tqdm import tqdm
@@ -106,8 +106,12 @@ def failures(codes, *jobs):
 
 def train(one):
     """The body of a forked process."""
+    import transformers
+
+    if one["processes"] > 1:
+        # They end by `_exit`: a trainer that is taken apart while its peer still talks to it may wait for ever.
+        keep_all(transformers.Trainer)
     if one["kill_at"] is not None:
-        import transformers
 
         class Kill(transformers.TrainerCallback):
             def on_step_end(self, args, state, control, **kwargs):
@@ -128,6 +132,17 @@ def train(one):
         script.main(*script.make_parser().parse_args_and_config(one["arguments"]))
     else:
         script.main(one["arguments"])
+
+
+def keep_all(kind):
+    """Keep the objects of a class alive."""
+    kept, initialize = [], kind.__init__
+
+    def __init__(self, *arguments, **options):
+        kept.append(self)
+        initialize(self, *arguments, **options)
+
+    kind.__init__ = wraps(initialize)(__init__)
 
 
 def leave_together():
