@@ -141,8 +141,11 @@ class Journal:
                 self._release()
 
     def _entry(self, key: str) -> list[Any] | None:
-        entries = map(self._entry_at, self._places.candidates(key))
-        return next((entry for entry in entries if entry[0] == key), None)
+        for place in self._places.candidates(key):
+            entry = self._entry_at(place)
+            if entry[0] == key:
+                return entry
+        return None
 
     def _entry_at(self, place: int) -> list[Any]:
         self._reader.seek(place)

@@ -13,6 +13,7 @@ none is used on it: time grows linearly with the text.
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 
 from hf_lmmixup.records import Distillation, TaskType, quoted
 
@@ -73,10 +74,14 @@ def distillation_messages(texts: Sequence[str], task_type: TaskType | str = Task
     """
     if not texts:
         raise ValueError("A distillation prompt needs at least one text; the cluster is empty.")
-    kind = TaskType(task_type)
-    form = format_completion("what the texts share and what to repair", SKELETONS[kind])
-    user = f"{linearize(texts)}\n\n{TASK_INSTRUCTIONS[kind]} Write in this form:\n{form}"
+    user = f"{linearize(texts)}\n\n{_request(TaskType(task_type))}"
     return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": user}]
+
+
+@cache
+def _request(kind: TaskType) -> str:
+    form = format_completion("what the texts share and what to repair", SKELETONS[kind])
+    return f"{TASK_INSTRUCTIONS[kind]} Write in this form:\n{form}"
 
 
 def prompt_hash(messages: Sequence[dict[str, str]]) -> str:
