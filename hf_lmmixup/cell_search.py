@@ -47,7 +47,13 @@ def nearest_in_cells(embeddings: np.ndarray, near_cells: np.ndarray, k: int) -> 
     def work(part: int) -> None:
         # Each thread has rows of its own, those of some cells.
         mine = members[edges[part] : edges[part + 1]]
-        met = []
+        met: list[tuple[np.ndarray, ...]] = []
+
+        def hand_over() -> None:
+            if met:
+                nearest.offer(*map(np.concatenate, zip(*met, strict=True)))
+                met.clear()
+
         for cell, asking in _visits(near_cells[mine], len(bounds) - 1):
             for first in range(bounds[cell], bounds[cell + 1], BLOCK):  # one in all but the strangest data
                 some = members[first : min(first + BLOCK, bounds[cell + 1])]
@@ -59,10 +65,8 @@ def nearest_in_cells(embeddings: np.ndarray, near_cells: np.ndarray, k: int) -> 
                     place, other = np.divmod(better, len(some))
                     met.append((rows[place], some[other], cosines.ravel()[better]))
             if len(met) >= VISITS:
-                nearest.offer(*map(np.concatenate, zip(*met, strict=True)))
-                met.clear()
-        if met:
-            nearest.offer(*map(np.concatenate, zip(*met, strict=True)))
+                hand_over()
+        hand_over()
 
     in_threads(work, range(len(edges) - 1))
     return nearest.neighbors()

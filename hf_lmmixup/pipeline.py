@@ -28,7 +28,6 @@ from datasets import Dataset
 from hf_lmmixup.datastore import ScoredDatastore
 from hf_lmmixup.distilling import JOURNAL, Distilling
 from hf_lmmixup.earlier_run import EarlierRun
-from hf_lmmixup.pacing import steady
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.projection import map_points
 from hf_lmmixup.recipe import Recipe
@@ -111,21 +110,19 @@ class _Run:
         self.distilling = Distilling(recipe, stages, self.rows, tools, earlier)
 
     def finish(self) -> dict[str, Any]:
-        rescored = self.distilling.rescored.dataset  # after every other stage
-        with steady():
-            results = self._results(rescored)
-            free_memory()
-            self.progress("writing the dataset and the report", 0, 0)
-            facts = write_results(self.directory, self.recipe, results)
-            del results, rescored  # the page needs the facts alone
+        results = self._results()
+        free_memory()
+        self.progress("writing the dataset and the report", 0, 0)
+        facts = write_results(self.directory, self.recipe, results)
+        del results  # the page needs the facts alone
         free_memory()
         write_report(self.directory, facts)
         ledger: dict[str, Any] = facts["ledger"]
         write_json(self.directory.path / "ledger.json", ledger)
         return ledger
 
-    def _results(self, rescored: Dataset) -> Results:
-        rows, distilling = self.rows, self.distilling
+    def _results(self) -> Results:
+        rows, distilling, rescored = self.rows, self.distilling, self.distilling.rescored.dataset
         chosen = self._chosen(rescored)
         free_memory()
         dropped = dict.fromkeys(rows.unrated, UNRATED) | rows.decontaminated_away | rows.unique.dropped
