@@ -12,7 +12,6 @@ own, which tells its peak memory.
 import argparse
 import cProfile
 import json
-import os
 import pstats
 import resource
 import statistics
@@ -31,7 +30,6 @@ from datasets import Dataset, disable_progress_bars
 
 from hf_lmmixup.pipeline import run
 from hf_lmmixup.preparation import Tools
-from hf_lmmixup.process_environment import ENVIRONMENT
 from hf_lmmixup.prompts import format_completion
 from hf_lmmixup.recipe import DistillerRecipe, Recipe, SelectRecipe
 from hf_lmmixup.records import RATED, Outcome
@@ -169,8 +167,7 @@ def main() -> None:
                 write_rows(Path(folder) / "rows.parquet", count)
                 command = [sys.executable, __file__, "--measure", folder, "--sizes", str(count)]
                 command += ["--profile"] if arguments.profile else []
-                environment = ENVIRONMENT | os.environ  # as `lmmixup run` has it
-                output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+                output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             print(output if arguments.profile else output.splitlines()[-1], flush=True)
             found = json.loads(output.splitlines()[-1])
             rates.setdefault(count, []).append(count / (found["seconds"] - found["stub"] - found["check"]))

@@ -34,7 +34,7 @@ from hf_lmmixup.recipe import Recipe
 from hf_lmmixup.results import Chosen, Results, account, choose, write_report, write_results
 from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, read_json, write_json
 from hf_lmmixup.selection import long_tail_scores
-from hf_lmmixup.stages import Progress, Stages, free_memory
+from hf_lmmixup.stages import Progress, Stages, free_memory, plain_memory
 from hf_lmmixup.tables import rows_at, table_of, with_columns
 from hf_lmmixup.vectors import encoded
 
@@ -90,7 +90,7 @@ def run(
     """
     directory = RunDirectory(recipe.output)
     earlier = None if update is None else EarlierRun(Path(update), recipe.settings())
-    with directory.locked():
+    with directory.locked(), plain_memory():
         made_from = {"input": input_fingerprint(recipe.input), "recipe": recipe.settings()}
         directory.claim(made_from | ({"update": input_fingerprint(str(Path(update) / JOURNAL))} if update else {}))
         ledger = directory.path / "ledger.json"

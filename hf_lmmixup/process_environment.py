@@ -8,6 +8,4 @@ The libraries read it when they are loaded, so it is set before. What a user has
 ENVIRONMENT = {
     # Threads that spin for long while they wait make a tiny model 7 times slower beside one other busy process.
     "GOMP_SPINCOUNT": "10000",
-    # Arrow's own allocator keeps 50 to 100 MB of what a stage has freed.
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
 }

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 COSTS, PLAN = "costs.json", "plan.json"
 
+ARROW_MEMORY = pa.default_memory_pool()
+"""Where Arrow takes memory from outside of a run."""
+
 Progress = Callable[[str, int, int], None]
 """Called with a stage's title, the units done and the units in all (0: unknown)."""
 
@@ -83,9 +86,19 @@ class Stages:
         write_json(self.directory.path / COSTS, entries)
 
 
+@contextmanager
+def plain_memory() -> Iterator[None]:
+    """Within this block Arrow takes memory from the C library: its own allocator keeps megabytes that stages freed."""
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(ARROW_MEMORY)
+
+
 def free_memory() -> None:
     """Give back what was freed: steps differ in the sizes they ask for, and pieces of one seldom fit another."""
-    for pool in (pa.default_memory_pool(), pa.system_memory_pool()):  # the latter stands for the C library's
+    for pool in (ARROW_MEMORY, pa.system_memory_pool()):  # the latter stands for the C library's
         pool.release_unused()
 
 

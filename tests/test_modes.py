@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from borrowed_tools import CopyingWriter, raw_rows, tools
 from datasets import Dataset
@@ -57,6 +58,18 @@ def recipe(folder: Path, name="run", /, rows=ROWS, **changes) -> Recipe:
         "distiller": DistillerRecipe(mode="extractive"),
     }
     return Recipe(**(options | changes))
+
+
+def test_arrow_gives_memory_back_within_a_run(tmp_path):
+    found = []
+
+    def told(title, done, total):
+        found.append(pa.default_memory_pool().backend_name)
+
+    before = pa.default_memory_pool().backend_name
+    run(recipe(tmp_path), tools=tools(), progress=told)
+    assert set(found) == {"system"}
+    assert pa.default_memory_pool().backend_name == before
 
 
 TRAINING_FREE = DistillerRecipe(mode="training-free", model="copying", prompt_price=1.0, completion_price=2.0)
