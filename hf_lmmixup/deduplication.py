@@ -22,13 +22,15 @@ from datasets import Dataset
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph
 from hf_lmmixup.records import Outcome, row_id
-from hf_lmmixup.tables import best_first, rows_at, table_of, without
+from hf_lmmixup.tables import best_first, rows_at, table_of, text_pairs, without
 
 
 MAX_SIMILARITY = 0.99
 """Highest cosine between two rows that stay. Rows that say the same in other words are what a distillation merges;
 only copies should go. Where a long passage stands before a short question (T0), MiniLM puts different questions above
 0.98, some above 0.995, so look at the pairs before lowering it."""
+
+BATCH = 10_000
 
 LOWER_CASE = bytes.maketrans(string.ascii_uppercase.encode(), string.ascii_lowercase.encode())
 ASCII_SPACES = bytes(code for code in range(128) if chr(code).isspace())
@@ -117,9 +119,8 @@ def _letters(text: str) -> bytes:
 
 def _pairs(dataset: Dataset, of: Callable[[str], T]) -> Iterator[tuple[T, T]]:
     """A function's value for the prompt and the completion of each row."""
-    for batch in table_of(dataset).select(["prompt", "completion"]).to_batches(10_000):
-        prompts, completions = (map(of, column.to_pylist()) for column in batch.columns)
-        yield from zip(prompts, completions, strict=True)
+    for _, pairs in text_pairs(dataset, BATCH):
+        yield from ((of(prompt), of(completion)) for prompt, completion in pairs)
 
 
 def _check(ids: pa.ChunkedArray, embeddings: np.ndarray | None, graph: NeighborGraph | None) -> None:

@@ -146,12 +146,12 @@ def distilled_dataset(results: Iterable[Distilled], task_type: TaskType, distill
         best = max(result.rows, key=score_of)
         prompt, completion = split_answer(result.distillation.answer, task_type, best["prompt"])
         identifier = row_id(prompt, completion)
-        number = place.setdefault(identifier, len(place))
-        if number == len(written):
+        if identifier not in place:
+            place[identifier] = len(place)
             reasoning, cluster = result.distillation.reasoning, result.rows[0]["cluster_id"]
             written.append((identifier, prompt, completion, reasoning, cluster, result.prompt_hash))
         for row in result.rows:
-            members.append((number, row["id"], row.get("score")))
+            members.append((place[identifier], row["id"], row.get("score")))
     table, behind = written.table(), members.table().sort_by("number").combine_chunks()
     ends = np.append(0, np.bincount(behind["number"], minlength=len(table)).cumsum()).astype(np.int32)
     known = {name: table[name] for name in table.column_names}
@@ -166,14 +166,9 @@ class _Growing:
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema, self._rows, self._tables = schema, list[tuple[Any, ...]](), list[pa.Table]()
-        self._length = 0
-
-    def __len__(self) -> int:
-        return self._length
 
     def append(self, row: tuple[Any, ...]) -> None:
         self._rows.append(row)
-        self._length += 1
         if len(self._rows) == BATCH:
             self._flush()
 

@@ -61,10 +61,6 @@ class Ledger:
         known = list(ids)
         self.enter(known, [KEPT] * len(known), [""] * len(known))
 
-    def merge(self, into: Mapping[str, str]) -> None:
-        """Enter rows that went into a distilled row: row id -> distilled row id."""
-        self.enter(list(into), [MERGED] * len(into), list(into.values()))
-
     def drop(self, reasons: Mapping[str, str]) -> None:
         """Enter rows that left: row id or place -> reason."""
         self.enter(list(reasons), [DROPPED] * len(reasons), list(reasons.values()))

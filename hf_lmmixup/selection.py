@@ -21,7 +21,7 @@ from datasets import Dataset
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import HIGH_SCORE, MERGED, Outcome, pair_text
-from hf_lmmixup.tables import best_first, dataset_of, rows_at, table_of, with_columns, without
+from hf_lmmixup.tables import best_first, dataset_of, rows_at, table_of, text_pairs, with_columns, without
 
 
 LONG_TAIL_NEIGHBORS = 15
@@ -232,8 +232,8 @@ def _with_long_tail(dataset: Dataset, embeddings: np.ndarray | None, graph: Neig
 def _token_counts(dataset: Dataset, count_tokens: Callable[[str], int] | None) -> np.ndarray:
     count = count_tokens or (lambda text: -(-len(text) // CHARACTERS_PER_TOKEN))
     counts: list[int] = []
-    for batch in dataset.select_columns(["prompt", "completion"]).iter(batch_size=BATCH):
-        counts += [count(pair_text(*pair)) for pair in zip(batch["prompt"], batch["completion"], strict=True)]
+    for _, pairs in text_pairs(dataset, BATCH):
+        counts += [count(pair_text(*pair)) for pair in pairs]
     return np.array(counts, np.int64)
 
 

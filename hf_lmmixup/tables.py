@@ -69,6 +69,14 @@ def gathered(table: pa.Table, places: np.ndarray, size: int) -> Iterator[pa.Tabl
         yield pa.Table.from_batches(parts).combine_chunks().take(np.argsort(order))
 
 
+def text_pairs(dataset: Dataset, size: int, first: int = 0) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+    """Prompts and completions of a dataset, `size` rows at a time, each block with the number of its first row."""
+    table = table_of(dataset.select_columns(["prompt", "completion"]))
+    for start in range(first, len(table), size):
+        columns = (column.to_pylist() for column in table.slice(start, size).columns)
+        yield start, list(zip(*columns, strict=True))
+
+
 def places_of(ids: pa.Array | pa.ChunkedArray, among: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Where ids stand among others (n,), int64; -1 where they do not."""
     places: np.ndarray = pc.index_in(ids, among).fill_null(-1).to_numpy().astype(np.int64)

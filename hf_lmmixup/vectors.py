@@ -11,7 +11,7 @@ One folder::
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from hf_lmmixup.journal import digest
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import pair_text
 from hf_lmmixup.run_directory import read_json, write_json
-from hf_lmmixup.tables import places_of, table_of
+from hf_lmmixup.tables import places_of, text_pairs
 
 
 EMBEDDINGS, GRAPH, DONE = "embeddings.npy", "graph.safetensors", "done.json"
@@ -195,7 +195,4 @@ def texts_of(rows: Dataset) -> Iterator[str]:
 
 def _blocks(rows: Dataset, size: int, first: int = 0) -> Iterator[tuple[int, list[str]]]:
     """The texts that are embedded, a block at a time, each with the number of its first row."""
-    table = table_of(rows.select_columns(["prompt", "completion"]))
-    for start in range(first, len(table), size):
-        columns = (column.to_pylist() for column in table.slice(start, size).columns)
-        yield start, [pair_text(*pair) for pair in zip(*columns, strict=True)]
+    return ((start, list(starmap(pair_text, pairs))) for start, pairs in text_pairs(rows, size, first))

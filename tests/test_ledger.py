@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lmmixup.ledger import Ledger, UnbalancedLedger
+from hf_lmmixup.ledger import MERGED, Ledger, UnbalancedLedger
 
 
 @given(st.lists(st.sampled_from(["keep", "merge", "drop: a", "drop: b"]), max_size=50))
@@ -14,7 +14,7 @@ def test_states_add_up_to_the_rows(states):
         if state == "keep":
             ledger.keep([str(number)])
         elif state == "merge":
-            ledger.merge({str(number): "into"})
+            ledger.enter([str(number)], [MERGED], ["into"])
         else:
             ledger.drop({str(number): state})
     summary = ledger.summary()
@@ -39,7 +39,7 @@ def test_a_row_in_two_states_is_found():
 
 def test_table_is_sorted_by_id():
     ledger = Ledger(2)
-    ledger.merge({"b": "x"})
+    ledger.enter(["b"], [MERGED], ["x"])
     ledger.drop({"a": "duplicate"})
     assert ledger.table().to_pydict() == {
         "id": ["a", "b"],
