@@ -1,12 +1,13 @@
 """Build MIXTURE datasets: the bundled mini, checked, as a Hub repository, or one of your own from articles.
 
-    python dataset_scripts/mixture.py check
+    python dataset_scripts/mixture.py check && python dataset_scripts/mixture.py vectors
     python dataset_scripts/mixture.py mini dataset_scripts/mixture
     python dataset_scripts/mixture.py build my_mixture --docstrings stdlib numpy pandas
     python dataset_scripts/mixture.py build my_mixture --articles articles.jsonl --chat-model gpt-4o-mini \
         --base-url https://api.openai.com/v1 --dry-run
 
-`check` finds the weak texts of the mini that have to be drawn again. The others write a folder with Parquet files and
+`check` finds the weak texts of the mini that have to be drawn again, `vectors` encodes all texts that ship with the
+package (`hf_lmmixup.shipped_vectors`). The others write a folder with Parquet files and
 a card: `load_dataset("my_mixture", "sft")` reads it, and the Hub takes it as it is. Without a chat model targets are
 cut from the text and spoilt by rule. With one, its answers are kept in `FOLDER.journal`; a run that was stopped goes
 on there.
@@ -39,6 +40,7 @@ from hf_lmmixup.journal import Journal
 from hf_lmmixup.mixture_repository import Configuration, Origin, license_of, write_repository
 from hf_lmmixup.offline_writer import OfflineWriter
 from hf_lmmixup.records import TaskType, row_id
+from hf_lmmixup.shipped_vectors import shipped_texts, write_vectors
 
 
 MINI_TEXT = """
@@ -66,7 +68,7 @@ MARGIN = 0.1
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one of the three commands; returns the exit code."""
+    """Run one of the four commands; returns the exit code."""
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     disable_progress_bars()
@@ -84,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The three commands and their options."""
+    """The four commands and their options."""
     whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = whole.add_subparsers(required=True)
     mini = commands.add_parser("mini", help="write the bundled mini as a dataset repository")
@@ -92,6 +94,8 @@ def parser() -> argparse.ArgumentParser:
     mini.set_defaults(run=write_mini)
     check = commands.add_parser("check", help="find the corruptions of the mini that have to be drawn again")
     check.set_defaults(run=check_mini)
+    vectors = commands.add_parser("vectors", help="encode the texts that ship with the package")
+    vectors.set_defaults(run=encode_shipped)
     build = commands.add_parser("build", help="make a dataset from articles")
     build.add_argument("folder", type=Path)
     source = build.add_mutually_exclusive_group(required=True)
@@ -125,6 +129,14 @@ def check_mini(options: argparse.Namespace) -> int:
     file = Path(bundled.__file__).parent / bundled.FOLDER / bundled.REDRAWN
     file.write_text(json.dumps(sorted(rejected), indent=0) + "\n")
     print(f"{len(rejected)} ids in {file}")
+    return 0
+
+
+def encode_shipped(options: argparse.Namespace) -> int:
+    """Write the MiniLM's vectors of all texts that ship with the package."""
+    texts = shipped_texts()
+    file = write_vectors(load_encoder(precision="float32").encode(texts))
+    print(f"{len(texts)} vectors in {file}")
     return 0
 
 

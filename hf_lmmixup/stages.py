@@ -18,6 +18,7 @@ import pyarrow as pa
 from datasets import Features
 
 from hf_lmmixup.distilled_rows import DistilledOutcome
+from hf_lmmixup.mapped_files import let_go_of_pages
 from hf_lmmixup.pacing import steady
 from hf_lmmixup.records import Outcome
 from hf_lmmixup.run_directory import RunDirectory, read_json, write_json
@@ -98,6 +99,7 @@ def plain_memory() -> Iterator[None]:
 
 def free_memory() -> None:
     """Give back what was freed: steps differ in the sizes they ask for, and pieces of one seldom fit another."""
+    let_go_of_pages()
     for pool in (ARROW_MEMORY, pa.system_memory_pool()):  # the latter stands for the C library's
         pool.release_unused()
 

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features
 
+from hf_lmmixup.mapped_files import let_go_of_pages
+
 
 GATHERED = 16_384
 """Rows of another order that are gathered at once. Arrow joins all chunks of a table before it takes rows from it,
@@ -67,6 +69,7 @@ def gathered(table: pa.Table, places: np.ndarray, size: int) -> Iterator[pa.Tabl
             for i in np.flatnonzero(np.diff(bounds)).tolist()
         ]
         yield pa.Table.from_batches(parts).combine_chunks().take(np.argsort(order))
+        let_go_of_pages()
 
 
 def text_pairs(dataset: Dataset, size: int, first: int = 0) -> Iterator[tuple[int, list[tuple[str, str]]]]:
@@ -75,6 +78,7 @@ def text_pairs(dataset: Dataset, size: int, first: int = 0) -> Iterator[tuple[in
     for start in range(first, len(table), size):
         columns = (column.to_pylist() for column in table.slice(start, size).columns)
         yield start, list(zip(*columns, strict=True))
+        let_go_of_pages()
 
 
 def places_of(ids: pa.Array | pa.ChunkedArray, among: pa.Array | pa.ChunkedArray) -> np.ndarray:

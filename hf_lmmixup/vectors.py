@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from hf_lmmixup.encoder import Encoder, unit_rows
+from hf_lmmixup.encoder import Encoder, completed, unit_rows
 from hf_lmmixup.journal import digest
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import pair_text
@@ -109,7 +109,7 @@ class KnownTexts:
         wanted = np.fromiter(map(hash, texts), np.int64, len(texts))
         found = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
         is_known = self._hashes[found] == wanted
-        return _completed(texts, self._encoder, _single(self._matrix[self._order[found[is_known]]]), is_known)
+        return completed(texts, self._encoder, _single(self._matrix[self._order[found[is_known]]]), is_known)
 
 
 def embed(
@@ -143,7 +143,7 @@ def embed(
             vectors = encoder.encode(texts)
         else:
             here = places[start : start + block]
-            vectors = _completed(texts, encoder, earlier.matrix[here[here >= 0]], here >= 0)
+            vectors = completed(texts, encoder, earlier.matrix[here[here >= 0]], here >= 0)
         if matrix is None:
             shape = (len(rows), vectors.shape[1])
             matrix = np.lib.format.open_memmap(folder / EMBEDDINGS, "w+", np.float16, shape)
@@ -154,16 +154,6 @@ def embed(
             progress(start + len(vectors))
     if not len(rows):
         np.save(folder / EMBEDDINGS, np.zeros((0, encoder.encode([]).shape[1]), np.float16))
-
-
-def _completed(texts: Sequence[str], encoder: Encoder, known: np.ndarray, is_known: np.ndarray) -> np.ndarray:
-    """Vectors of texts (n, d): the known ones, in their order, where `is_known` (n,), and new ones elsewhere."""
-    vectors = np.empty((len(texts), known.shape[1]), known.dtype)
-    vectors[is_known] = known
-    new = np.flatnonzero(~is_known).tolist()
-    if new:
-        vectors[new] = encoder.encode([texts[place] for place in new])
-    return vectors
 
 
 def _single(vectors: np.ndarray) -> np.ndarray:
@@ -184,7 +174,7 @@ def encoded(rows: Dataset, encoder: Encoder, known: Vectors) -> np.ndarray:
     for start, texts in _blocks(rows, BLOCK):
         here = places[start : start + BLOCK]
         part = _single(known.matrix[here[here >= 0]])
-        vectors[start : start + BLOCK] = _completed(texts, encoder, part, here >= 0)
+        vectors[start : start + BLOCK] = completed(texts, encoder, part, here >= 0)
     return vectors
 
 

@@ -19,8 +19,11 @@ _BACKTICKS = re.compile(r"`+")
 KEPT_WORDS = 65_536
 """Words that are remembered: most of a text's are those of the text before."""
 
+KEPT_PIECES = 4096
+"""The same of words with marks around them, which seldom come again, unless a text is made of a few."""
+
 LONGEST_KEPT = 40
-"""Characters of a word that is remembered; what is longer is no word, and would fill the memory."""
+"""Characters of a word that is remembered, with those before it; what is longer is none, and would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,9 @@ def split_words(text: str) -> list[Word]:
                 # The last of an odd number of backtick runs opens nothing.
                 in_code = not in_code and ticks_left > 1
                 ticks_left -= 1
-            words += _pieces(text, match, gap, in_code)
+            negative = gap[-1:] in ("-", "\u2212") and not text[start - 2 : start - 1].isalnum()
+            pieces = _kept_pieces if len(chunk) + len(gap) <= LONGEST_KEPT else _pieces
+            words += pieces(chunk, gap, text[after : after + 2], in_code, start == 0, negative)
         end = after
     return words
 
@@ -84,14 +89,13 @@ def _word_after_space(text: str, following: str, in_code: bool) -> Word:
     )
 
 
-def _pieces(text: str, match: re.Match[str], gap: str, in_code: bool) -> list[Word]:
-    chunk, start, end = match.group(), match.start(), match.end()
+def _pieces(chunk: str, gap: str, behind: str, in_code: bool, is_first: bool, negative: bool) -> list[Word]:
+    """The words of a chunk, between what stands before it and the two characters behind it."""
     initials = "." in chunk and all(len(part) == 1 and part.isalpha() for part in chunk.split("."))
     parts = [chunk] if initials or chunk.isalnum() else _PIECE.findall(chunk)
-    following = text[end : end + 1]
-    line_start = start == 0 or "\n" in gap
-    numbers_line = line_start and chunk.isdigit() and text[end : end + 2] in (". ", ") ", ".", ")")
-    negative = gap[-1:] in ("-", "\u2212") and not text[start - 2 : start - 1].isalnum()
+    following = behind[:1]
+    line_start = is_first or "\n" in gap
+    numbers_line = line_start and chunk.isdigit() and behind in (". ", ") ", ".", ")")
     return [
         Word(
             text=part,
@@ -99,7 +103,7 @@ def _pieces(text: str, match: re.Match[str], gap: str, in_code: bool) -> list[Wo
             single=singular(part.casefold()),
             is_plain=part.isalpha() and part.islower(),
             is_prose=False,
-            opens=place == 0 and (start == 0 or gap != " " and any(mark in gap for mark in '.!?:;\n"\u201c()*#')),
+            opens=place == 0 and (is_first or gap != " " and any(mark in gap for mark in '.!?:;\n"\u201c()*#')),
             is_label=place == len(parts) - 1 and following in (":", ")"),
             before_bracket=place == len(parts) - 1 and following == "(" and not part.isdigit(),
             in_code=in_code,
@@ -109,6 +113,9 @@ def _pieces(text: str, match: re.Match[str], gap: str, in_code: bool) -> list[Wo
         )
         for place, part in enumerate(parts)
     ]
+
+
+_kept_pieces = lru_cache(maxsize=KEPT_PIECES)(_pieces)
 
 
 @lru_cache(maxsize=KEPT_WORDS)

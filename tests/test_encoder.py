@@ -78,7 +78,7 @@ def test_an_unknown_precision_is_named():
 
 def test_the_precision_follows_the_processor():
     assert has_fast_bfloat16() in (True, False)
-    assert load_encoder().precision == ("bfloat16" if has_fast_bfloat16() else "float32")
+    assert load_encoder().encoder.precision == ("bfloat16" if has_fast_bfloat16() else "float32")
 
 
 def test_a_missing_extra_is_named():

@@ -10,8 +10,9 @@ import time
 
 import pytest
 import yaml
+from conftest import REPOSITORY
 
-from hf_lmmixup import training
+from hf_lmmixup import distiller, training
 from hf_lmmixup.checkpoints import last_checkpoint, own_checkpoint, read_history, training_mark
 from hf_lmmixup.preflight import Checked
 from hf_lmmixup.training import copy_model, train, training_config
@@ -205,3 +206,11 @@ def test_copy_model_takes_named_files_only(tmp_path):
     (source / "secret.json").symlink_to(tmp_path / "elsewhere")
     copy_model(source, target)
     assert {path.name for path in target.iterdir()} == wanted
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_run_computes_in_bfloat16_where_the_processor_does(native, monkeypatch):
+    monkeypatch.setattr(distiller, "has_fast_bfloat16", lambda: native)
+    for name in ("sft", "grpo"):
+        assert distiller._precision(REPOSITORY / f"recipes/quickstart/{name}.yaml") == {"bf16": native}
+        assert distiller._precision(REPOSITORY / f"recipes/qwen2.5-1.5b/{name}.yaml") == {}
