@@ -119,7 +119,7 @@ def mixture(form: str, split: str) -> Dataset:
     return rows
 
 
-def build_mini_distiller(path: str | Path, *, seed: int = 0, reading_steps: int = 100) -> Path:
+def build_mini_distiller(path: str | Path, *, seed: int = 0, reading_steps: int = 200) -> Path:
     """Build the tiny distiller from the training clusters of the mini MIXTURE; it has read their texts, no more.
 
     Args:

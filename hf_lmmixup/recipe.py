@@ -126,7 +126,7 @@ class DistillerRecipe:
     max_prompt_tokens: int | None = None
     prompt_price: float | None = None
     completion_price: float | None = None
-    reading_steps: int = 100
+    reading_steps: int = 200
     cold_start: str | None = None
     grpo: str | None = None
     max_new_tokens: int = 512

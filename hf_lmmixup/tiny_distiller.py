@@ -40,8 +40,6 @@ ROTARY_BASE = 1e6
 
 READING_BATCH, READING_RATE = 10, 4e-3
 """Documents a step and peak learning rate of the reading."""
-DRAWN = 4 * READING_BATCH
-"""Documents among which a step chooses those of like length: together they need a third less padding."""
 WARM_UP, LAST_RATE = 20, 0.1
 BETAS = (0.9, 0.98)
 
@@ -63,7 +61,7 @@ def build_tiny_distiller(
     *,
     documents: Sequence[Sequence[str]] = (),
     seed: int = 0,
-    reading_steps: int = 100,
+    reading_steps: int = 200,
 ) -> Path:
     """Train a tokenizer, draw the weights of a small Qwen2 model, let it read, and save both as one model folder.
 
@@ -140,9 +138,7 @@ def _read(
         rate = min(step / WARM_UP, LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * step / steps)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = READING_RATE * rate
-        drawn = sorted(rng.sample(list(documents), min(DRAWN, len(documents))), key=lambda texts: sum(map(len, texts)))
-        start = rng.randrange(0, len(drawn), READING_BATCH)
-        chosen = drawn[start : start + READING_BATCH]
+        chosen = rng.sample(list(documents), min(READING_BATCH, len(documents)))
         pages = [linearize(rng.sample(list(document), len(document))) for document in chosen]
         batch = tokenizer(pages, padding=True, padding_side="right", return_tensors="pt")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
