@@ -7,11 +7,13 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from datasets import Dataset, get_dataset_config_names, load_dataset
+from safetensors.numpy import load_file
 
-from hf_lmmixup import bundled, mixture
+from hf_lmmixup import bundled, mixture, shipped_vectors
 from hf_lmmixup.articles import segment
 from hf_lmmixup.corruption import names
 from hf_lmmixup.mixture_repository import Configuration, Origin, escape, license_of, write_repository
@@ -95,6 +97,20 @@ def test_the_repository_is_what_the_script_writes(tmp_path, capsys):
         str(p.relative_to(SCRIPTS / "mixture")) for p in (SCRIPTS / "mixture").rglob("*") if p.is_file()
     )
     assert committed == names
+
+
+def test_vectors_are_written_for_every_shipped_text(tmp_path, monkeypatch, capsys):
+    class Lengths:
+        def encode(self, texts):
+            return np.array([[len(text), 1] for text in texts], np.float32) / 4096
+
+    monkeypatch.setattr(script, "load_encoder", lambda precision: Lengths())
+    monkeypatch.setattr(shipped_vectors, "FILE", str(tmp_path / "vectors.safetensors"))
+    assert script.main(["vectors"]) == 0
+    texts, written = shipped_vectors.shipped_texts(), load_file(tmp_path / "vectors.safetensors")
+    assert f"{len(texts)} vectors in" in capsys.readouterr().out
+    assert written["keys"].tolist() == [shipped_vectors.key(text) for text in texts]
+    assert (written["vectors"] == Lengths().encode(texts).astype(np.float16)).all()
 
 
 def test_check_rejects_what_is_not_rated_below_its_target(tmp_path, monkeypatch, capsys):
