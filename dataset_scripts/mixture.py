@@ -7,10 +7,9 @@
         --base-url https://api.openai.com/v1 --dry-run
 
 `check` finds the weak texts of the mini that have to be drawn again, `vectors` encodes all texts that ship with the
-package (`hf_lmmixup.shipped_vectors`). The others write a folder with Parquet files and
-a card: `load_dataset("my_mixture", "sft")` reads it, and the Hub takes it as it is. Without a chat model targets are
-cut from the text and spoilt by rule. With one, its answers are kept in `FOLDER.journal`; a run that was stopped goes
-on there.
+package (`hf_lmmixup.shipped_vectors`). `mini` and `build` write a folder with Parquet files and a card:
+`load_dataset("my_mixture", "sft")` reads it, and the Hub takes it as it is. Without a chat model targets are cut from
+the text and spoilt by rule. With one, its answers are kept in `FOLDER.journal`; a run that was stopped goes on there.
 
 Exit codes: 0 done, 1 cannot start, 2 usage, 3 the model stopped.
 """

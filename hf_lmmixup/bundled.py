@@ -17,6 +17,7 @@ import random
 from collections.abc import Iterable, Set
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_lmmixup.corruption import corrupt, names, weak_score
@@ -38,6 +39,11 @@ REDRAWS = 20
 """How often one corruption is drawn again before the next one has its turn."""
 
 REDRAWN = "redrawn.json"
+
+
+def pool_file() -> Path:
+    """The raw rows of the quickstart, as JSON lines."""
+    return Path(str(resources.files("hf_lmmixup").joinpath("data/pool.jsonl")))
 
 
 @cache

@@ -204,7 +204,7 @@ class ShippedEncoder:
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit rows (n, d), float32."""
         rows, (_, vectors) = rows_of(texts), shipped_vectors()
-        return completed(texts, self.encoder, unit_rows(vectors[rows[rows >= 0]].astype(np.float32)), rows >= 0)
+        return completed(texts, self.encoder, single(vectors[rows[rows >= 0]]), rows >= 0)
 
 
 def completed(texts: Sequence[str], encoder: Encoder, known: np.ndarray, is_known: np.ndarray) -> np.ndarray:
@@ -250,6 +250,11 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Scale each row to length 1; a row of zeros stays zero. (n, d) -> (n, d) float32."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def single(vectors: np.ndarray) -> np.ndarray:
+    """Half-precision vectors (n, d) as unit rows, float32."""
+    return unit_rows(vectors.astype(np.float32))
 
 
 def encodable(text: str) -> str:

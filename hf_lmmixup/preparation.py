@@ -9,7 +9,6 @@ rating, duplicates, clusters and rarity read the same vectors, and the last thre
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -104,7 +103,7 @@ class Preparation:
     def source(self) -> str:
         """Where the raw rows are."""
         if self.recipe.input == "bundled":
-            return str(resources.files("hf_lmmixup").joinpath("data/pool.jsonl"))
+            return str(bundled.pool_file())
         return self.recipe.input
 
     @cached_property

@@ -23,8 +23,7 @@ from hf_lmmixup import bundled
 from hf_lmmixup.records import pair_text
 
 
-FOLDER = "data"
-FILE, POOL = "minilm_vectors.safetensors", "pool.jsonl"
+FILE = "data/minilm_vectors.safetensors"
 
 
 def key(text: str) -> int:
@@ -35,7 +34,7 @@ def key(text: str) -> int:
 
 def shipped_texts() -> list[str]:
     """The distinct texts that ship with the package, as encoders get them."""
-    pool = [json.loads(line) for line in _file(POOL).read_text(encoding="utf-8").splitlines()]
+    pool = [json.loads(line) for line in bundled.pool_file().read_text(encoding="utf-8").splitlines()]
     texts = [row.text for row in bundled.rated_texts(split=None)]
     return list(dict.fromkeys(texts + [pair_text(row["prompt"], row["completion"]) for row in pool]))
 
@@ -43,14 +42,14 @@ def shipped_texts() -> list[str]:
 def write_vectors(vectors: np.ndarray) -> Path:
     """Keep the unit vectors (n, d) of `shipped_texts()`; returns the file."""
     tensors = {"keys": np.array([key(text) for text in shipped_texts()]), "vectors": vectors.astype(np.float16)}
-    save_file(tensors, _file(FILE))
-    return _file(FILE)
+    save_file(tensors, _file())
+    return _file()
 
 
 @cache
 def shipped_vectors() -> tuple[dict[int, int], np.ndarray]:
     """The row of each key, and the vectors (n, d), float16."""
-    tensors = load_file(_file(FILE))
+    tensors = load_file(_file())
     return {key: row for row, key in enumerate(tensors["keys"].tolist())}, tensors["vectors"]
 
 
@@ -60,5 +59,5 @@ def rows_of(texts: Sequence[str]) -> np.ndarray:
     return np.fromiter((rows.get(key(text), -1) for text in texts), np.int64, len(texts))
 
 
-def _file(name: str) -> Path:
-    return Path(str(resources.files("hf_lmmixup").joinpath(FOLDER, name)))
+def _file() -> Path:
+    return Path(str(resources.files("hf_lmmixup").joinpath(FILE)))

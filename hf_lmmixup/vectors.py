@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from hf_lmmixup.encoder import Encoder, completed, unit_rows
+from hf_lmmixup.encoder import Encoder, completed, single
 from hf_lmmixup.journal import digest
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import pair_text
@@ -109,7 +109,7 @@ class KnownTexts:
         wanted = np.fromiter(map(hash, texts), np.int64, len(texts))
         found = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
         is_known = self._hashes[found] == wanted
-        return completed(texts, self._encoder, _single(self._matrix[self._order[found[is_known]]]), is_known)
+        return completed(texts, self._encoder, single(self._matrix[self._order[found[is_known]]]), is_known)
 
 
 def embed(
@@ -156,11 +156,6 @@ def embed(
         np.save(folder / EMBEDDINGS, np.zeros((0, encoder.encode([]).shape[1]), np.float16))
 
 
-def _single(vectors: np.ndarray) -> np.ndarray:
-    """Half-precision vectors as unit rows, float32."""
-    return unit_rows(vectors.astype(np.float32))
-
-
 def encoded(rows: Dataset, encoder: Encoder, known: Vectors) -> np.ndarray:
     """The vectors (n, d) of rows, float32; their texts are in memory a block at a time.
 
@@ -173,7 +168,7 @@ def encoded(rows: Dataset, encoder: Encoder, known: Vectors) -> np.ndarray:
     vectors = np.empty((len(rows), known.matrix.shape[1]), np.float32)
     for start, texts in _blocks(rows, BLOCK):
         here = places[start : start + BLOCK]
-        part = _single(known.matrix[here[here >= 0]])
+        part = single(known.matrix[here[here >= 0]])
         vectors[start : start + BLOCK] = completed(texts, encoder, part, here >= 0)
     return vectors
 
