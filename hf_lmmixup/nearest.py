@@ -94,10 +94,10 @@ class Nearest:
     def neighbors(self) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers (n, k) int32, most similar first, and their cosines (n, k) float32.
 
-        Cosines are rounded, equal ones stand by ascending row number; -1 and -1 where a row has met fewer.
+        Cosines are rounded, equal ones stand by ascending row number; -1 and -1 where a row has met fewer. They take
+        the place of what was found, so this ends the search.
         """
-        indices = np.empty(self._found.shape, np.int32)
-        similarities = np.empty(self._found.shape, np.float32)
+        indices, similarities = self._found.view(np.int32)[:, : self.k], self._found.view(np.float32)[:, self.k :]
 
         def unpack(start: int) -> None:
             part = slice(start, start + BLOCK)

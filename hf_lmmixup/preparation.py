@@ -28,7 +28,7 @@ from hf_lmmixup.recipe import Recipe
 from hf_lmmixup.records import CLUSTERED, LOADED, RATED, Outcome
 from hf_lmmixup.run_directory import LOAD, TEXTS
 from hf_lmmixup.stages import Stages
-from hf_lmmixup.tables import best_first, rows_at, table_of, without
+from hf_lmmixup.tables import rows_at, table_of, without
 from hf_lmmixup.vectors import BLOCK, KnownTexts, Vectors, embed
 from hf_lmmixup.writers import Writer
 
@@ -111,10 +111,9 @@ class Preparation:
         """The usable raw rows, by id."""
 
         def load() -> Outcome:
-            outcome = load_rows(self.source, limit=self.recipe.limit)
-            return Outcome(rows_at(outcome.dataset, best_first(outcome.dataset)), outcome.dropped)
+            return load_rows(self.source, limit=self.recipe.limit)
 
-        return self.stages.outcome(LOAD, "loading", LOADED, load)
+        return self.stages.outcome(LOAD, "loading", LOADED, load, by_id=True)
 
     @cached_property
     def vectors(self) -> Vectors:
@@ -233,8 +232,11 @@ class Preparation:
 
     @property
     def originals(self) -> Dataset:
-        """The rows that may go into the dataset as they are: the high-scored ones and those without a cluster."""
-        rows, clusters = self.unique.dataset, table_of(self.clustered.columns("id", "cluster_id"))
+        """The rows that may go into the dataset as they are: the high-scored ones and those without a cluster.
+
+        Without their texts.
+        """
+        rows, clusters = self.unique.columns(*JUDGED), table_of(self.clustered.columns("id", "cluster_id"))
         alone = clusters.filter(pc.field("cluster_id").is_null())["id"]
         is_alone = pc.is_in(table_of(rows)["id"], alone).to_numpy()
         is_high = np.array(rows["score"][:]) >= self.recipe.rate.threshold

@@ -20,12 +20,17 @@ from hf_lmmixup.report import render_report
 from hf_lmmixup.run_directory import RunDirectory, write_json
 from hf_lmmixup.selection import merge, min_max, select
 from hf_lmmixup.stages import costs_of, read_plan
-from hf_lmmixup.tables import table_of, with_columns
+from hf_lmmixup.tables import GATHERED, dataset_of, gathered, places_of, table_of, with_columns
 
 
 logger = logging.getLogger(__name__)
 
-ROWS_PER_SHARD = 500_000
+ROWS_PER_SHARD = 50_000
+"""The texts of one shard are in memory at a time."""
+
+WRITTEN = ("prompt", "completion", "reasoning", "source", "distiller", "prompt_hash")
+"""Columns of the dataset that nothing is chosen by: they are read when the dataset is written."""
+
 EXAMPLES = 10
 """Clusters that the report shows beside their distillation."""
 
@@ -49,7 +54,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that the files of a finished run are made from."""
+    """Everything that the files of a finished run are made from; `merged` has no texts yet."""
 
     merged: Dataset
     ledger: Ledger
@@ -75,7 +80,7 @@ def choose(
     """Keep the distilled rows that score high enough and merge them with the originals.
 
     Args:
-        originals: Rows to keep as they are.
+        originals: Rows to keep as they are. Here and below the columns of `WRITTEN` may be absent.
         rarity: Their long-tail scores among all rows read (n,).
         distilled: Distilled rows with `score`.
         distilled_rarity: Their long-tail scores among themselves (m,).
@@ -162,7 +167,7 @@ def write_results(directory: RunDirectory, recipe: Recipe, results: Results) -> 
     recipe_text = yaml.safe_dump(recipe.settings(), sort_keys=False, allow_unicode=True)
     (directory.path / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
     with directory.writing("dataset") as folder:
-        _write_shards(results.merged, folder / "data")
+        _write_shards(folder / "data", results)
         (folder / "README.md").write_text(render_dataset_card(facts), encoding="utf-8")
     return facts
 
@@ -241,10 +246,20 @@ def _counts(values: pa.Array | pa.ChunkedArray) -> dict[str, int]:
     return {str(value): found[value] for value in sorted(found)} | ({"none": missing} if missing else {})
 
 
-def _write_shards(rows: Dataset, folder: Path) -> None:
+def _write_shards(folder: Path, results: Results) -> None:
     """Parquet shards under the names that the Hub and `load_dataset` know."""
     folder.mkdir()
-    shards = max(1, -(-len(rows) // ROWS_PER_SHARD))
-    for number in range(shards):
-        part = rows.shard(shards, number, contiguous=True)
-        part.to_parquet(folder / f"train-{number:05d}-of-{shards:05d}.parquet")
+    merged, written = table_of(results.merged), table_of(results.rescored)
+    loaded = table_of(results.loaded.columns("id", "prompt", "completion", "source"))
+    is_original = pc.equal(merged["origin"], "original").to_numpy()
+    places = np.where(
+        is_original, places_of(merged["id"], loaded["id"]), len(loaded) + places_of(merged["id"], written["id"])
+    )
+    known = [rows.select([name for name in WRITTEN if name in rows.column_names]) for rows in (loaded, written)]
+    texts = pa.concat_tables(known, promote_options="default")
+    shards = max(1, -(-len(merged) // ROWS_PER_SHARD))
+    for number, behind in enumerate(np.array_split(places, shards)):
+        rows = table_of(results.merged.shard(shards, number, contiguous=True))
+        found = pa.concat_tables([texts.slice(0, 0), *gathered(texts, behind, GATHERED)])
+        columns = {name: (found if name in WRITTEN else rows)[name] for name in rows.column_names}
+        dataset_of(pa.table(columns)).to_parquet(folder / f"train-{number:05d}-of-{shards:05d}.parquet")

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from datasets import Dataset, Features
 
 from hf_lmmixup.mapped_files import map_file
 from hf_lmmixup.records import Outcome
-from hf_lmmixup.tables import dataset_of, places_of, rows_at, table_of
+from hf_lmmixup.tables import GATHERED, best_first, dataset_of, gathered, places_of, rows_at, table_of
 
 
 MANIFEST, LOCK, STAGES = "manifest.json", ".lock", "stages"
@@ -120,7 +120,13 @@ class RunDirectory:
         _sync(self.path / STAGES)
 
     def save_outcome(
-        self, name: str, outcome: Outcome, *, new_texts: bool = True, attempts: Dataset | None = None
+        self,
+        name: str,
+        outcome: Outcome,
+        *,
+        new_texts: bool = True,
+        by_id: bool = False,
+        attempts: Dataset | None = None,
     ) -> None:
         """Write a stage's rows and the reasons for those it dropped.
 
@@ -128,15 +134,18 @@ class RunDirectory:
             name: The stage.
             outcome: What it returned.
             new_texts: Whether the rows are others than those loaded; if not, `TEXTS` are not written again.
+            by_id: Whether to put the rows in order of their id; the ordered ones are never in memory together.
             attempts: What it tried on the way, for `lmmixup explain`.
         """
         table = table_of(outcome.dataset)
         known = [] if new_texts else [column for column in TEXTS if column in table.column_names]
+        table = table.drop_columns(known)
+        parts = gathered(table, best_first(outcome.dataset), GATHERED) if by_id else [table]
         with self.writing(f"{STAGES}/{name}") as folder:
-            write_arrow(folder / ROWS, table.drop_columns(known))
+            write_arrow(folder / ROWS, table.schema, parts)
             write_json(folder / DROPPED, outcome.dropped)
             if attempts is not None and len(attempts):
-                write_arrow(folder / ATTEMPTS, table_of(attempts))
+                write_arrow(folder / ATTEMPTS, attempts.features.arrow_schema, [table_of(attempts)])
 
     def load_outcome(self, name: str, features: Features) -> Outcome:
         """What `save_outcome` wrote."""
@@ -144,9 +153,9 @@ class RunDirectory:
 
 
 class StoredOutcome(Outcome):
-    """The outcome of a finished stage; its rows are read when they are asked for and belong to who asked.
+    """The outcome of a finished stage; what it holds is read when it is asked for and belongs to who asked.
 
-    A run has many stages, and the texts of all of them at once would fill the memory.
+    A run has many stages, and the texts and reasons of all of them at once would fill the memory.
 
     Args:
         folder: Where the stage is.
@@ -155,7 +164,12 @@ class StoredOutcome(Outcome):
 
     def __init__(self, folder: Path, features: Features) -> None:
         self._folder, self._features = folder, features
-        self.dropped = read_json(folder / DROPPED)
+
+    @property
+    def dropped(self) -> dict[str, str]:  # type: ignore[override]
+        """Why rows did not go on, read anew each time."""
+        reasons: dict[str, str] = read_json(self._folder / DROPPED)
+        return reasons
 
     @property
     def dataset(self) -> Dataset:  # type: ignore[override]
@@ -193,10 +207,11 @@ def read_stage(folder: Path, features: Features) -> Dataset:
     return dataset_of(own.select(list(features)).cast(features.arrow_schema))
 
 
-def write_arrow(path: Path, table: pa.Table) -> None:
-    """Write a table as an Arrow stream."""
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
-        stream.write_table(table)
+def write_arrow(path: Path, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
+    """Write a table, given part by part, as an Arrow stream."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        for part in parts:
+            stream.write_table(part)
 
 
 def read_arrow(path: Path) -> pa.Table:

@@ -7,10 +7,11 @@ What a stage took is written beside the stages as soon as it is finished, one en
 Tokens and money (US dollars) are there where a model was asked.
 """
 
+import ctypes
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ COSTS, PLAN = "costs.json", "plan.json"
 ARROW_MEMORY = pa.default_memory_pool()
 """Where Arrow takes memory from outside of a run."""
 
+HEAP_OPTIONS = {-1: 8 << 20, -3: 32 << 20}
+"""`M_TRIM_THRESHOLD`, the free bytes that a heap may keep, and `M_MMAP_THRESHOLD`, the size from which memory is asked
+for by itself, of glibc's `mallopt`. The second is where glibc's own ends; it lets each thread's heap keep 64 MB."""
+
 Progress = Callable[[str, int, int], None]
 """Called with a stage's title, the units done and the units in all (0: unknown)."""
 
@@ -47,7 +52,14 @@ class Stages:
         self.directory, self.progress = directory, progress
 
     def outcome(
-        self, name: str, title: str, features: Features, work: Callable[[], Outcome], *, new_texts: bool = True
+        self,
+        name: str,
+        title: str,
+        features: Features,
+        work: Callable[[], Outcome],
+        *,
+        new_texts: bool = True,
+        by_id: bool = False,
     ) -> Outcome:
         """The outcome of a stage; `work` is called if there is none yet.
 
@@ -57,13 +69,14 @@ class Stages:
             features: Its columns.
             work: Does it.
             new_texts: Whether the rows are others than those loaded.
+            by_id: Whether the rows are to be put in order of their id.
         """
         if not self.directory.has(name):
             self.progress(title, 0, 0)
             with self.timed(name) as facts, steady():
                 done = work()
                 attempts = done.completions if isinstance(done, DistilledOutcome) else None
-                self.directory.save_outcome(name, done, new_texts=new_texts, attempts=attempts)
+                self.directory.save_outcome(name, done, new_texts=new_texts, by_id=by_id, attempts=attempts)
                 facts["rows"] = len(done.dataset) + len(done.dropped)
                 del done
             logger.info("%s took %.1f s.", title, facts["seconds"])
@@ -89,7 +102,13 @@ class Stages:
 
 @contextmanager
 def plain_memory() -> Iterator[None]:
-    """Within this block Arrow takes memory from the C library: its own allocator keeps megabytes that stages freed."""
+    """Within this block Arrow takes memory from the C library: its own allocator keeps megabytes that stages freed.
+
+    So does glibc for each thread, which is told to keep less; that lasts for as long as the process lives.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        for option, size in HEAP_OPTIONS.items():
+            ctypes.CDLL(None).mallopt(option, size)
     pa.set_memory_pool(pa.system_memory_pool())
     try:
         yield

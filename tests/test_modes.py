@@ -14,6 +14,7 @@ import pytest
 from borrowed_tools import CopyingWriter, raw_rows, tools
 from datasets import Dataset
 
+from hf_lmmixup import results
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.pipeline import run
@@ -25,7 +26,7 @@ from hf_lmmixup.recipe import (
     Recipe,
     load_recipe,
 )
-from hf_lmmixup.records import MERGED
+from hf_lmmixup.records import MERGED, row_id
 from hf_lmmixup.run_directory import read_arrow
 
 
@@ -73,6 +74,20 @@ def test_arrow_gives_memory_back_within_a_run(tmp_path):
 
 
 TRAINING_FREE = DistillerRecipe(mode="training-free", model="copying", prompt_price=1.0, completion_price=2.0)
+
+
+def test_shards_together_are_the_dataset(tmp_path, monkeypatch):
+    whole = run(recipe(tmp_path, "whole", distiller=TRAINING_FREE), tools=tools())
+    monkeypatch.setattr(results, "ROWS_PER_SHARD", 3)
+    parted = run(recipe(tmp_path, "parted", distiller=TRAINING_FREE), tools=tools())
+    files = sorted((parted.directory / "dataset/data").iterdir())
+    assert len(files) > 2
+    rows = [row for file in files for row in Dataset.from_parquet(str(file))]
+    assert rows == Dataset.from_parquet(str(whole.directory / "dataset/data/train-00000-of-00001.parquet")).to_list()
+    assert {row["origin"] for row in rows} == {"original", "distilled"}
+    for row in rows:
+        assert row["id"] == row_id(row["prompt"], row["completion"])
+        assert (row["source"] is None) == (row["reasoning"] is not None) == (row["origin"] == "distilled")
 
 
 @pytest.mark.parametrize("distiller", [DistillerRecipe(mode="extractive"), TRAINING_FREE], ids=lambda one: one.mode)

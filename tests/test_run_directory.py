@@ -5,9 +5,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
+from hf_lmmixup import run_directory
 from hf_lmmixup.records import LOADED, Outcome
 from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, read_arrow, write_json
 
@@ -39,6 +41,16 @@ def test_texts_are_written_once_and_come_back_with_every_stage(tmp_path):
     back = directory.load_outcome("3_rate", scored.features)
     assert back.dataset.to_list() == scored.to_list()
     assert back.columns("score", "prompt").to_list() == scored.select_columns(["score", "prompt"]).to_list()
+
+
+def test_rows_are_written_in_order_of_their_id(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_directory, "GATHERED", 3)
+    ids = np.random.default_rng(0).permutation(10)
+    rows = Dataset.from_dict({"id": [f"row {number}" for number in ids], "score": ids})
+    directory = RunDirectory(tmp_path)
+    directory.save_outcome("1_load", Outcome(rows), by_id=True)
+    back = directory.load_outcome("1_load", rows.features).dataset
+    assert back.to_list() == [{"id": f"row {number}", "score": number} for number in range(10)]
 
 
 def test_failed_stage_leaves_nothing_and_is_done_again(tmp_path):
