@@ -226,9 +226,15 @@ def _measure(embeddings: np.ndarray, centers: np.ndarray, width: int, seed: int)
 
     Where even the most cells allowed hold less (rows without any structure), the most are taken.
     """
-    sample = np.random.default_rng(seed + 1).choice(len(embeddings), min(len(embeddings), SAMPLE_ROWS), replace=False)
-    cosines, found = top_k(embeddings, embeddings[sample], width + 1)
-    exact, _ = _others(found, cosines, sample, width)
+    n = len(embeddings)
+    sample = np.random.default_rng(seed + 1).choice(n, min(n, SAMPLE_ROWS), replace=False)
+    queries = _matrix(embeddings[sample])
+    cosines, found = [], []
+    for start in range(0, n, BLOCK):
+        best, rows = top_k(embeddings[start : start + BLOCK], queries, width + 1)
+        cosines.append(best)
+        found.append(start + rows)
+    exact, _ = _others(np.hstack(found), np.hstack(cosines), sample, width)
     asked = top_k(centers, embeddings[sample], MAX_PROBES)[1]
     own = top_k(centers, embeddings[exact.ravel()], 1)[1].reshape(exact.shape)
     reached = (asked[:, None, :] == own[:, :, None]).mean(axis=(0, 1)).cumsum()

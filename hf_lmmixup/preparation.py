@@ -50,7 +50,7 @@ class Tools:
     Attributes:
         encoder: Embeds texts.
         judge: Adds `rating`, `score` and `rating_error` to rows, without a datastore.
-        embedded_at_a_time: Rows that the encoder should get at a time, which is what a crash costs.
+        embedded_at_a_time: Rows that the encoder should get at a time.
         rater: The same with one; `rating.rate_with_datastore` or what does its work elsewhere.
         writer: Writes the distillations.
     """

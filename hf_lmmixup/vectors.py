@@ -1,7 +1,7 @@
 """The embeddings of a run's rows: computed once, kept on disk in half precision, read by every stage.
 
 They are written block by block, and a file beside them says how many rows are done, so an embedding that was killed
-goes on behind its last block. Stages see the rows as they need them; nothing holds all of them in single precision.
+goes on from there. Stages see the rows as they need them; nothing holds all of them in single precision.
 
 One folder::
 
@@ -10,6 +10,7 @@ One folder::
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, starmap
 from pathlib import Path
@@ -29,7 +30,10 @@ from hf_lmmixup.tables import places_of, text_pairs
 EMBEDDINGS, GRAPH, DONE = "embeddings.npy", "graph.safetensors", "done.json"
 
 BLOCK = 4096
-"""Rows between two marks on the disk: all that a crash costs."""
+"""Rows that the encoder gets at a time."""
+
+MARK_SECONDS = 1.0
+"""Time between two marks on the disk; rows embedded since the last one are what a kill costs."""
 
 NEIGHBORS = 24
 """Width of the shared graph. Where two fifths of the rows are clustered, as many of them are left among the neighbors
@@ -128,7 +132,7 @@ def embed(
         encoder: Embeds `records.pair_text` of each.
         folder: Where to; made if needed.
         earlier: Vectors by the same encoder; rows that have one are not encoded.
-        block: Rows between two marks on the disk.
+        block: Rows that the encoder gets at a time.
         progress: Called with the number of rows done so far.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,20 +142,32 @@ def embed(
     if (folder / DONE).is_file() and (state := read_json(folder / DONE)) | mark == state:
         done = state["done"]
     matrix = np.load(folder / EMBEDDINGS, mmap_mode="r+") if done else None
-    for start, texts in _blocks(rows, block, done):
-        if earlier is None or places is None:
-            vectors = encoder.encode(texts)
-        else:
-            here = places[start : start + block]
-            vectors = completed(texts, encoder, earlier.matrix[here[here >= 0]], here >= 0)
-        if matrix is None:
-            shape = (len(rows), vectors.shape[1])
-            matrix = np.lib.format.open_memmap(folder / EMBEDDINGS, "w+", np.float16, shape)
-        matrix[start : start + len(vectors)] = vectors
-        matrix.flush()
-        write_json(folder / DONE, {**mark, "done": start + len(vectors)})
-        if progress is not None:
-            progress(start + len(vectors))
+    marked_at = time.monotonic()
+
+    def keep() -> None:
+        if matrix is not None:
+            matrix.flush()
+            write_json(folder / DONE, {**mark, "done": done})
+
+    try:
+        for start, texts in _blocks(rows, block, done):
+            if earlier is None or places is None:
+                vectors = encoder.encode(texts)
+            else:
+                here = places[start : start + block]
+                vectors = completed(texts, encoder, earlier.matrix[here[here >= 0]], here >= 0)
+            if matrix is None:
+                shape = (len(rows), vectors.shape[1])
+                matrix = np.lib.format.open_memmap(folder / EMBEDDINGS, "w+", np.float16, shape)
+            done = start + len(vectors)
+            matrix[start:done] = vectors
+            if time.monotonic() - marked_at >= MARK_SECONDS:
+                keep()
+                marked_at = time.monotonic()
+            if progress is not None:
+                progress(done)
+    finally:
+        keep()
     if not len(rows):
         np.save(folder / EMBEDDINGS, np.zeros((0, encoder.encode([]).shape[1]), np.float16))
 
