@@ -50,7 +50,7 @@ MAX_PROBES = 32
 """Most cells a row is compared with: 8,192 rows."""
 
 BLOCK = 65_536
-"""Rows converted to single precision at a time."""
+"""Rows converted to another precision at a time."""
 
 NO_HORIZON = -2.0
 """Below every cosine: the horizon of a row whose neighbours are all other rows."""
@@ -109,9 +109,12 @@ class NeighborGraph:
 
     def save(self, path: str | Path) -> None:
         """Write the graph to a safetensors file; `load` gives the same graph back, bit by bit."""
+        steps = np.empty(self.similarities.shape, np.int16)
+        for start in range(0, len(self), BLOCK):
+            steps[start : start + BLOCK] = np.rint(self.similarities[start : start + BLOCK] * STEPS)
         tensors = {
             "indices": np.ascontiguousarray(self.indices),
-            "similarities": np.rint(self.similarities * STEPS).astype(np.int16),
+            "similarities": steps,
             "horizon": np.rint(self.horizon * STEPS).astype(np.int32),
         }
         save_file(tensors, str(path), metadata={"recall": repr(self.recall)})
