@@ -232,10 +232,7 @@ class Preparation:
 
     @property
     def originals(self) -> Dataset:
-        """The rows that may go into the dataset as they are: the high-scored ones and those without a cluster.
-
-        Without their texts.
-        """
+        """The rows that may go into the dataset as they are, without their texts: high-scored ones and those alone."""
         rows, clusters = self.unique.columns(*JUDGED), table_of(self.clustered.columns("id", "cluster_id"))
         alone = clusters.filter(pc.field("cluster_id").is_null())["id"]
         is_alone = pc.is_in(table_of(rows)["id"], alone).to_numpy()

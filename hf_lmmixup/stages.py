@@ -33,8 +33,8 @@ ARROW_MEMORY = pa.default_memory_pool()
 """Where Arrow takes memory from outside of a run."""
 
 HEAP_OPTIONS = {-1: 8 << 20, -3: 32 << 20}
-"""`M_TRIM_THRESHOLD`, the free bytes that a heap may keep, and `M_MMAP_THRESHOLD`, the size from which memory is asked
-for by itself, of glibc's `mallopt`. The second is where glibc's own ends; it lets each thread's heap keep 64 MB."""
+"""Of glibc's `mallopt`: `M_TRIM_THRESHOLD`, the free bytes that the heap of a thread may keep, and `M_MMAP_THRESHOLD`,
+the size from which a request gets pages of its own. Left alone, both rise as memory is freed, to 64 and 32 MB."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's title, the units done and the units in all (0: unknown)."""

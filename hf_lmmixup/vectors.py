@@ -159,8 +159,8 @@ def embed(
             if matrix is None:
                 shape = (len(rows), vectors.shape[1])
                 matrix = np.lib.format.open_memmap(folder / EMBEDDINGS, "w+", np.float16, shape)
+            matrix[start : start + len(vectors)] = vectors
             done = start + len(vectors)
-            matrix[start:done] = vectors
             if time.monotonic() - marked_at >= MARK_SECONDS:
                 keep()
                 marked_at = time.monotonic()

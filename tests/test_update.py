@@ -116,6 +116,30 @@ def rows_of(count):
     return Dataset.from_list(made)
 
 
+def test_a_block_that_cannot_be_written_is_not_marked_as_done(tmp_path):
+    class Narrowing(HashingEncoder):
+        def encode(self, texts):
+            vectors = super().encode(texts)
+            return vectors if len(self.encoded) <= 4 else vectors[:, :-1]
+
+    with pytest.raises(ValueError, match="broadcast"):
+        embed(rows_of(10), Narrowing(), tmp_path, block=4)
+    assert json.loads((tmp_path / DONE).read_text())["done"] == 4
+
+
+@pytest.mark.parametrize("seconds", [0, 3600])
+def test_marks_are_a_while_apart_and_one_stands_at_the_end(tmp_path, monkeypatch, seconds):
+    monkeypatch.setattr("hf_lmmixup.vectors.MARK_SECONDS", seconds)
+    seen = []
+
+    def told(done):
+        seen.append(json.loads((tmp_path / DONE).read_text())["done"] if (tmp_path / DONE).is_file() else 0)
+
+    embed(rows_of(10), HashingEncoder(), tmp_path, block=4, progress=told)
+    assert seen == ([0, 0, 0] if seconds else [4, 8, 10])
+    assert json.loads((tmp_path / DONE).read_text())["done"] == 10
+
+
 def test_embedding_goes_on_behind_its_last_block(tmp_path):
     rows, encoder = rows_of(10), HashingEncoder()
 
