@@ -31,7 +31,7 @@ from hf_lmmixup.earlier_run import EarlierRun
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.projection import map_points
 from hf_lmmixup.recipe import Recipe
-from hf_lmmixup.results import WRITTEN, Chosen, Results, account, choose, write_report, write_results
+from hf_lmmixup.results import Chosen, Results, account, choose, write_report, write_results
 from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, read_json, write_json
 from hf_lmmixup.selection import long_tail_scores
 from hf_lmmixup.stages import Progress, Stages, free_memory, plain_memory
@@ -150,8 +150,7 @@ class _Run:
         free_memory()
         distilled_rarity = long_tail_scores(encoded(rescored, self.rows.encoder, vectors))
         free_memory()
-        candidates = rescored.remove_columns([name for name in WRITTEN if name in rescored.column_names])
-        return choose(originals, rarity, candidates, distilled_rarity, self.recipe.select)
+        return choose(originals, rarity, rescored, distilled_rarity, self.recipe.select)
 
     def _points(self, clusters: Dataset, distilled: Dataset) -> dict[str, list[Any]]:
         """The map of the clusters: evenly chosen clusters where there are many."""

@@ -80,7 +80,7 @@ def choose(
     """Keep the distilled rows that score high enough and merge them with the originals.
 
     Args:
-        originals: Rows to keep as they are. Here and below the columns of `WRITTEN` may be absent.
+        originals: Rows to keep as they are; here and below the columns of `WRITTEN` are not looked at.
         rarity: Their long-tail scores among all rows read (n,).
         distilled: Distilled rows with `score`.
         distilled_rarity: Their long-tail scores among themselves (m,).
@@ -91,7 +91,10 @@ def choose(
     """
     notes = []
     candidates, distilled = (
-        with_columns(rows, {"long_tail_score": pa.array(min_max(scores), pa.float32())})
+        with_columns(
+            rows.select_columns([name for name in rows.column_names if name not in WRITTEN]),
+            {"long_tail_score": pa.array(min_max(scores), pa.float32())},
+        )
         for rows, scores in ((originals, rarity), (distilled, distilled_rarity))
     )
     ranked = select(distilled, min_score=options.min_score)

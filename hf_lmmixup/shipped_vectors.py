@@ -6,7 +6,7 @@ for it. The file has one row for each text of the mini MIXTURE and of the quicks
     keys     (n,) int64          the text's `key`
     vectors  (n, 384) float16    its unit vector, computed in float32
 
-`python dataset_scripts/mixture.py check` writes it; its tests compute some rows again.
+`python dataset_scripts/mixture.py vectors` writes it; its tests compute some rows again.
 """
 
 import hashlib
