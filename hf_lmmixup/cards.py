@@ -13,6 +13,7 @@ from typing import Any
 from hf_lmmixup.card_markup import decimal, dump_yaml, fenced, one_line, render_card
 from hf_lmmixup.figures import Facts, by_model, given_scores, score_text, score_title
 from hf_lmmixup.licenses import UNKNOWN, as_metadata
+from hf_lmmixup.recipe import EXTRACTIVE, TRAINED, TRAINED_BEFORE, UNTRAINED
 from hf_lmmixup.secrecy import public_name, public_settings
 
 
@@ -52,12 +53,11 @@ def render_dataset_card(facts: Facts) -> str:
 
     Args:
         facts: The facts of a run. Optional: `licenses` (Hub ids), `language` (ISO codes), `datasets` (Hub ids of the
-            sources), `repo_id`, `splits`, `plots`.
+            sources), `repo_id`, `plots`.
 
     Returns:
         The text of README.md.
     """
-    files = [{"split": split, "path": f"data/{split}-*"} for split in facts.get("splits") or ["train"]]
     head = {
         "language": _listed(facts.get("language")),
         "license": as_metadata(licenses_of(facts)),
@@ -66,7 +66,6 @@ def render_dataset_card(facts: Facts) -> str:
         "task_categories": ["text-generation"],
         "tags": [*TAGS, "synthetic"],
         "source_datasets": _listed(facts.get("datasets")),
-        "configs": [{"config_name": "default", "data_files": files}],
     }
     return render_card(
         "dataset_card.md.jinja",
@@ -93,7 +92,7 @@ def render_model_card(facts: Facts) -> str:
         The text of README.md, with the held-out rewards and `evaluations` as `model-index`.
     """
     library, base = facts.get("library") or "transformers", facts.get("base_model")
-    trained = [name for name in facts.get("models") or [] if name != "untrained"]
+    trained = _distiller(facts)["trained"]
     licenses = licenses_of(facts)
     head = {
         "language": _listed(facts.get("language")),
@@ -237,17 +236,16 @@ def _listed(value: Any) -> list[str]:
 
 
 def _distiller(facts: Facts) -> dict[str, Any]:
-    """What wrote the distilled rows: the model it started from, and its trainings."""
-    recipe = facts.get("recipe") or {}
-    given = (recipe.get("distiller") or {}).get("model")
-    trained = [name for name in facts.get("models") or [] if name != "untrained"]
-    extractive = recipe.get("mode") == "extractive"
+    """What wrote the distilled rows: the model it started from, and its trainings in this run."""
+    options = (facts.get("recipe") or {}).get("distiller") or {}
+    mode, given, names = options.get("mode", TRAINED), options.get("model"), facts.get("models") or []
     return {
-        "extractive": extractive,
-        "known": bool(given) and not extractive,
+        "extractive": mode == EXTRACTIVE,
+        "known": bool(given) and mode != EXTRACTIVE,
         "tiny": given == "tiny",
         "start": source_name(given) if given else "",
-        "trained": trained,
+        "trained": [name for name in names if name not in (UNTRAINED, TRAINED_BEFORE)] if mode == TRAINED else [],
+        "trained_before": TRAINED_BEFORE in names,
     }
 
 

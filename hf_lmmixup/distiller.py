@@ -15,7 +15,7 @@ from datasets import Dataset, load_dataset
 from hf_lmmixup import bundled
 from hf_lmmixup.encoder import has_fast_bfloat16
 from hf_lmmixup.mixture import register
-from hf_lmmixup.recipe import Recipe, read_yaml
+from hf_lmmixup.recipe import COLD_START, GRPO, UNTRAINED, Recipe, read_yaml
 from hf_lmmixup.run_directory import STAGES, RunDirectory, write_json
 from hf_lmmixup.tiny_distiller import build_tiny_distiller, cluster_texts
 from hf_lmmixup.training import train
@@ -26,7 +26,6 @@ REASONING_DOCUMENTS = 30
 
 TINY = "tiny"
 TRAINING = "training"
-UNTRAINED, COLD_START, GRPO = "untrained", "cold start", "GRPO"
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's title, the units done and the units in all (0: unknown)."""

@@ -23,7 +23,7 @@ from hf_lmmixup.extractive import NAME, distill_extractively
 from hf_lmmixup.faithfulness import COLUMNS, check_faithfulness
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.preparation import DATASTORE, Preparation, Tools
-from hf_lmmixup.recipe import EXTRACTIVE, TRAINED, Recipe
+from hf_lmmixup.recipe import EXTRACTIVE, TRAINED, TRAINED_BEFORE, Recipe
 from hf_lmmixup.records import DISTILLED, RATED, Outcome
 from hf_lmmixup.run_directory import STAGES, read_json, write_json
 from hf_lmmixup.selection import CHARACTERS_PER_TOKEN
@@ -74,7 +74,7 @@ class Distilling:
         if options.mode == EXTRACTIVE:
             return [(NAME, NAME)]
         if self.earlier is not None and (self.earlier.path / DISTILLER).is_dir():
-            return [("trained before", str(self.earlier.path / DISTILLER))]
+            return [(TRAINED_BEFORE, str(self.earlier.path / DISTILLER))]
         if options.mode != TRAINED or self.tools.writer is not None:
             return [(options.model, options.model)]
         from hf_lmmixup.distiller import Distiller

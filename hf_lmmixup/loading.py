@@ -249,17 +249,18 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
 
 
 def _dataset_rows(source: str | Path, split: str) -> Iterator[RawRow]:
-    from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets import load_dataset, load_from_disk
 
     path = Path(source)
     loaded: Any
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         loaded = load_from_disk(str(path))
     elif path.is_dir() or str(source).count("/") <= 1:
-        loaded = load_dataset(str(source))
+        # The cache of `datasets` knows a folder by the words of its card, so another folder's rows may be in it.
+        loaded = load_dataset(str(source), streaming=path.is_dir())
     else:
         raise FileNotFoundError(f"{source} is neither a file, a folder nor a Hub dataset id (name or owner/name).")
-    if isinstance(loaded, DatasetDict):
+    if isinstance(loaded, dict):
         if split not in loaded:
             raise ValueError(f"{source} has the splits {sorted(loaded)}, not {split!r}. Name one of them.")
         loaded = loaded[split]

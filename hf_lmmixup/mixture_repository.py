@@ -3,16 +3,18 @@
 `load_dataset(FOLDER)` reads it without this package, and so do the Hub's viewer, TRL and any other reader of Parquet::
 
     README.md
-    sft/train-00000-of-00001.parquet    sft/test-00000-of-00001.parquet
-    grpo/train-00000-of-00001.parquet   ...
+    sft/train-5d41402a-00000-of-00001.parquet    sft/test-7d793037-00000-of-00001.parquet
+    grpo/train-9f86d081-00000-of-00001.parquet   ...
 
-The same clusters give the same bytes. Words that come from outside, such as titles and licenses, are escaped in the
-card and cannot reach its front matter.
+A split's name holds a digest of its rows: `datasets` knows a folder again by what its card says, so with plain names a
+repository that was built anew would come out of its cache with the old rows. The same clusters give the same bytes.
+Words that come from outside, such as titles and licenses, are escaped in the card and cannot reach its front matter.
 """
 
+import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,13 +93,18 @@ def write_repository(
     if not any(clusters for configuration in configurations for clusters in configuration.clusters.values()):
         raise ValueError("There is no cluster to write; see the counts of dropped ones for the reason.")
     folder, files = Path(folder), []
+    patterns: dict[str, dict[str, str]] = {}
     for configuration in configurations:
         shutil.rmtree(folder / configuration.name, ignore_errors=True)
         (folder / configuration.name).mkdir(parents=True)
+        patterns[configuration.name] = {}
         for split, clusters in configuration.clusters.items():
-            files += _write_shards(folder / configuration.name, split, configuration.form, clusters, rows_per_shard)
+            shards = _write_shards(folder / configuration.name, split, configuration.form, clusters, rows_per_shard)
+            stem = shards[0].name.removesuffix(_numbered(0, len(shards)))
+            patterns[configuration.name][split] = f"{configuration.name}/{stem}-*.parquet"
+            files += shards
     card = folder / "README.md"
-    card.write_text(_card(configurations, title, description, origins), encoding="utf-8")
+    card.write_text(_card(configurations, patterns, title, description, origins), encoding="utf-8")
     return [*files, card]
 
 
@@ -114,28 +121,46 @@ def license_of(origins: Sequence[Origin]) -> str | list[str]:
 def _write_shards(
     folder: Path, split: str, form: str, clusters: list[dict[str, Any]], rows_per_shard: int
 ) -> list[Path]:
+    """The files of a split; their names tell other rows apart."""
     features, row = FORMS[form]
     count = max(1, -(-len(clusters) // rows_per_shard))
-    files = []
+    content = hashlib.sha256()
     for shard in range(count):
         part = clusters[shard * rows_per_shard : (shard + 1) * rows_per_shard]
         rows = [row(cluster) for cluster in part]
         columns = {name: [cells[name] for cells in rows] for name in features}
-        path = folder / f"{split}-{shard:05d}-of-{count:05d}.parquet"
+        path = folder / f"{split}{_numbered(shard, count)}"
         Dataset.from_dict(columns, features=features).to_parquet(path)
-        files.append(path)
-    return files
+        content.update(path.read_bytes())
+    stem = f"{split}-{content.hexdigest()[:8]}"
+    names = [_numbered(shard, count) for shard in range(count)]
+    return [(folder / f"{split}{name}").rename(folder / f"{stem}{name}") for name in names]
 
 
-def _card(configurations: Sequence[Configuration], title: str, description: str, origins: Sequence[Origin]) -> str:
-    head = yaml.safe_dump(_front_matter(configurations, title, origins), sort_keys=False, allow_unicode=True)
+def _numbered(shard: int, count: int) -> str:
+    return f"-{shard:05d}-of-{count:05d}.parquet"
+
+
+def _card(
+    configurations: Sequence[Configuration],
+    patterns: Mapping[str, Mapping[str, str]],
+    title: str,
+    description: str,
+    origins: Sequence[Origin],
+) -> str:
+    head = yaml.safe_dump(_front_matter(configurations, patterns, title, origins), sort_keys=False, allow_unicode=True)
     parts = [f"---\n{head}---\n", f"# {escape(title)}\n", description.strip() + "\n", _forms_text(configurations)]
     parts += ["## Counts\n", _counts(configurations), "## Cluster sizes\n", _sizes(configurations)]
     parts += ["## Licenses and provenance\n", _provenance(origins)]
     return "\n".join(parts)
 
 
-def _front_matter(configurations: Sequence[Configuration], title: str, origins: Sequence[Origin]) -> dict[str, Any]:
+def _front_matter(
+    configurations: Sequence[Configuration],
+    patterns: Mapping[str, Mapping[str, str]],
+    title: str,
+    origins: Sequence[Origin],
+) -> dict[str, Any]:
     rows = len(_distinct(configurations))
     size = next((name for limit, name in SIZE_CATEGORIES if rows < limit), "n>1M")
     return {
@@ -149,10 +174,7 @@ def _front_matter(configurations: Sequence[Configuration], title: str, origins: 
             {
                 "config_name": configuration.name,
                 **({"default": True} if configuration is configurations[0] else {}),
-                "data_files": [
-                    {"split": split, "path": f"{configuration.name}/{split}-*.parquet"}
-                    for split in configuration.clusters
-                ],
+                "data_files": [{"split": split, "path": path} for split, path in patterns[configuration.name].items()],
             }
             for configuration in configurations
         ],

@@ -23,6 +23,9 @@ TRAINED, TRAINING_FREE, EXTRACTIVE = "trained", "training-free", "extractive"
 MODES = (TRAINED, TRAINING_FREE, EXTRACTIVE)
 """Who distils: a model that the run trains or finds trained, an instruct model as it is, or no model at all."""
 
+UNTRAINED, COLD_START, GRPO, TRAINED_BEFORE = "untrained", "cold start", "GRPO", "trained before"
+"""States of a trained distiller: by these names the facts of a run list its models."""
+
 ENGINES = ("transformers", "paged", "vllm")
 """What runs a model on this machine: batches of its own, the paged scheduler of transformers, vLLM."""
 

@@ -42,7 +42,6 @@ def test_the_head_says_what_the_hub_reads():
         "size_categories": ["n<1K"],
         "task_categories": ["text-generation"],
         "tags": ["instruction-distillation", "lm-mixup", "hf_lmmixup", "synthetic"],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
     }
     assert DatasetCard(card).data.to_dict()["license"] == "apache-2.0"
 
@@ -80,6 +79,29 @@ def test_hostile_names_change_neither_head_nor_body():
     assert "1337" not in card
     reason = next(line for line in card.splitlines() if line.startswith("| dropped"))
     assert reason.replace("\\|", "").count("|") == 4
+
+
+@pytest.mark.parametrize(
+    ("distiller", "models", "said"),
+    [
+        (
+            {"mode": "trained", "model": "tiny"},
+            ["untrained", "cold start", "GRPO"],
+            "a million parameters that the run built itself, trained in this run by cold start and GRPO.",
+        ),
+        (
+            {"mode": "trained", "model": "tiny"},
+            ["trained before"],
+            "a million parameters that an earlier run built itself, trained in an earlier run.",
+        ),
+        ({"mode": "trained", "model": "ada/distiller"}, ["untrained"], "written by `ada/distiller`."),
+        ({"mode": "training-free", "model": "ada/instruct"}, ["ada/instruct"], "written by `ada/instruct`."),
+        ({"mode": "extractive", "model": "tiny"}, ["extractive"], "sentences of their sources, without a model."),
+    ],
+)
+def test_the_body_says_who_distilled(distiller, models, said):
+    card = render_dataset_card({**FACTS, "recipe": {"distiller": distiller}, "models": models})
+    assert said in " ".join(card.split())
 
 
 def test_what_is_missing_is_left_out():

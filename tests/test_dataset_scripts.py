@@ -260,13 +260,26 @@ def test_shards_hold_all_rows_in_order(tmp_path):
         origins=[Origin("s", "mit", 1)],
         rows_per_shard=10,
     )
-    assert sorted(path.name for path in (tmp_path / "grpo").iterdir()) == [
+    names = sorted(path.name for path in (tmp_path / "grpo").iterdir())
+    assert [re.sub("-[0-9a-f]{8}-", "-", name) for name in names] == [
         "test-00000-of-00001.parquet",
         *(f"train-0000{shard}-of-00003.parquet" for shard in range(3)),
     ]
     loaded = load_dataset(str(tmp_path), split="train")
     assert isinstance(loaded, Dataset) and loaded["id"][:] == [row["id"] for row in rows]
     assert f"| {len(rows[0]['sources'])} | 25 |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_repository_built_anew_is_not_taken_from_the_cache(tmp_path):
+    for word in ("first", "other"):  # of the same length, in one folder, with one cache
+        write_repository(
+            tmp_path,
+            [Configuration("grpo", "grpo", {"train": [cluster(id=word)]})],
+            title="t",
+            description="d",
+            origins=[Origin("s", "mit", 1)],
+        )
+        assert load_dataset(str(tmp_path), split="train")["id"][:] == [word]
 
 
 def test_nothing_to_write():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,10 +31,17 @@ def digests(folder):
 
 
 def test_dataset_loads_without_this_package(finished_run, tmp_path):
-    rows = load_dataset(str(finished_run / "dataset"), split="train", cache_dir=tmp_path)
+    rows = load_dataset(str(finished_run / "dataset"), split="train", cache_dir=tmp_path / "cache")
     assert rows.features == MERGED
     assert len(rows) == len(set(rows["id"][:]))
     assert set(rows["origin"][:]) <= {"original", "distilled"}
+    # Another run's dataset of the same name is another dataset, for `datasets` and for this package.
+    shutil.copytree(finished_run / "dataset", tmp_path / "other" / "dataset")
+    [file] = (tmp_path / "other" / "dataset" / "data").iterdir()
+    pq.write_table(pq.read_table(file).slice(0, 1), file)
+    other = str(tmp_path / "other" / "dataset")
+    assert len(rows) > len(load_dataset(other, split="train", cache_dir=tmp_path / "cache")) == 1
+    assert load_rows(other).dataset["id"][:] == rows["id"][:1]
 
 
 def test_distiller_and_datastore_load(finished_run):
