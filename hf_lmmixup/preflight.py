@@ -87,16 +87,17 @@ def check(method: str, config: Mapping[str, Any], environment: Mapping[str, str]
     warnings = []
     if method == "grpo":
         check_rewards(config.get("reward_funcs") or [])
+        _check_group(config)
         with _variables(variables):
             _check_variables()
             warnings += _abstaining(config.get("reward_funcs") or [])
             limits = {MAX_PROMPT: int(os.environ[MAX_PROMPT])} if os.environ.get(MAX_PROMPT) else {}
-        room = int(config.get("vllm_max_model_length") or 0) - int(config.get("max_completion_length") or 0)
+        room = _whole(config, "vllm_max_model_length") - _whole(config, "max_completion_length")
         if room > 0:
             limits["vllm_max_model_length - max_completion_length"] = room
     else:
         _check_name(config)
-        limits = {"max_length": int(config.get("max_length", DEFAULT_MAX_LENGTH) or 0)}
+        limits = {"max_length": _whole({"max_length": DEFAULT_MAX_LENGTH, **config}, "max_length")}
     limits = {name: limit for name, limit in limits.items() if limit}
     return _check_prompts(method, config, limits, warnings)
 
@@ -125,8 +126,9 @@ def check_rewards(paths: Sequence[str]) -> None:
     Raises:
         ValueError: If a reward does not exist or cannot be called.
     """
-    if not paths:
-        raise ValueError("reward_funcs is empty: name at least one, such as hf_lmmixup.rewards.format_reward.")
+    if not paths or isinstance(paths, str):
+        found = "is empty" if not paths else f"is one text, {paths!r}, and no list"
+        raise ValueError(f"reward_funcs {found}: list at least one, such as [hf_lmmixup.rewards.format_reward].")
     for path in paths:
         module_name, dot, name = str(path).rpartition(".")
         if not dot:
@@ -144,6 +146,24 @@ def check_rewards(paths: Sequence[str]) -> None:
                 f"reward_funcs names {path!r}, but {module_name} has no {name!r}.{_suggestion(name, there)} "
                 f"It offers {there}."
             )
+
+
+def _check_group(config: Mapping[str, Any]) -> None:
+    rewards, weights = config.get("reward_funcs") or [], config.get("reward_weights")
+    if weights is not None and (not isinstance(weights, list) or len(weights) != len(rewards)):
+        raise ValueError(f"reward_weights={weights!r} does not match reward_funcs. Expected {len(rewards)} numbers.")
+    if config.get("num_generations") is not None and _whole(config, "num_generations") < 2:
+        raise ValueError(
+            f"num_generations={config['num_generations']}: GRPO compares those of one prompt. Expected at least 2."
+        )
+
+
+def _whole(config: Mapping[str, Any], key: str) -> int:
+    """A number of the recipe; 0 where there is none."""
+    try:
+        return int(config.get(key) or 0)
+    except (TypeError, ValueError):
+        raise ValueError(f"{key}={config[key]!r} is not a whole number.") from None
 
 
 def _check_name(config: Mapping[str, Any]) -> None:
@@ -175,7 +195,7 @@ def _abstaining(paths: Sequence[str]) -> list[str]:
 def _check_prompts(method: str, config: Mapping[str, Any], limits: Mapping[str, int], warnings: list[str]) -> Checked:
     measured = measure_prompts(config, at_least=AT_LEAST_MEASURED, at_most=MOST_MEASURED)
     if method == "grpo" and measured.room is not None:
-        left = measured.room - int(config.get("max_completion_length") or 0)
+        left = measured.room - _whole(config, "max_completion_length")
         limits = {**limits, "the model's positions - max_completion_length": left}
     name, limit = min(limits.items(), key=lambda item: item[1], default=("", None))
     if limit is not None and measured.longest > limit:
