@@ -24,7 +24,7 @@ from hf_lmmixup.extractive import distill_extractively
 from hf_lmmixup.loading import normalize_rows, raw_rows
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.prompts import distillation_messages
-from hf_lmmixup.recipe import EXTRACTIVE, TRAINED, Recipe, read_yaml
+from hf_lmmixup.recipe import COLD_START, EXTRACTIVE, GRPO, TRAINED, Recipe, read_yaml
 from hf_lmmixup.records import pair_text
 from hf_lmmixup.run_directory import RunDirectory
 from hf_lmmixup.selection import CHARACTERS_PER_TOKEN
@@ -56,8 +56,11 @@ WRITTEN_TOKENS_PER_SECOND = {
 }
 """Tokens written a second, by what writes them: wide, because the hardware is not asked."""
 
-SECONDS_PER_STEP = {"tiny": (0.2, 3.0), "other": (2.0, 60.0)}
-"""One optimizer step, by model."""
+SECONDS_PER_STEP = {
+    "tiny": {"reading": (0.2, 3.0), COLD_START: (0.2, 3.0), GRPO: (3.0, 30.0)},
+    "other": {COLD_START: (2.0, 60.0), GRPO: (10.0, 600.0)},
+}
+"""One optimizer step, by model and training; GRPO writes its completions first."""
 
 WILSON = 1.96
 
@@ -189,15 +192,20 @@ class _Planner:
         return max(0.0, middle - half) * judged, min(1.0, middle + half) * judged
 
     def _training(self) -> list[Estimate]:
-        options, found = self.recipe.distiller, []
-        for stage, file in (("cold start", options.cold_start), ("GRPO", options.grpo)):
-            if file is None or options.mode != TRAINED:
-                continue
-            steps = read_yaml(self.recipe.training_file(file)).get("max_steps")
-            pace = SECONDS_PER_STEP["tiny" if options.model == "tiny" else "other"]
-            seconds = _times((steps, steps), pace) if isinstance(steps, int) and steps > 0 else None
-            found.append(Estimate(stage, (0.0, 0.0), seconds=seconds))
-        return found
+        options = self.recipe.distiller
+        files = {name: file for name, file in ((COLD_START, options.cold_start), (GRPO, options.grpo)) if file}
+        if options.mode != TRAINED or not files:
+            return []
+        steps: dict[str, Any] = {
+            name: read_yaml(self.recipe.training_file(file)).get("max_steps") for name, file in files.items()
+        }
+        if options.model == "tiny":
+            steps["reading"] = options.reading_steps
+        if any(not isinstance(count, int) or count < 0 for count in steps.values()):
+            return [Estimate("train", (0.0, 0.0))]
+        paces = SECONDS_PER_STEP["tiny" if options.model == "tiny" else "other"]
+        parts = [_times((count, count), paces[name]) for name, count in steps.items()]
+        return [Estimate("train", (0.0, 0.0), seconds=(sum(low for low, _ in parts), sum(high for _, high in parts)))]
 
     def _distil(self, clusters: Range, bytes_each: float) -> Estimate:
         size = max(1, round(self.recipe.cluster.mean_size))

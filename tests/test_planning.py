@@ -7,6 +7,7 @@ from borrowed_tools import raw_rows, tools
 from test_modes import TRAINING_FREE, recipe, write_rows
 from test_stage_commands import lmmixup
 
+from hf_lmmixup.distilling import TRAIN
 from hf_lmmixup.pipeline import run
 from hf_lmmixup.planning import SPREAD, count_rows, plan
 from hf_lmmixup.recipe import DistillerRecipe
@@ -46,12 +47,15 @@ def test_ranges_hold_what_the_run_takes(tmp_path, distiller):
 
 def test_training_steps_are_read_from_its_recipe(tmp_path):
     (tmp_path / "sft.yaml").write_text("max_steps: 10\n")
-    (tmp_path / "grpo.yaml").write_text("learning_rate: 1e-5\n")
-    trained = DistillerRecipe(cold_start="sft.yaml", grpo="grpo.yaml")
-    job = recipe(tmp_path, rows=rows(30), distiller=trained, folder=tmp_path)
-    planned = {estimate.stage: estimate for estimate in plan(job, tools=tools())}
-    assert planned["cold start"].seconds == (2.0, 30.0)
-    assert planned["GRPO"].seconds is None
+    for grpo, seconds in (
+        ("max_steps: 2\n", (10 * 0.2 + 2 * 3.0 + 100 * 0.2, 10 * 3.0 + 2 * 30.0 + 100 * 3.0)),
+        ("learning_rate: 1e-5\n", None),  # as many steps as there are rows
+    ):
+        (tmp_path / "grpo.yaml").write_text(grpo)
+        trained = DistillerRecipe(cold_start="sft.yaml", grpo="grpo.yaml", reading_steps=100)
+        job = recipe(tmp_path, rows=rows(30), distiller=trained, folder=tmp_path)
+        [train] = [estimate for estimate in plan(job, tools=tools()) if estimate.stage == TRAIN.partition("_")[2]]
+        assert train.seconds == (None if seconds is None else pytest.approx(seconds))
 
 
 def test_known_rate_makes_the_time(tmp_path):
