@@ -68,11 +68,19 @@ class DistilledOutcome(Outcome):
 
 @dataclass(frozen=True)
 class Distilled:
-    """A cluster, or a part of one, and what became of it."""
+    """A cluster, or a part of one, and what became of it.
+
+    Attributes:
+        rows: The source rows.
+        distillation: What was written.
+        prompt_hash: Hash of the prompt that it answers.
+        prompt: The prompt of the new row, if the answer is its completion alone; else the answer holds both.
+    """
 
     rows: list[dict[str, Any]]
     distillation: Distillation
     prompt_hash: str
+    prompt: str | None = None
 
 
 def clusters_of(
@@ -121,10 +129,10 @@ def score_of(row: dict[str, Any]) -> int:
 
 
 def split_answer(answer: str, task_type: TaskType | str, prompt: str) -> tuple[str, str]:
-    """A well-formed answer as prompt and completion: parted at its last label.
+    """A well-formed answer as prompt and completion: parted at the first occurrence of its form's last label.
 
     Args:
-        answer: The text inside `<answer>`.
+        answer: The text inside `<answer>`; in one that `prompts.answer_matches` there is no second occurrence.
         task_type: Its form.
         prompt: What a paragraph, which has no label, is the answer to.
     """
@@ -143,8 +151,10 @@ def distilled_dataset(results: Iterable[Distilled], task_type: TaskType, distill
     place: dict[str, int] = {}
     written, members = _Growing(WRITTEN_SCHEMA), _Growing(MEMBERS_SCHEMA)
     for result in results:
-        best = max(result.rows, key=score_of)
-        prompt, completion = split_answer(result.distillation.answer, task_type, best["prompt"])
+        prompt, completion = result.prompt, result.distillation.answer
+        if prompt is None:
+            best = max(result.rows, key=score_of)
+            prompt, completion = split_answer(completion, task_type, best["prompt"])
         identifier = row_id(prompt, completion)
         if identifier not in place:
             place[identifier] = len(place)

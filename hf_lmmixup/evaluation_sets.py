@@ -1,6 +1,9 @@
 """The texts of evaluation sets, as decontamination needs them: what a model is asked there.
 
 read_evaluations(["gsm8k_test.jsonl", "openai/gsm8k:main"])  ->  {"gsm8k_test": ["Natalia sold ..."], ...}
+
+Of a conversation every user turn is a text of its own. Joined they would hide a copy: a row that recites the question
+behind five worked examples, or the first of two questions, holds less than half of the whole.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_lmmixup.jsonl import Reject, read_json
+from hf_lmmixup.loading import ROLES
 
 
-COLUMNS = ("question", "prompt", "problem", "instruction", "query", "text", "messages")
-"""Where the text of an evaluation row may stand; the first that a row has is taken."""
+COLUMNS = ("question", "prompt", "problem", "instruction", "query", "text", "messages", "conversations")
+"""Where the text of an evaluation row may stand, as a string or as turns; the first that a row has is taken."""
 
 
 def read_evaluations(names: Sequence[str]) -> dict[str, list[str]]:
@@ -36,19 +40,24 @@ def read_evaluations(names: Sequence[str]) -> dict[str, list[str]]:
         name = Path(source).stem if Path(source).suffix else source.rpartition("/")[2]
         if name in found:
             raise ValueError(f"Two evaluation sets are called {name!r}. Rename one of the files.")
-        found[name] = list(dict.fromkeys(text for row in _rows(source) if (text := _text(row))))
+        found[name] = list(dict.fromkeys(text for row in _rows(source) for text in _texts(row)))
         if not found[name]:
             raise ValueError(f"The evaluation set {source} has no text in any of the columns {list(COLUMNS)}.")
     return found
 
 
-def _text(row: Any) -> str | None:
+def _texts(row: Any) -> list[str]:
+    """What a model is asked in one row: a text, or the user turns of a conversation."""
     if isinstance(row, Reject):
-        return None
+        return []
     value = next((row[column] for column in COLUMNS if row.get(column)), None)
     if isinstance(value, list):
-        value = next((turn.get("content") for turn in value if isinstance(turn, dict)), None)
-    return value if isinstance(value, str) else None
+        turns = [turn for turn in value if isinstance(turn, dict)]
+        asked = [turn for turn in turns if ROLES.get(str(turn.get("role") or turn.get("from"))) == "user"]
+        found = [turn.get("content") or turn.get("value") for turn in asked]
+    else:
+        found = [value]
+    return [text for text in found if text and isinstance(text, str)]
 
 
 def _rows(source: str) -> Iterable[Any]:

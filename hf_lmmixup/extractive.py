@@ -15,7 +15,7 @@ endpoint, and it is the floor that a distiller has to beat.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -62,6 +62,14 @@ CHUNK = 512
 """Clusters whose sentences are embedded together."""
 
 
+class _Written(NamedTuple):
+    """What became of a cluster, as the journal holds it."""
+
+    reasoning: str
+    prompt: str
+    completion: str
+
+
 def distill_extractively(
     clustered: Dataset,
     encoder: Encoder,
@@ -104,15 +112,20 @@ def distill_extractively(
     def done() -> Iterator[Distilled]:
         while clusters := list(islice(waiting, CHUNK)):
             hashes = [_hash(rows, TaskType(task_type)) for rows in clusters]
-            known = {key: Distillation(*journal[key]) for key in hashes if journal is not None and key in journal}
+            known = {
+                key: _recorded(journal[key], rows, TaskType(task_type))
+                for rows, key in zip(clusters, hashes, strict=True)
+                if journal is not None and key in journal
+            }
             new = [rows for rows, key in zip(clusters, hashes, strict=True) if key not in known]
             embeddings = _embed(new, encoder)
             for rows, key in zip(clusters, hashes, strict=True):
                 if key not in known:
-                    known[key] = _merge(rows, embeddings, TaskType(task_type), relevance_weight, min_relevance)
+                    known[key] = _merge(rows, embeddings, relevance_weight, min_relevance)
                     if journal is not None:
-                        journal.add(key, [known[key].reasoning, known[key].answer])
-                yield Distilled(rows, known[key], key)
+                        journal.add(key, list(known[key]))
+                reasoning, prompt, completion = known[key]
+                yield Distilled(rows, Distillation(reasoning, completion), key, prompt)
             if progress is not None:
                 progress(len(clusters))
 
@@ -122,6 +135,21 @@ def distill_extractively(
 def _hash(rows: list[dict[str, Any]], task_type: TaskType) -> str:
     """What stands for a cluster's texts: the hash of the prompt that a model would get."""
     return prompt_hash(distillation_messages([source_text(row, task_type) for row in rows], task_type))
+
+
+def _recorded(entry: list[str], rows: list[dict[str, Any]], task_type: TaskType) -> _Written:
+    """What a journal holds for a cluster. Journals of earlier versions hold the reasoning and one text.
+
+    That text begins with one of the cluster's own, which says where the prompt ends: a prompt may hold labels itself.
+    """
+    if len(entry) == len(_Written._fields):
+        return _Written(*entry)
+    reasoning, answer = entry
+    prompts = [row["prompt"].strip() for row in rows]
+    openings = [pair_text(prompt, "") if task_type is TaskType.QA else "" for prompt in prompts]
+    texts = [opening + row["completion"].strip() for opening, row in zip(openings, rows, strict=True)]
+    best = max(range(len(rows)), key=lambda i: len(texts[i]) if answer.startswith(texts[i]) else -1)
+    return _Written(reasoning, prompts[best], answer[len(openings[best]) :])
 
 
 def _embed(clusters: Sequence[list[dict[str, Any]]], encoder: Encoder) -> dict[str, np.ndarray]:
@@ -138,10 +166,9 @@ def _embed(clusters: Sequence[list[dict[str, Any]]], encoder: Encoder) -> dict[s
 def _merge(
     rows: list[dict[str, Any]],
     embeddings: dict[str, np.ndarray],
-    task_type: TaskType,
     relevance_weight: float,
     min_relevance: float,
-) -> Distillation:
+) -> _Written:
     pairs = np.array([embeddings[pair_text(row["prompt"], row["completion"])] for row in rows])
     centrality = pairs @ pairs.mean(axis=0)
     # Rounded, so that sums of another order cannot turn the choice round.
@@ -155,14 +182,12 @@ def _merge(
         vectors = np.array([embeddings[text] for text in offered])
         order = _additions(offered, vectors, told, base, relevance_weight, min_relevance)
         added = [offered[i] for i in order]
-    answer = " ".join([_ended(base), *map(_ended, added)]) if added else base
-    if task_type is TaskType.QA:
-        answer = pair_text(rows[best]["prompt"].strip(), answer)
+    completion = " ".join([_ended(base), *map(_ended, added)]) if added else base
     reasoning = (
         f"Kept the best of {len(rows)} texts and added {len(added)} of {len(offered)} sentences of the others: those "
         "that concern the same question and state something new."
     )
-    return Distillation(reasoning, answer)
+    return _Written(reasoning, rows[best]["prompt"].strip(), completion)
 
 
 def _additions(

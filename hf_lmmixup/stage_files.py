@@ -11,28 +11,43 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 
+from hf_lmmixup.faithfulness import COLUMNS
 from hf_lmmixup.jsonl import Reject, read_json
 from hf_lmmixup.loading import load_rows
-from hf_lmmixup.records import SCORES, Outcome, TaskType, pair_text
+from hf_lmmixup.records import CLUSTERED, MERGED, SCORES, Outcome, TaskType, pair_text
+from hf_lmmixup.tables import dataset_of
 
 
 WRITTEN = (".parquet", ".jsonl")
 RECORD = ("id", "prompt", "completion")
+
+STAGED = ("score", "cluster_id")
+"""Columns of which every stage writes one."""
+
+TYPES = {
+    field.name: field.type
+    for features in (CLUSTERED, MERGED, COLUMNS, {"raw_score": Value("int32"), "score_confidence": Value("float32")})
+    for field in Features(features).arrow_schema
+}
+"""What stages write, which JSON does not tell: whole numbers beside a null become decimals there."""
+
+BATCH = 10_000
 
 
 def read_rows(source: str | Path, *, limit: int | None = None) -> Outcome:
     """Read the rows that a stage works on.
 
     Args:
-        source: A Parquet file of this package, of which every column is kept, or raw rows of any form that
-            `loading.load_rows` reads.
+        source: A Parquet or `.jsonl` file that a stage wrote, of which every column is kept, or raw rows of any form
+            that `loading.load_rows` reads.
         limit: Read at most this many rows.
 
     Returns:
@@ -52,7 +67,35 @@ def read_rows(source: str | Path, *, limit: int | None = None) -> Outcome:
                     return Outcome(Dataset(table.slice(0, limit)))
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path} is not a Parquet file: {error}") from error
-    return load_rows(source, limit=limit)
+    written = _stage_lines(path, limit) if path.suffix == ".jsonl" else None
+    return written or load_rows(source, limit=limit)
+
+
+def _stage_lines(path: Path, limit: int | None) -> Outcome | None:
+    """The rows of a `.jsonl` file that a stage wrote; `None` if one of its rows comes from elsewhere."""
+    dropped: dict[str, str] = {}
+    tables: list[pa.Table] = []
+    lines = islice(read_json(path), limit)
+    try:
+        while batch := list(islice(lines, BATCH)):
+            dropped |= {place: row.reason for place, row in batch if isinstance(row, Reject)}
+            rows = [row for _, row in batch if not isinstance(row, Reject)]
+            if not all(map(_is_staged, rows)):
+                return None
+            tables += [_table(rows)] if rows else []
+        table = pa.concat_tables(tables, promote_options="permissive") if tables else None
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError):  # values that no stage writes
+        return None
+    return None if table is None else Outcome(dataset_of(table), dropped)
+
+
+def _is_staged(row: dict[str, Any]) -> bool:
+    return all(isinstance(row.get(name), str) for name in RECORD) and any(name in row for name in STAGED)
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    columns = {name: pa.array([row.get(name) for row in rows]) for name in dict.fromkeys(chain.from_iterable(rows))}
+    return pa.table({name: column.cast(TYPES.get(name, column.type)) for name, column in columns.items()})
 
 
 def check_output(path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import logging
 import re
 
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lmmixup.decontamination import Contact, decontaminate, embedding_contacts, ngram_contacts
+from hf_lmmixup.evaluation_sets import read_evaluations
 
 
 NATALIA = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."  # 20 words
@@ -52,6 +54,46 @@ def test_ngrams(text, overlap):
     )
     dropped = decontaminate(data, evaluations).dropped
     assert (list(dropped) == ["a"]) == (overlap is not None and overlap >= 0.5)
+
+
+SYSTEM = {"role": "system", "content": "You are a careful assistant that thinks step by step."}
+SHARED = {"from": "system", "value": SYSTEM["content"]}
+CHATS = [  # row of an evaluation set, its texts
+    ({"question": NATALIA}, [NATALIA]),
+    ({"prompt": [SYSTEM, {"role": "user", "content": NATALIA}]}, [NATALIA]),
+    (
+        {"messages": [SYSTEM, {"role": "user", "content": NATALIA}, {"role": "assistant", "content": "72 in all."}]},
+        [NATALIA],
+    ),
+    ({"conversations": [SHARED, {"from": "human", "value": NATALIA}, {"from": "gpt", "value": "72."}]}, [NATALIA]),
+    (  # several turns: each is looked for by itself
+        {"messages": [{"role": "user", "content": CAPITAL}, {"role": "user", "content": NATALIA}]},
+        [CAPITAL, NATALIA],
+    ),
+    (  # the same turns from a Parquet file, with a null for each key that a turn lacks
+        {"messages": [SHARED | {"role": None}, {"role": "user", "from": None, "content": NATALIA, "value": None}]},
+        [NATALIA],
+    ),
+]
+
+
+def chat_set(path, row):
+    path.write_text(f"{json.dumps(row)}\n")
+    return [str(path)]
+
+
+@pytest.mark.parametrize(("row", "texts"), CHATS)
+def test_user_turns_of_a_chat_evaluation_are_searched_for(tmp_path, row, texts):
+    evaluations = read_evaluations(chat_set(tmp_path / "chat.jsonl", row))
+    assert evaluations == {"chat": texts}
+    recited = [f"{SYSTEM['content']} Go.", f"Hi. {NATALIA} Why?"]  # what all share gives no row away
+    assert list(decontaminate(rows(recited), evaluations).dropped) == ["b"]
+
+
+def test_a_chat_evaluation_that_asks_nothing_is_refused(tmp_path):
+    turns = [SYSTEM, "text", {"role": "user", "content": None}, {"role": ["user"], "content": "x"}]
+    with pytest.raises(ValueError, match="has no text in any of the columns"):
+        read_evaluations(chat_set(tmp_path / "chat.jsonl", {"messages": turns}))
 
 
 def plain_words(text):

@@ -8,6 +8,7 @@ from hf_lmmixup.bundled import read_mini
 from hf_lmmixup.distilled_rows import NO_CLUSTER
 from hf_lmmixup.extractive import MAX_GROWTH, SHORT, distill_extractively
 from hf_lmmixup.facts import coverage, novelty
+from hf_lmmixup.journal import Journal
 from hf_lmmixup.prompts import answer_matches, distillation_messages, prompt_hash, split_pair
 from hf_lmmixup.records import DISTILLED, pair_text
 
@@ -90,6 +91,36 @@ def test_lineage_and_ledger():
     assert row["prompt_hash"] == prompt_hash(distillation_messages(texts))
     assert "added 1 of 1 sentences" in row["reasoning"]
     assert outcome.dropped == {"c": NO_CLUSTER}
+
+
+SHOTS = "Continue.\nQ: What pulls the oceans?\nA: The Moon.\nQ: why do tides occur\nA:"
+LABELLED = [  # prompt and completion of the best text, its task type
+    (SHOTS, "The Moon pulls the oceans.", "qa"),
+    ("Q: why do tides occur", "The Moon pulls the oceans.", "qa"),
+    ("why do tides occur", "The Moon pulls the oceans.\nA: The Moon.", "qa"),
+    (SHOTS, "The Moon pulls the oceans.", "para"),
+]
+
+
+@pytest.mark.parametrize("recorded", ["not", "as a pair", "as one text"])
+@pytest.mark.parametrize("prompt, completion, task_type", LABELLED)
+def test_the_best_pair_is_kept_word_for_word(tmp_path, prompt, completion, task_type, recorded):
+    rows = [("b", prompt, completion, 3, 0), ("a", "Continue.\nA: tides", "The oceans take 12 hours.", 1, 0)]
+    expected = (prompt, f"{completion} The oceans take 12 hours.")
+    path = tmp_path / "distil.journal"
+    with Journal(path, {}) as journal:
+        if recorded == "as one text":  # as earlier versions did
+            texts = [pair_text(*row[1:3]) if task_type == "qa" else "\n".join(row[1:3]) for row in reversed(rows)]
+            answer = pair_text(*expected) if task_type == "qa" else expected[1]
+            journal.add(prompt_hash(distillation_messages(texts, task_type)), ["r", answer])
+        if recorded == "as a pair":
+            distill_extractively(dataset(rows), BagOfWords(), task_type=task_type, journal=journal)
+    encoder = BagOfWords()
+    with Journal(path, {}) as journal:
+        row = distill_extractively(dataset(rows), encoder, task_type=task_type, journal=journal).dataset[0]
+        assert len(journal) == 1
+    assert (row["prompt"], row["completion"]) == expected
+    assert bool(encoder.calls) == (recorded == "not")
 
 
 def test_clusters_are_embedded_in_chunks_each_text_once(monkeypatch):

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from hf_lmmixup.cli import app
 from hf_lmmixup.cluster_page import render_inspection
+from hf_lmmixup.records import LOADED
+from hf_lmmixup.stage_files import read_rows
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +71,69 @@ def test_select_and_merge(tmp_path):
         "merge", tmp_path / "best.parquet", tmp_path / "all.parquet", "-o", tmp_path / "out.parquet", "--share", 0.5
     )
     assert [row["origin"] for row in table(tmp_path / "out.parquet")].count("distilled") == 3
+
+
+def test_stages_read_each_other_s_json_lines(tmp_path):
+    """The same columns, types and values as by way of Parquet, from the first stage to the last."""
+    rows = [
+        {"id": f"{number}", **row, "score": number % 6 or None, "raw_score": 1, "tag": "x"}
+        for number, row in enumerate(raw_rows(range(12)))
+    ]
+    start = tmp_path / "rated.parquet"
+    types = {"score": pa.int32(), "raw_score": pa.int32()}
+    columns = {name: pa.array([row[name] for row in rows], types.get(name, pa.string())) for name in rows[0]}
+    pq.write_table(pa.table(columns), start)
+    results = []
+    for form in ("parquet", "jsonl"):
+        names = ("clusters", "distilled", "best", "merged")
+        clusters, distilled, best, merged = (tmp_path / f"{name}.{form}" for name in names)
+        lmmixup("cluster", start, "-o", clusters, "--min-similarity", 0.8)
+        lmmixup("distill", clusters, "-o", distilled, "--extractive")
+        lmmixup("select", clusters, "-o", best, "--size", 5, "--min-score", -1)
+        lmmixup("merge", best, distilled, "-o", merged)
+        results.append([read_rows(path).dataset for path in (clusters, distilled, best, merged)])
+    for known, found in zip(*results, strict=True):
+        assert found.features == known.features
+        assert found.to_list() == [approximately(row) for row in known.to_list()]
+    best, merged = results[1][2:]
+    assert {"score", "long_tail_score", "cluster_id"} <= set(best.column_names)
+    assert None not in merged["source_scores"][:] and set(merged["origin"]) == {"original", "distilled"}
+
+
+def approximately(row):
+    return {name: pytest.approx(value) if isinstance(value, float) else value for name, value in row.items()}
+
+
+STAGED = {"id": "a", "prompt": " p", "completion": "c", "score": 3}
+STRANGE = [  # a second row after one that a stage could have written
+    {"id": 7, "prompt": "q", "completion": "c", "score": 3},
+    {"prompt": "q", "completion": "c", "score": 3},
+    {"id": "b", "prompt": "q", "completion": "c"},
+    {"id": "b", "prompt": [{"role": "user", "content": "q"}], "completion": "c", "score": 3},
+    {"id": "b", "prompt": "q", "completion": "c", "score": 3.5},
+    {"id": "b", "prompt": "q", "completion": "c", "score": "good"},
+    {"id": "b", "prompt": "q", "completion": "c", "score": 2**70},
+    {"id": "b", "prompt": "q", "completion": "c", "score": 3, "source": "\ud800"},
+]
+
+
+@pytest.mark.parametrize("row", STRANGE)
+def test_json_lines_of_strangers_are_raw_rows(tmp_path, row):
+    for rows in ([STAGED, row], [row, STAGED]):
+        found = read_rows(write_rows(tmp_path / "pile.jsonl", rows)).dataset
+        assert found.features == LOADED and sorted(found["prompt"][:]) == ["p", "q"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 10])
+def test_lines_that_cannot_be_read_are_counted_by_every_stage(tmp_path, monkeypatch, batch):
+    monkeypatch.setattr("hf_lmmixup.stage_files.BATCH", batch)
+    rows = [{"id": f"{i}", **row, "score": 5, "cluster_id": 0} for i, row in enumerate(raw_rows(range(3)))]
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, rows)
+    path.write_text("oops\n" + path.read_text())
+    for command in (["select", path], ["distill", path, "--extractive"], ["merge", path, path], ["cluster", path]):
+        assert "dropped: not valid JSON" in lmmixup(*command, "-o", tmp_path / f"{command[0]}.parquet")
+    assert len(read_rows(path, limit=3).dataset) == 2
 
 
 REFUSED = [

@@ -140,7 +140,8 @@ def distill(
         check_output(output)
         if (model is None) != extractive:
             raise ValueError("Give --model, or --extractive, which needs none; one of the two.")
-        clustered = read_rows(input).dataset
+        loaded = read_rows(input)
+        clustered = loaded.dataset
         if "cluster_id" not in clustered.column_names:
             raise ValueError(f"{input} has no column cluster_id. Make it with lmmixup cluster.")
         served = {"endpoint": endpoint, "concurrency": concurrency, "key_variable": key_variable}
@@ -158,7 +159,7 @@ def distill(
                 outcome = _ask(clustered, options, task_type, seed, journal, told)
         bounds = {"max_novelty": max_novelty, "min_coverage": min_coverage}
         checked = check_faithfulness(outcome.dataset, clustered, task_type=task_type, **bounds)
-        _write(checked.dataset, outcome.dropped | checked.dropped, output)
+        _write(checked.dataset, loaded.dropped | outcome.dropped | checked.dropped, output)
 
 
 def select(
@@ -183,7 +184,8 @@ def select(
 
     with errors(), progress_bar() as told:
         check_output(output)
-        rows = read_rows(input).dataset
+        loaded = read_rows(input)
+        rows = loaded.dataset
         if "score" not in rows.column_names:
             raise ValueError(f"{input} has no column score. Make it with lmmixup rate.")
         vectors = _embed(rows, encoder, told)
@@ -191,7 +193,7 @@ def select(
         least = None if min_score is None or min_score < 0 else min_score
         graph = _graph(vectors, told)
         outcome = take(rows, min_score=least, embeddings=vectors, graph=graph, **limits)  # type: ignore[arg-type]
-        _write(outcome.dataset, outcome.dropped, output)
+        _write(outcome.dataset, loaded.dropped | outcome.dropped, output)
 
 
 def merge(
@@ -214,10 +216,9 @@ def merge(
 
     with errors():
         check_output(output)
-        outcome = unite(
-            read_rows(originals).dataset, read_rows(distilled).dataset, size=size, distilled_share=distilled_share
-        )
-        _write(outcome.dataset, outcome.dropped, output)
+        sides = read_rows(originals), read_rows(distilled)
+        outcome = unite(sides[0].dataset, sides[1].dataset, size=size, distilled_share=distilled_share)
+        _write(outcome.dataset, sides[0].dropped | sides[1].dropped | outcome.dropped, output)
 
 
 def _embed(rows: Any, encoder: str | None, told: Callable[[str, int, int], None]) -> Any:
