@@ -27,8 +27,9 @@ from hf_lmmixup.chat_model import ChatModel, ChatRequest
 from hf_lmmixup.dispatch import Answers, TooManyRejects, ask_all
 from hf_lmmixup.journal import Journal, digest
 from hf_lmmixup.rating_prompt import FOUR_AXES, REPEAT_NOTE, Rubric
-from hf_lmmixup.records import HIGH_SCORE, RATED, RATING_AXES, Outcome, TaskType, pair_text
+from hf_lmmixup.records import HIGH_SCORE, RATED, RATING_AXES, Outcome, TaskType, pair_text, row_id
 from hf_lmmixup.score_health import ScoreHealth, score_health
+from hf_lmmixup.tables import text_pairs
 
 
 if TYPE_CHECKING:  # both load more than a rating by chat model needs
@@ -66,7 +67,7 @@ def rate(
     settings, and gives the result of an undisturbed one.
 
     Args:
-        dataset: Rows with at least `id`, `prompt` and `completion`; equal ids are rated once.
+        dataset: Rows with at least `id`, `prompt` and `completion`; equal texts are rated once.
         chat_model: Who rates.
         directory: Where `ratings.journal` is kept; made if needed, used by one run at a time.
         task_type: What kind of text the rows are.
@@ -86,7 +87,7 @@ def rate(
         **chat_model.settings,
         **rubric.settings,
         "task_type": TaskType(task_type).value,
-        "input": digest(_ids(dataset)),
+        "input": digest(_keys(dataset)),
     }
     with Journal(Path(directory) / JOURNAL_FILE, settings) as journal:
         requests = _requests(dataset, rubric, task_type)
@@ -131,7 +132,8 @@ def rate_with_datastore(
         )
 
     def judgements() -> Iterator[Judgement]:
-        for _, texts in _texts(dataset):
+        for _, pairs in text_pairs(dataset, ROWS_AT_A_TIME):
+            texts = [pair_text(*pair) for pair in pairs]
             for expected in datastore.judge(texts, encoder, task_type):
                 known = np.isfinite(expected)
                 yield (None, _nearest(expected), None) if known else (None, None, "the datastore abstains")
@@ -199,7 +201,9 @@ def split_by_score(dataset: Dataset, threshold: int = HIGH_SCORE) -> tuple[Datas
 
 def health_of(rated: Dataset) -> ScoreHealth:
     """Whether the scores of rated rows can be trusted; see `score_health`."""
-    lengths = np.fromiter((len(text) for _, texts in _texts(rated) for text in texts), np.int64)
+    lengths = np.fromiter(
+        (len(pair_text(*pair)) for _, pairs in text_pairs(rated, ROWS_AT_A_TIME) for pair in pairs), np.int64
+    )
     return score_health(rated["score"][:], lengths)
 
 
@@ -213,27 +217,21 @@ def _warn(rated: Dataset) -> int:
     return health.unrated
 
 
-def _ids(dataset: Dataset) -> Iterator[str]:
-    for start in range(0, len(dataset), ROWS_AT_A_TIME):
-        yield from dataset[start : start + ROWS_AT_A_TIME]["id"]
-
-
-def _texts(dataset: Dataset) -> Iterator[tuple[list[str], list[str]]]:
-    """The ids and the texts of some rows at a time."""
-    for start in range(0, len(dataset), ROWS_AT_A_TIME):
-        rows = dataset[start : start + ROWS_AT_A_TIME]
-        yield rows["id"], [pair_text(*pair) for pair in zip(rows["prompt"], rows["completion"], strict=True)]
+def _keys(dataset: Dataset) -> Iterator[str]:
+    """Under which key each row is asked: the id that loading gives it. Other ids may stand for other texts."""
+    for _, pairs in text_pairs(dataset, ROWS_AT_A_TIME):
+        yield from (row_id(*pair) for pair in pairs)
 
 
 def _requests(dataset: Dataset, rubric: Rubric, task_type: TaskType | str) -> Iterator[ChatRequest]:
-    for ids, texts in _texts(dataset):
-        for identifier, text in zip(ids, texts, strict=True):
-            yield ChatRequest(identifier, rubric.messages(text, task_type), schema=rubric.schema)
+    for _, pairs in text_pairs(dataset, ROWS_AT_A_TIME):
+        for pair in pairs:
+            yield ChatRequest(row_id(*pair), rubric.messages(pair_text(*pair), task_type), schema=rubric.schema)
 
 
 def _judgements(dataset: Dataset, answers: Answers) -> Iterator[Judgement]:
-    for identifier in _ids(dataset):
-        answer, error = answers[identifier]
+    for key in _keys(dataset):
+        answer, error = answers[key]
         if answer is None:
             yield None, None, error
         else:

@@ -61,14 +61,24 @@ def read_rows(source: str | Path, *, limit: int | None = None) -> Outcome:
     if path.suffix == ".parquet" and path.is_file():
         try:
             schema = pq.read_schema(path)
+            schema = pa.schema([field.with_type(_plain(field.type)) for field in schema])
             if all(name in schema.names and pa.types.is_string(schema.field(name).type) for name in RECORD):
-                table = pq.read_table(path)
+                table = pq.read_table(path).cast(schema)
                 if not any(table.column(name).null_count for name in RECORD):
                     return Outcome(Dataset(table.slice(0, limit)))
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path} is not a Parquet file: {error}") from error
     written = _stage_lines(path, limit) if path.suffix == ".jsonl" else None
     return written or load_rows(source, limit=limit)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type that a stage writes, where pandas or Polars choose one for longer texts and lists."""
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return kind
 
 
 def _stage_lines(path: Path, limit: int | None) -> Outcome | None:

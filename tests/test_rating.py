@@ -92,6 +92,18 @@ def test_what_was_paid_for_is_not_asked_again(tmp_path):
     assert list(once.dataset) == list(again.dataset)
 
 
+def test_ids_from_elsewhere_may_stand_for_other_texts(tmp_path):
+    rater = Rater(by_number)
+    known = rows("text 9", "text 4").map(lambda row, place: {"id": f"x{place}"}, with_indices=True)
+    changed = known.map(lambda row, place: {"completion": f"text {4 + 5 * place}"}, with_indices=True)
+    doubled = known.map(lambda row: {"id": "x0"})
+    for number, (dataset, scores) in enumerate([(known, [5, 0]), (changed, [0, 5]), (doubled, [5, 0])]):
+        rated = rate(dataset, rater, tmp_path / str(number)).dataset
+        assert rated["score"][:] == scores and rated["id"][:] == dataset["id"][:]
+    with pytest.raises(ValueError, match="input"):
+        rate(changed, rater, tmp_path / "0")
+
+
 def test_equal_rows_are_rated_once_and_all_get_the_rating(tmp_path):
     dataset = rows("a 5", "b 7").select([0, 1, 0, 0])
     rater = Rater(by_number)

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from borrowed_tools import raw_rows
+from datasets import Dataset
 from hashing_encoder import HashingEncoder
 from test_modes import write_rows
 from typer.testing import CliRunner
@@ -122,6 +123,17 @@ def test_json_lines_of_strangers_are_raw_rows(tmp_path, row):
     for rows in ([STAGED, row], [row, STAGED]):
         found = read_rows(write_rows(tmp_path / "pile.jsonl", rows)).dataset
         assert found.features == LOADED and sorted(found["prompt"][:]) == ["p", "q"]
+
+
+@pytest.mark.parametrize("wide", [pa.large_string(), pa.string_view()])
+def test_parquet_that_pandas_or_polars_wrote_keeps_its_columns(tmp_path, wide):
+    row = {"id": "a", "prompt": "p", "completion": "c", "source_ids": ["x", "y"], "score": 3}
+    plain = pa.Table.from_pylist([row])
+    types = {**dict.fromkeys(("id", "prompt", "completion"), wide), "source_ids": pa.large_list(pa.large_string())}
+    schema = pa.schema([(name, types.get(name, plain.schema.field(name).type)) for name in row])
+    pq.write_table(plain.cast(schema), tmp_path / "rows.parquet")
+    found = read_rows(tmp_path / "rows.parquet").dataset
+    assert found.to_list() == [row] and found.features == Dataset(plain).features
 
 
 @pytest.mark.parametrize("batch", [1, 2, 10])
