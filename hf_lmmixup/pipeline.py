@@ -36,6 +36,7 @@ from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, read_json,
 from hf_lmmixup.selection import long_tail_scores
 from hf_lmmixup.stages import Progress, Stages, free_memory, plain_memory
 from hf_lmmixup.tables import rows_at, table_of, with_columns
+from hf_lmmixup.transport import check_url
 from hf_lmmixup.vectors import encoded
 
 
@@ -85,9 +86,12 @@ def run(
 
     Raises:
         FileNotFoundError: If the input or a file named by the recipe does not exist.
-        ValueError: If the input holds no usable row, or the directory belongs to another run.
+        ValueError: If the input holds no usable row, the endpoint has no address that data may go to, or the directory
+            belongs to another run.
         RuntimeError: If another process works in the directory, or a training fails.
     """
+    if recipe.distiller.endpoint is not None:
+        check_url(recipe.distiller.endpoint, allow_http=recipe.distiller.allow_http)
     directory = RunDirectory(recipe.output)
     earlier = None if update is None else EarlierRun(Path(update), recipe.settings())
     with directory.locked(), plain_memory():

@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "hf_lmmixup"
 LAYERS = [
     (
         "words and numbers",
-        "records process_environment",
+        "records process_environment bounds",
     ),
     (
         "pure functions",

@@ -218,6 +218,14 @@ def test_bad_distiller_is_named(tmp_path, distiller, message):
         load_recipe(tmp_path / "r.yaml")
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:8000/v1", "http://example.com/v1"])
+def test_a_run_with_an_impossible_endpoint_claims_no_directory(tmp_path, address):
+    wrong = DistillerRecipe(mode="training-free", model="copying", endpoint=address)
+    with pytest.raises(ValueError, match="must look like https|unencrypted"):
+        run(recipe(tmp_path, distiller=wrong), tools=tools())
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluations_are_a_list_of_texts(tmp_path):
     (tmp_path / "r.yaml").write_text("name: x\ndecontaminate: {evaluations: gsm8k.jsonl}\n")
     with pytest.raises(ValueError, match=r"must be a list of texts"):
