@@ -174,7 +174,8 @@ class SelectRecipe:
 
     Attributes:
         min_score: Smallest score of a distilled row.
-        fallback_share: Where no distilled row reaches `min_score`, this share of them is kept, best first.
+        fallback_share: Where no distilled row reaches `min_score`, this share of them is kept, best first and at least
+            one; 0 keeps none.
         size: Most rows in all; `null` for no limit.
         distilled_share: Wanted share of distilled rows; `null` takes all of both sides.
     """

@@ -87,7 +87,8 @@ def choose(
         options: Thresholds and sizes.
 
     Returns:
-        The choice. Where no distilled row reaches the minimum, the best share of them is kept and a note says so.
+        The choice. Where no distilled row reaches the minimum, the best share of them is kept, at least one row unless
+        the share is 0, and a note says so.
     """
     notes = []
     candidates, distilled = (
@@ -99,12 +100,12 @@ def choose(
     )
     ranked = select(distilled, min_score=options.min_score)
     if not len(ranked.dataset) and len(distilled):
-        size = max(1, round(options.fallback_share * len(distilled)))
-        ranked = select(distilled, min_score=None, size=size)
-        notes.append(
-            f"No distilled row scored {options.min_score} or more; the best {len(ranked.dataset)} of {len(distilled)} "
-            "were kept by score instead."
-        )
+        size = max(1, round(options.fallback_share * len(distilled))) if options.fallback_share else 0
+        best = select(distilled, min_score=None, size=size)
+        # Those that the fallback leaves out are out for their score, not for a size.
+        ranked = Outcome(best.dataset, {row: ranked.dropped[row] for row in best.dropped})
+        kept = f"the best {size} of {len(distilled)} were kept by score instead" if size else "none was kept"
+        notes.append(f"No distilled row scored {options.min_score} or more; {kept}.")
     merged = merge(candidates, ranked.dataset, size=options.size, distilled_share=options.distilled_share)
     return Chosen(originals["id"][:], Outcome(merged.dataset, ranked.dropped | merged.dropped), notes)
 

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from borrowed_tools import CopyingWriter, raw_rows, tools
+from borrowed_tools import CopyingWriter, judge, raw_rows, tools
 from datasets import Dataset
 
 from hf_lmmixup import results
@@ -24,9 +25,10 @@ from hf_lmmixup.recipe import (
     DistillerRecipe,
     FaithfulnessRecipe,
     Recipe,
+    SelectRecipe,
     load_recipe,
 )
-from hf_lmmixup.records import MERGED, row_id
+from hf_lmmixup.records import MERGED, RATED, Outcome, row_id
 from hf_lmmixup.run_directory import read_arrow
 
 
@@ -126,6 +128,33 @@ def test_made_up_facts_are_dropped_and_accounted_for(tmp_path):
     reason = "distilled row not in the dataset: faithfulness: facts that no source supports"
     assert finished.ledger["dropped"][reason] == 24
     assert finished.ledger["merged"] == 0
+
+
+def stern(rows: Dataset) -> Outcome:
+    """Nothing that was distilled is any good."""
+    judged = judge(rows).dataset
+    if "sources" in rows.column_names:
+        judged = judged.remove_columns("score").add_column("score", [1] * len(rows), feature=RATED["score"])
+    return Outcome(judged)
+
+
+FALLBACKS = [  # share, distilled rows kept of those written, what the note says
+    (0.0, 0, "No distilled row scored 4 or more; none was kept."),
+    (0.01, 1, "the best 1 of"),
+    (0.5, 0.5, "were kept by score instead."),
+]
+
+
+@pytest.mark.parametrize(("share", "kept", "note"), FALLBACKS)
+def test_fallback_where_no_distilled_row_is_good_enough(tmp_path, share, kept, note):
+    options = SelectRecipe(fallback_share=share)
+    ledger = run(recipe(tmp_path, distiller=TRAINING_FREE, select=options), tools=replace(tools(), judge=stern)).ledger
+    written = len(read_arrow(tmp_path / "run/stages/8_rate_again/rows.arrow"))
+    assert ledger["distilled_rows"] == (kept if isinstance(kept, int) else round(kept * written))
+    assert note in ledger["notes"][0]
+    below = ledger["dropped"]["distilled row not in the dataset: select: score below the minimum"]
+    assert below == 24 - ledger["merged"]
+    assert not [reason for reason in ledger["dropped"] if "size" in reason]
 
 
 def test_recited_evaluation_texts_are_dropped(tmp_path):
