@@ -22,6 +22,7 @@ from hf_lmmixup.ledger import KEPT
 from hf_lmmixup.run_directory import (
     ATTEMPTS,
     DROPPED,
+    LOAD,
     ROWS,
     STAGES,
     read_arrow,
@@ -33,6 +34,9 @@ from hf_lmmixup.stages import readable
 
 
 EXCERPT = 200
+
+SHOWN = 5
+"""Ids and sources that a message names."""
 
 
 @dataclass(frozen=True)
@@ -153,19 +157,12 @@ def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Itera
 
     Raises:
         FileNotFoundError: If the directory holds no finished run.
-        ValueError: If the run knows none of the rows, or the folder exists.
+        ValueError: If the run has read no row of one of the ids or sources, or the folder exists.
     """
     _check(run)
     if output.exists():
         raise ValueError(f"{output} exists. Name another folder.")
-    loaded = read_arrow(run / STAGES / "1_load" / ROWS)
-    named = pc.or_(
-        pc.is_in(loaded["id"], pa.array(list(ids), pa.string())),
-        pc.is_in(loaded["source"], pa.array(list(sources), pa.string())),
-    )
-    gone = set(loaded["id"].filter(named).to_pylist())
-    if not gone:
-        raise ValueError(f"{run} has read none of these rows. Ids and sources stand in {STAGES}/1_load/{ROWS}.")
+    gone = _raw_rows(run, {"id": list(dict.fromkeys(ids)), "source": list(dict.fromkeys(sources))})
     dropped: dict[str, list[str]] = {}
     orphans: set[str] = set()
     left = 0
@@ -187,6 +184,36 @@ def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Itera
         write_json(partial / "withdrawn.json", vars(done))
         (partial / "README.md").write_text(_card(run, done), encoding="utf-8")
     return done
+
+
+def _raw_rows(run: Path, named: dict[str, list[str]]) -> set[str]:
+    """Ids of the raw rows that have one of the values in a column; every value must be one of a row.
+
+    Raises:
+        ValueError: If one is not; a request to delete must not go unnoticed for a slip of the pen.
+    """
+    loaded = read_arrow(run / STAGES / LOAD / ROWS)
+    gone: set[str] = set()
+    unknown = []
+    for column, values in named.items():
+        wanted = pa.array(values, pa.string())
+        gone.update(loaded["id"].filter(pc.is_in(loaded[column], wanted)).to_pylist())
+        absent = wanted.filter(pc.invert(pc.is_in(wanted, loaded[column]))).to_pylist()
+        if absent:
+            more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+            unknown.append(f"{len(absent)} by {column}: {', '.join(map(repr, absent[:SHOWN]))}{more}")
+    if unknown or not gone:
+        told = "".join(f" ({one})" for one in unknown)
+        places = f"Ids and sources stand in {STAGES}/{LOAD}/{ROWS}."
+        raise ValueError(f"{run} has read none of these rows{told}. {places}{_distilled(run, named['id'])}")
+    return gone
+
+
+def _distilled(run: Path, identifiers: list[str]) -> str:
+    """What to withdraw instead of distilled rows; nothing if none of the rows is one."""
+    found = _stage(run, "7_distil", "id", *identifiers)
+    rows = [f"{row['id']!r} is distilled from {', '.join(map(repr, row['sources']))}" for row in found[:SHOWN]]
+    return f" Raw rows are withdrawn: {'; '.join(rows)}." if rows else ""
 
 
 def _card(run: Path, done: Withdrawn) -> str:

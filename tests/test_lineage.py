@@ -78,6 +78,32 @@ def test_withdrawn_rows_take_along_what_was_made_of_them(finished, tmp_path):
     assert "3 raw rows were withdrawn" in (tmp_path / "new/README.md").read_text()
 
 
+UNKNOWN = [  # ids, sources, words of the message
+    ([3, "nosuchid"], [], r"none of these rows \(1 by id: 'nosuchid'\)\. Ids and sources stand in stages/1_load/"),
+    ([3], ["forum", "srcX"], r"none of these rows \(1 by source: 'srcX'\)"),
+    (["a"], ["b"], r"\(1 by id: 'a'\) \(1 by source: 'b'\)"),
+    ([3, *"abcdefg"], [], r"7 by id: 'a', 'b', 'c', 'd', 'e' and 2 more\)"),
+    ([], [], "none of these rows"),
+]
+
+
+@pytest.mark.parametrize(("ids", "sources", "message"), UNKNOWN)
+def test_nothing_is_withdrawn_where_one_is_unknown(finished, tmp_path, ids, sources, message):
+    known = [identifier(one) if isinstance(one, int) else one for one in ids]
+    with pytest.raises(ValueError, match=message):
+        withdraw(finished, tmp_path / "new", ids=known, sources=sources)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_distilled_row_is_withdrawn_by_its_sources(finished, tmp_path):
+    rows = pq.read_table(finished / "dataset/data").to_pylist()
+    row = next(row for row in rows if row["origin"] == "distilled")
+    sources = ", ".join(map(repr, row["sources"]))
+    with pytest.raises(ValueError, match=f"Raw rows are withdrawn: '{row['id']}' is distilled from {sources}."):
+        withdraw(finished, tmp_path / "new", ids=[row["id"], identifier(3)])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_commands(finished, tmp_path):
     assert "score 1" in lmmixup("explain", identifier(3), "--run", finished)
     assert "knows no row 'nobody'" in lmmixup("explain", "nobody", "--run", finished, code=1)
