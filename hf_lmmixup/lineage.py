@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from hf_lmmixup.cards import render_dataset_card
 from hf_lmmixup.ledger import DROPPED as IS_DROPPED
-from hf_lmmixup.ledger import KEPT
+from hf_lmmixup.ledger import KEPT, Ledger
+from hf_lmmixup.results import LOST, dataset_facts
 from hf_lmmixup.run_directory import (
     ATTEMPTS,
     DROPPED,
@@ -37,6 +38,9 @@ EXCERPT = 200
 
 SHOWN = 5
 """Ids and sources that a message names."""
+
+WITHDRAWN = "withdraw: withdrawn"
+ORPHANED = f"{LOST}withdraw: another of its sources is withdrawn"
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Itera
     gone = _raw_rows(run, {"id": list(dict.fromkeys(ids)), "source": list(dict.fromkeys(sources))})
     dropped: dict[str, list[str]] = {}
     orphans: set[str] = set()
-    left = 0
+    parts = []
     with whole_folder(output) as partial:
         (partial / "data").mkdir()
         for shard in _shards(run):
@@ -178,11 +182,12 @@ def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Itera
                     dropped[identifier] = lost
                     orphans.update(set(behind) - gone)
             table = table.filter(pa.array(kept, pa.bool_()))
-            left += len(table)
+            parts.append(table.select(["origin", "score"]))
             pq.write_table(table, partial / "data" / shard.name)
-        done = Withdrawn(sorted(gone), dropped, sorted(orphans), left)
+        left = pa.concat_tables(parts)
+        done = Withdrawn(sorted(gone), dropped, sorted(orphans), len(left))
         write_json(partial / "withdrawn.json", vars(done))
-        (partial / "README.md").write_text(_card(run, done), encoding="utf-8")
+        (partial / "README.md").write_text(_card(run, done, left), encoding="utf-8")
     return done
 
 
@@ -216,11 +221,14 @@ def _distilled(run: Path, identifiers: list[str]) -> str:
     return f" Raw rows are withdrawn: {'; '.join(rows)}." if rows else ""
 
 
-def _card(run: Path, done: Withdrawn) -> str:
+def _card(run: Path, done: Withdrawn, left: pa.Table) -> str:
+    """The card of the rows that are left, with the run's books as they are now."""
     facts = read_json(run / "facts.json")
     note = f"{len(done.withdrawn)} raw rows were withdrawn, and with them {len(done.dropped)} rows of the dataset."
-    ledger = facts["ledger"] | {"notes": [*facts["ledger"]["notes"], note]}
-    return render_dataset_card(facts | {"ledger": ledger, "rows": facts["rows"] | {"out": done.left}})
+    notes = [*facts["ledger"]["notes"], note]
+    books = Ledger(facts["ledger"]["rows_in"], pq.read_table(run / "rows.parquet"), notes)
+    reasons = dict.fromkeys(done.orphans, ORPHANED) | dict.fromkeys(done.withdrawn, WITHDRAWN)
+    return render_dataset_card(facts | dataset_facts(left, books.without(reasons).summary(), facts["scores"]))
 
 
 def _check(run: Path) -> None:

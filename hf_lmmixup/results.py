@@ -190,23 +190,18 @@ def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> 
     """What card and report are rendered from, as plain data."""
     numbers = table_of(results.clustered.columns("cluster_id"))["cluster_id"].drop_null()
     sizes = pc.value_counts(numbers).field("counts")
-    origins = table_of(results.merged)["origin"].to_pylist()
     return {
         "name": recipe.name,
         "recipe": recipe.settings(),
         "versions": results.versions,
-        "ledger": summary,
-        "rows": {
-            "in": summary["rows_in"],
-            "out": len(results.merged),
-            "original": origins.count("original"),
-            "distilled": origins.count("distilled"),
-        },
-        "scores": {
-            "before": _counts(table_of(results.rated)["score"]),
-            "distilled": _counts(table_of(results.rescored)["score"]),
-            "after": _counts(table_of(results.merged)["score"]),
-        },
+        **dataset_facts(
+            table_of(results.merged),
+            summary,
+            {
+                "before": _counts(table_of(results.rated)["score"]),
+                "distilled": _counts(table_of(results.rescored)["score"]),
+            },
+        ),
         "cluster_sizes": _counts(sizes),
         "held_out": results.held_out,
         "histories": results.histories,
@@ -214,6 +209,27 @@ def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> 
         "examples": _examples(results),
         "map": results.points,
         "transitions": results.transitions,
+    }
+
+
+def dataset_facts(merged: pa.Table, summary: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
+    """The facts that depend on which rows are in the dataset.
+
+    Args:
+        merged: Its rows, with `origin` and `score`.
+        summary: The books' counts.
+        scores: How often each score occurs before the choice.
+    """
+    origins = _counts(merged["origin"])
+    return {
+        "ledger": summary,
+        "rows": {
+            "in": summary["rows_in"],
+            "out": len(merged),
+            "original": origins.get("original", 0),
+            "distilled": origins.get("distilled", 0),
+        },
+        "scores": scores | {"after": _counts(merged["score"])},
     }
 
 

@@ -47,7 +47,7 @@ LAYERS = [
     (
         "the job",
         "distiller held_out evaluation systems data_arms downstream comparison vectors stages writers "
-        "earlier_run preparation ray_engine planning distilling lineage results pipeline",
+        "earlier_run preparation ray_engine planning distilling results lineage pipeline",
     ),
     (
         "the command",
