@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,6 +246,33 @@ def test_bad_distiller_is_named(tmp_path, distiller, message):
     (tmp_path / "r.yaml").write_text(f"name: x\ndistiller: {{{distiller}}}\n")
     with pytest.raises(ValueError, match=message):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_changed_folder_or_evaluation_set_is_another_run(tmp_path):
+    rows, pile = Dataset.from_list(list(ROWS)), tmp_path / "pile"
+    rows.save_to_disk(str(pile))
+    mine = recipe(tmp_path, input=str(pile))
+    assert run(mine, tools=tools()).worked
+    assert not run(mine, tools=tools()).worked
+    write_rows(tmp_path / "gsm8k.jsonl", [{"question": "Who sold clips to half of her many friends?"}])
+    with pytest.raises(ValueError, match=r"holds a run with evaluations\..*gsm8k\.jsonl\.bytes="):
+        run(mine, tools=tools())
+    Path(tmp_path / "gsm8k.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="No evaluation set at"):
+        run(mine, tools=tools())
+    mine = recipe(tmp_path, input=str(pile))
+    rows.select(range(20)).save_to_disk(str(tmp_path / "other"))
+    shutil.rmtree(pile)
+    (tmp_path / "other").rename(pile)
+    with pytest.raises(ValueError, match=r"holds a run with input\.bytes="):
+        run(mine, tools=tools())
+
+
+def test_a_run_with_a_missing_evaluation_set_claims_no_directory(tmp_path):
+    missing = recipe(tmp_path, decontaminate=DecontaminateRecipe([str(tmp_path / "nowhere.jsonl")]))
+    with pytest.raises(FileNotFoundError, match="No evaluation set at"):
+        run(missing, tools=tools())
+    assert not (tmp_path / "run/manifest.json").exists()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8000/v1", "http://example.com/v1"])
