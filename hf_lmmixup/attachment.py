@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import numpy as np
 from datasets import Dataset
 
+from hf_lmmixup.bounds import CLUSTER, check
 from hf_lmmixup.clustering import (
     MIN_SIMILARITY,
     NEIGHBORS,
-    SINGLETONS,
     Sizes,
     check_rows,
     group,
@@ -63,8 +63,7 @@ def attach(
     Raises:
         ValueError: If an argument is out of range, ids repeat, or embeddings and rows do not match.
     """
-    if singletons not in SINGLETONS:
-        raise ValueError(f"Unknown singletons={singletons!r}. Expected one of {list(SINGLETONS)}.")
+    check(CLUSTER, {"singletons": singletons, "min_similarity": min_similarity})
     sizes = Sizes(min_size, max_size, mean_size, std_size)
     ids = dataset["id"][:]
     check_rows(ids, embeddings, graph)

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from hf_lmmixup.bounds import CLUSTER, check, check_sizes
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import Outcome, row_seed
 from hf_lmmixup.tables import rows_at, with_columns
@@ -39,9 +40,6 @@ BLOCK = 16_384
 DENSITY_NEIGHBORS = 4
 """Neighbours whose similarity says how dense a row's surroundings are: the other members of a cluster of five."""
 
-SINGLETONS = ("keep", "edit", "drop")
-"""What happens to rows that belong to no cluster: pass on without a cluster, be a cluster of one, be dropped."""
-
 NO_CLUSTER = "cluster: no related rows"
 """Reason of a dropped singleton."""
 
@@ -54,7 +52,7 @@ class Sizes:
     """The wanted sizes of clusters: a normal distribution, rounded and clipped.
 
     Raises:
-        ValueError: If the bounds are not ordered, or the mean lies outside of them.
+        ValueError: If the bounds are not ordered, the mean lies outside of them, or the deviation is negative.
     """
 
     min_size: int = 2
@@ -63,17 +61,8 @@ class Sizes:
     std_size: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_size <= self.max_size:
-            raise ValueError(
-                f"min_size={self.min_size}, max_size={self.max_size}. Expected 1 <= min_size <= max_size."
-            )
-        if not self.min_size <= self.mean_size <= self.max_size:
-            raise ValueError(
-                f"mean_size={self.mean_size} lies outside of [{self.min_size}, {self.max_size}]. "
-                "Move the mean between the bounds, or the bounds around the mean."
-            )
-        if self.std_size < 0:
-            raise ValueError(f"std_size={self.std_size} is negative. Expected 0 or more.")
+        check_sizes(self.min_size, self.max_size, self.mean_size)
+        check(CLUSTER, {"std_size": self.std_size})
 
     def capacities(self, ids: list[str], seed: int) -> np.ndarray:
         """One capacity per row (n,), drawn from the seed and the row's id alone, so that no other row can move it."""
@@ -120,8 +109,7 @@ def cluster(
     Raises:
         ValueError: If an argument is out of range, ids repeat, or embeddings and rows do not match.
     """
-    if singletons not in SINGLETONS:
-        raise ValueError(f"Unknown singletons={singletons!r}. Expected one of {list(SINGLETONS)}.")
+    check(CLUSTER, {"singletons": singletons, "min_similarity": min_similarity})
     sizes = Sizes(min_size, max_size, mean_size, std_size)
     ids = dataset["id"][:]
     check_rows(ids, embeddings, graph)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
+from hf_lmmixup.bounds import DECONTAMINATE, check
 from hf_lmmixup.neighbors import top_k
 from hf_lmmixup.records import Outcome, pair_text
 from hf_lmmixup.tables import without
@@ -99,8 +100,7 @@ def decontaminate(
     Raises:
         ValueError: If a threshold is not in (0, 1], or embeddings are missing or do not match.
     """
-    if not 0 < min_similarity <= 1:
-        raise ValueError(f"min_similarity={min_similarity} is not in (0, 1].")
+    check(DECONTAMINATE, {"min_similarity": min_similarity})
     contacts = ngram_contacts(dataset, evaluations, min_overlap=min_overlap)
     if embeddings is not None or evaluation_embeddings is not None:
         if embeddings is None or evaluation_embeddings is None:
@@ -119,8 +119,7 @@ def ngram_contacts(
     Raises:
         ValueError: If `min_overlap` is not in (0, 1].
     """
-    if not 0 < min_overlap <= 1:
-        raise ValueError(f"min_overlap={min_overlap} is not in (0, 1].")
+    check(DECONTAMINATE, {"min_overlap": min_overlap})
     places = [(name, index) for name, texts in evaluations.items() for index in range(len(texts))]
     index = _NgramIndex([evaluations[name][number] for name, number in places])
     contacts = {}

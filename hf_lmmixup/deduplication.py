@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from hf_lmmixup.bounds import DEDUPLICATE, check
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph
 from hf_lmmixup.records import Outcome, row_id
@@ -60,7 +61,7 @@ def deduplicate(
         The rows that stay, in their order, and for every other row which row stands for it.
 
     Raises:
-        ValueError: If ids repeat, or rows, embeddings and graph do not match.
+        ValueError: If the limit is no cosine, ids repeat, or rows, embeddings and graph do not match.
     """
     dropped = find_duplicates(dataset, embeddings, max_similarity=max_similarity, graph=graph)
     return Outcome(without(dataset, dropped), dropped)
@@ -74,6 +75,7 @@ def find_duplicates(
     graph: NeighborGraph | None = None,
 ) -> dict[str, str]:
     """The rows that `deduplicate` drops, with the reasons; arguments and errors as there."""
+    check(DEDUPLICATE, {"max_similarity": max_similarity})
     ids = table_of(dataset)["id"].cast(pa.string())
     _check(ids, embeddings, graph)
     order = best_first(dataset, *(["score"] if "score" in dataset.column_names else []))

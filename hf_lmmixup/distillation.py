@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 from datasets import Dataset
 
+from hf_lmmixup.bounds import DISTILLER, check
 from hf_lmmixup.distilled_rows import (
     Distilled,
     DistilledOutcome,
@@ -119,8 +120,7 @@ def distill(
     """
     if max_prompt_tokens is not None and count_tokens is None:
         raise ValueError(f"max_prompt_tokens={max_prompt_tokens} needs count_tokens to measure prompts with.")
-    if attempts < 1:
-        raise ValueError(f"attempts={attempts} must be at least 1.")
+    check(DISTILLER, {"attempts": attempts})
     task_type = TaskType(task_type)
     dropped: dict[str, str] = {}
     completions = [completions_of(())]

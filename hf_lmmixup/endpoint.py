@@ -24,6 +24,7 @@ from concurrent.futures import wait as wait_for
 from threading import Event
 from typing import Any
 
+from hf_lmmixup.bounds import COUNT
 from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped, Stop
 from hf_lmmixup.pacing import NAP, Pacing, retry_after, steady
 from hf_lmmixup.secrecy import SHORTEST_SECRET, environment_secrets, without_secrets
@@ -85,11 +86,10 @@ class EndpointModel:
         allow_http: bool = False,
         backoff: float = 0.5,
     ) -> None:
-        if concurrency < 1 or not timeout > 0:
+        if not COUNT.admits(concurrency) or not timeout > 0:
             raise ValueError(f"concurrency={concurrency} must be at least 1 and timeout={timeout} above 0.")
         self.name, self.base_url = model, check_url(base_url, allow_http=allow_http)
-        self.concurrency, self.timeout, self.backoff = concurrency, timeout, backoff
-        self.key_variable = key_variable
+        self.concurrency, self.timeout, self.backoff, self.key_variable = concurrency, timeout, backoff, key_variable
         sampling = {"temperature": temperature, "max_tokens": max_tokens}
         self.body: dict[str, Any] = {
             "model": model,

@@ -20,6 +20,8 @@ from hf_lmmixup.loading import ROLES
 COLUMNS = ("question", "prompt", "problem", "instruction", "query", "text", "messages", "conversations")
 """Where the text of an evaluation row may stand, as a string or as turns; the first that a row has is taken."""
 
+JSON, PARQUET = (".jsonl", ".json", ".ndjson"), ".parquet"
+
 
 def read_evaluations(names: Sequence[str]) -> dict[str, list[str]]:
     """Read evaluation sets.
@@ -46,6 +48,18 @@ def read_evaluations(names: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+def local_evaluations(names: Sequence[str]) -> list[str]:
+    """Those of the evaluation sets that are files and folders of this machine.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+    """
+    for name in names:
+        if Path(name).suffix in (*JSON, PARQUET) and not Path(name).is_file():
+            raise FileNotFoundError(f"No evaluation set at {name}.")
+    return [name for name in names if Path(name).exists()]
+
+
 def _texts(row: Any) -> list[str]:
     """What a model is asked in one row: a text, or the user turns of a conversation."""
     if isinstance(row, Reject):
@@ -62,9 +76,9 @@ def _texts(row: Any) -> list[str]:
 
 def _rows(source: str) -> Iterable[Any]:
     path = Path(source)
-    if path.suffix in (".jsonl", ".json", ".ndjson"):
+    if path.suffix in JSON:
         return (row for _, row in read_json(path))
-    if path.suffix == ".parquet":
+    if path.suffix == PARQUET:
         return _parquet(path)
     return _hub(source)
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
+from hf_lmmixup.bounds import FAITHFULNESS, check
 from hf_lmmixup.distilled_rows import source_text
 from hf_lmmixup.facts import coverage, novel_facts, novelty
 from hf_lmmixup.records import Outcome, TaskType
@@ -65,9 +66,7 @@ def check_faithfulness(
     Raises:
         ValueError: If a bound lies outside [0, 1].
     """
-    for name, bound in (("max_novelty", max_novelty), ("min_coverage", min_coverage)):
-        if bound is not None and not 0 <= bound <= 1:
-            raise ValueError(f"{name}={bound} must lie between 0 and 1, or be None.")
+    check(FAITHFULNESS, {"max_novelty": max_novelty, "min_coverage": min_coverage})
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     kept: list[int] = []
     dropped: dict[str, str] = {}

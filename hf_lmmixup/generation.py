@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.batch_state import BatchState
+from hf_lmmixup.bounds import LOCAL_MODEL, check
 from hf_lmmixup.prompts import ANSWER_CLOSE
 from hf_lmmixup.token_choice import gumbel_noise, without_repeats
 
@@ -117,9 +118,8 @@ class LocalGenerator:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
             raise ImportError('Writing with a local model needs torch: pip install "hf-lmmixup[train]".') from error
-        if batch_size < 1 or max_new_tokens < 1 or not temperature > 0 or no_repeat_ngram_size < 0:
-            given = f"batch_size={batch_size}, max_new_tokens={max_new_tokens}, temperature={temperature}"
-            raise ValueError(f"{given}: the first two must be at least 1, the last one above 0; no size below 0.")
+        check(LOCAL_MODEL, {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "temperature": temperature})
+        check(LOCAL_MODEL, {"no_repeat_ngram_size": no_repeat_ngram_size})
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or ("float32" if self.device == "cpu" else "bfloat16")
         if dtype not in TIE_MARGIN:

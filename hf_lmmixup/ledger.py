@@ -79,6 +79,13 @@ class Ledger:
             raise UnbalancedLedger(f"Row {row} is in {len(found)} states: {found}.")
         self.entries = both
 
+    def without(self, reasons: Mapping[str, str]) -> "Ledger":
+        """The books after rows have left, whatever state they were in: row id or place -> reason."""
+        is_left = pc.invert(pc.is_in(self.entries["id"], pa.array(list(reasons), pa.string())))
+        books = Ledger(self.rows_in, self.entries.filter(is_left), list(self.notes))
+        books.drop(reasons)
+        return books
+
     def summary(self) -> dict[str, Any]:
         """Counts by state, and by reason for dropped rows.
 

@@ -18,10 +18,12 @@ import pyarrow.parquet as pq
 
 from hf_lmmixup.cards import render_dataset_card
 from hf_lmmixup.ledger import DROPPED as IS_DROPPED
-from hf_lmmixup.ledger import KEPT
+from hf_lmmixup.ledger import KEPT, Ledger
+from hf_lmmixup.results import LOST, dataset_facts
 from hf_lmmixup.run_directory import (
     ATTEMPTS,
     DROPPED,
+    LOAD,
     ROWS,
     STAGES,
     read_arrow,
@@ -33,6 +35,12 @@ from hf_lmmixup.stages import readable
 
 
 EXCERPT = 200
+
+SHOWN = 5
+"""Ids and sources that a message names."""
+
+WITHDRAWN = "withdraw: withdrawn"
+ORPHANED = f"{LOST}withdraw: another of its sources is withdrawn"
 
 
 @dataclass(frozen=True)
@@ -153,22 +161,15 @@ def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Itera
 
     Raises:
         FileNotFoundError: If the directory holds no finished run.
-        ValueError: If the run knows none of the rows, or the folder exists.
+        ValueError: If the run has read no row of one of the ids or sources, or the folder exists.
     """
     _check(run)
     if output.exists():
         raise ValueError(f"{output} exists. Name another folder.")
-    loaded = read_arrow(run / STAGES / "1_load" / ROWS)
-    named = pc.or_(
-        pc.is_in(loaded["id"], pa.array(list(ids), pa.string())),
-        pc.is_in(loaded["source"], pa.array(list(sources), pa.string())),
-    )
-    gone = set(loaded["id"].filter(named).to_pylist())
-    if not gone:
-        raise ValueError(f"{run} has read none of these rows. Ids and sources stand in {STAGES}/1_load/{ROWS}.")
+    gone = _raw_rows(run, {"id": list(dict.fromkeys(ids)), "source": list(dict.fromkeys(sources))})
     dropped: dict[str, list[str]] = {}
     orphans: set[str] = set()
-    left = 0
+    parts = []
     with whole_folder(output) as partial:
         (partial / "data").mkdir()
         for shard in _shards(run):
@@ -181,19 +182,53 @@ def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Itera
                     dropped[identifier] = lost
                     orphans.update(set(behind) - gone)
             table = table.filter(pa.array(kept, pa.bool_()))
-            left += len(table)
+            parts.append(table.select(["origin", "score"]))
             pq.write_table(table, partial / "data" / shard.name)
-        done = Withdrawn(sorted(gone), dropped, sorted(orphans), left)
+        left = pa.concat_tables(parts)
+        done = Withdrawn(sorted(gone), dropped, sorted(orphans), len(left))
         write_json(partial / "withdrawn.json", vars(done))
-        (partial / "README.md").write_text(_card(run, done), encoding="utf-8")
+        (partial / "README.md").write_text(_card(run, done, left), encoding="utf-8")
     return done
 
 
-def _card(run: Path, done: Withdrawn) -> str:
+def _raw_rows(run: Path, named: dict[str, list[str]]) -> set[str]:
+    """Ids of the raw rows that have one of the values in a column; every value must be one of a row.
+
+    Raises:
+        ValueError: If one is not; a request to delete must not go unnoticed for a slip of the pen.
+    """
+    loaded = read_arrow(run / STAGES / LOAD / ROWS)
+    gone: set[str] = set()
+    unknown = []
+    for column, values in named.items():
+        wanted = pa.array(values, pa.string())
+        gone.update(loaded["id"].filter(pc.is_in(loaded[column], wanted)).to_pylist())
+        absent = wanted.filter(pc.invert(pc.is_in(wanted, loaded[column]))).to_pylist()
+        if absent:
+            more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+            unknown.append(f"{len(absent)} by {column}: {', '.join(map(repr, absent[:SHOWN]))}{more}")
+    if unknown or not gone:
+        told = "".join(f" ({one})" for one in unknown)
+        places = f"Ids and sources stand in {STAGES}/{LOAD}/{ROWS}."
+        raise ValueError(f"{run} has read none of these rows{told}. {places}{_distilled(run, named['id'])}")
+    return gone
+
+
+def _distilled(run: Path, identifiers: list[str]) -> str:
+    """What to withdraw instead of distilled rows; nothing if none of the rows is one."""
+    found = _stage(run, "7_distil", "id", *identifiers)
+    rows = [f"{row['id']!r} is distilled from {', '.join(map(repr, row['sources']))}" for row in found[:SHOWN]]
+    return f" Raw rows are withdrawn: {'; '.join(rows)}." if rows else ""
+
+
+def _card(run: Path, done: Withdrawn, left: pa.Table) -> str:
+    """The card of the rows that are left, with the run's books as they are now."""
     facts = read_json(run / "facts.json")
     note = f"{len(done.withdrawn)} raw rows were withdrawn, and with them {len(done.dropped)} rows of the dataset."
-    ledger = facts["ledger"] | {"notes": [*facts["ledger"]["notes"], note]}
-    return render_dataset_card(facts | {"ledger": ledger, "rows": facts["rows"] | {"out": done.left}})
+    notes = [*facts["ledger"]["notes"], note]
+    books = Ledger(facts["ledger"]["rows_in"], pq.read_table(run / "rows.parquet"), notes)
+    reasons = dict.fromkeys(done.orphans, ORPHANED) | dict.fromkeys(done.withdrawn, WITHDRAWN)
+    return render_dataset_card(facts | dataset_facts(left, books.without(reasons).summary(), facts["scores"]))
 
 
 def _check(run: Path) -> None:

@@ -28,14 +28,17 @@ from datasets import Dataset
 from hf_lmmixup.datastore import ScoredDatastore
 from hf_lmmixup.distilling import JOURNAL, Distilling
 from hf_lmmixup.earlier_run import EarlierRun
+from hf_lmmixup.evaluation_sets import local_evaluations
+from hf_lmmixup.fingerprint import input_fingerprint
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.projection import map_points
 from hf_lmmixup.recipe import Recipe
 from hf_lmmixup.results import Chosen, Results, account, choose, write_report, write_results
-from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, read_json, write_json
+from hf_lmmixup.run_directory import RunDirectory, read_json, write_json
 from hf_lmmixup.selection import long_tail_scores
 from hf_lmmixup.stages import Progress, Stages, free_memory, plain_memory
 from hf_lmmixup.tables import rows_at, table_of, with_columns
+from hf_lmmixup.transport import check_url
 from hf_lmmixup.vectors import encoded
 
 
@@ -84,20 +87,33 @@ def run(
         The run directory and its books.
 
     Raises:
-        FileNotFoundError: If the input or a file named by the recipe does not exist.
-        ValueError: If the input holds no usable row, or the directory belongs to another run.
+        FileNotFoundError: If the input, an evaluation set or a file named by the recipe does not exist.
+        ValueError: If the input holds no usable row, the endpoint has no address that data may go to, or the directory
+            belongs to another run.
         RuntimeError: If another process works in the directory, or a training fails.
     """
+    if recipe.distiller.endpoint is not None:
+        check_url(recipe.distiller.endpoint, allow_http=recipe.distiller.allow_http)
     directory = RunDirectory(recipe.output)
     earlier = None if update is None else EarlierRun(Path(update), recipe.settings())
     with directory.locked(), plain_memory():
-        made_from = {"input": input_fingerprint(recipe.input), "recipe": recipe.settings()}
-        directory.claim(made_from | ({"update": input_fingerprint(str(Path(update) / JOURNAL))} if update else {}))
+        directory.claim(_made_from(recipe, directory.path, update))
         ledger = directory.path / "ledger.json"
         if ledger.is_file():
             return Finished(directory.path, read_json(ledger), worked=False)
         job = _Run(recipe, Stages(directory, progress or _silent), tools or Tools(), earlier)
         return Finished(directory.path, job.finish(), worked=True)
+
+
+def _made_from(recipe: Recipe, directory: Path, update: str | Path | None) -> dict[str, Any]:
+    """What the result depends on, as plain data: the recipe and the contents of what it names."""
+    known: dict[str, Any] = {
+        "input": input_fingerprint(recipe.input, apart_from=directory),
+        "recipe": recipe.settings(),
+    }
+    if local := local_evaluations(recipe.decontaminate.evaluations):
+        known["evaluations"] = {name: input_fingerprint(name, apart_from=directory) for name in local}
+    return known | ({"update": input_fingerprint(str(Path(update) / JOURNAL))} if update else {})
 
 
 class _Run:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_lmmixup import bounds
+from hf_lmmixup.bounds import check, check_sizes
 from hf_lmmixup.records import HIGH_SCORE
 from hf_lmmixup.strict_yaml import fill, read_yaml
 
@@ -36,6 +38,9 @@ class RateRecipe:
 
     threshold: int = HIGH_SCORE
 
+    def __post_init__(self) -> None:
+        check(bounds.RATE, vars(self), "rate.")
+
 
 @dataclass(frozen=True)
 class DecontaminateRecipe:
@@ -51,6 +56,9 @@ class DecontaminateRecipe:
     min_overlap: float = 0.5
     min_similarity: float | None = None
 
+    def __post_init__(self) -> None:
+        check(bounds.DECONTAMINATE, vars(self), "decontaminate.")
+
 
 @dataclass(frozen=True)
 class DeduplicateRecipe:
@@ -62,6 +70,9 @@ class DeduplicateRecipe:
     """
 
     max_similarity: float | None = 0.99
+
+    def __post_init__(self) -> None:
+        check(bounds.DEDUPLICATE, vars(self), "deduplicate.")
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,9 @@ class FaithfulnessRecipe:
     max_novelty: float | None = None
     min_coverage: float | None = None
 
+    def __post_init__(self) -> None:
+        check(bounds.FAITHFULNESS, vars(self), "faithfulness.")
+
 
 @dataclass(frozen=True)
 class ClusterRecipe:
@@ -87,6 +101,10 @@ class ClusterRecipe:
     std_size: float = 1.0
     min_similarity: float = 0.5
     singletons: str = "drop"
+
+    def __post_init__(self) -> None:
+        check(bounds.CLUSTER, vars(self), "cluster.")
+        check_sizes(self.min_size, self.max_size, self.mean_size, "cluster.")
 
 
 @dataclass(frozen=True)
@@ -142,6 +160,9 @@ class DistillerRecipe:
         for name, allowed in (("mode", MODES), ("engine", ENGINES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"distiller: {name} is {getattr(self, name)!r}, but must be one of {list(allowed)}.")
+        check(bounds.DISTILLER, vars(self), "distiller.")
+        if self.mode != EXTRACTIVE and self.endpoint is None and self.engine != "vllm":
+            check(bounds.LOCAL_MODEL, vars(self), "distiller.")
         if self.no_repeat_ngram_size and (self.engine != "transformers" or self.endpoint):
             raise ValueError("distiller: no_repeat_ngram_size needs the engine transformers and no endpoint.")
         if self.mode != TRAINED and (self.cold_start or self.grpo):
@@ -156,7 +177,8 @@ class SelectRecipe:
 
     Attributes:
         min_score: Smallest score of a distilled row.
-        fallback_share: Where no distilled row reaches `min_score`, this share of them is kept, best first.
+        fallback_share: Where no distilled row reaches `min_score`, this share of them is kept, best first and at least
+            one; 0 keeps none.
         size: Most rows in all; `null` for no limit.
         distilled_share: Wanted share of distilled rows; `null` takes all of both sides.
     """
@@ -165,6 +187,9 @@ class SelectRecipe:
     fallback_share: float = 0.5
     size: int | None = None
     distilled_share: float | None = None
+
+    def __post_init__(self) -> None:
+        check(bounds.SELECT, vars(self), "select.")
 
 
 @dataclass(frozen=True)
@@ -197,6 +222,11 @@ class Recipe:
     faithfulness: FaithfulnessRecipe = field(default_factory=FaithfulnessRecipe)
     select: SelectRecipe = field(default_factory=SelectRecipe)
     folder: Path = field(default=Path(), compare=False)
+
+    def __post_init__(self) -> None:
+        check(bounds.RUN, vars(self))
+        if self.distiller.cold_start or self.distiller.grpo:
+            check(bounds.TRAINED_RUN, vars(self))
 
     def training_file(self, name: str) -> Path:
         """The TRL recipe that this recipe points to.
@@ -250,7 +280,8 @@ def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not plain YAML, or a key is unknown or has a value of the wrong type.
+        ValueError: If the file is not plain YAML, or a key is unknown or has a value of the wrong type or out of its
+            bounds.
     """
     path = Path(path)
     values = read_yaml(path) | {key: value for key, value in overrides.items() if value is not None}

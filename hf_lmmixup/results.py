@@ -87,7 +87,8 @@ def choose(
         options: Thresholds and sizes.
 
     Returns:
-        The choice. Where no distilled row reaches the minimum, the best share of them is kept and a note says so.
+        The choice. Where no distilled row reaches the minimum, the best share of them is kept, at least one row unless
+        the share is 0, and a note says so.
     """
     notes = []
     candidates, distilled = (
@@ -99,12 +100,12 @@ def choose(
     )
     ranked = select(distilled, min_score=options.min_score)
     if not len(ranked.dataset) and len(distilled):
-        size = max(1, round(options.fallback_share * len(distilled)))
-        ranked = select(distilled, min_score=None, size=size)
-        notes.append(
-            f"No distilled row scored {options.min_score} or more; the best {len(ranked.dataset)} of {len(distilled)} "
-            "were kept by score instead."
-        )
+        size = max(1, round(options.fallback_share * len(distilled))) if options.fallback_share else 0
+        best = select(distilled, min_score=None, size=size)
+        # Those that the fallback leaves out are out for their score, not for a size.
+        ranked = Outcome(best.dataset, {row: ranked.dropped[row] for row in best.dropped})
+        kept = f"the best {size} of {len(distilled)} were kept by score instead" if size else "none was kept"
+        notes.append(f"No distilled row scored {options.min_score} or more; {kept}.")
     merged = merge(candidates, ranked.dataset, size=options.size, distilled_share=options.distilled_share)
     return Chosen(originals["id"][:], Outcome(merged.dataset, ranked.dropped | merged.dropped), notes)
 
@@ -189,23 +190,18 @@ def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> 
     """What card and report are rendered from, as plain data."""
     numbers = table_of(results.clustered.columns("cluster_id"))["cluster_id"].drop_null()
     sizes = pc.value_counts(numbers).field("counts")
-    origins = table_of(results.merged)["origin"].to_pylist()
     return {
         "name": recipe.name,
         "recipe": recipe.settings(),
         "versions": results.versions,
-        "ledger": summary,
-        "rows": {
-            "in": summary["rows_in"],
-            "out": len(results.merged),
-            "original": origins.count("original"),
-            "distilled": origins.count("distilled"),
-        },
-        "scores": {
-            "before": _counts(table_of(results.rated)["score"]),
-            "distilled": _counts(table_of(results.rescored)["score"]),
-            "after": _counts(table_of(results.merged)["score"]),
-        },
+        **dataset_facts(
+            table_of(results.merged),
+            summary,
+            {
+                "before": _counts(table_of(results.rated)["score"]),
+                "distilled": _counts(table_of(results.rescored)["score"]),
+            },
+        ),
         "cluster_sizes": _counts(sizes),
         "held_out": results.held_out,
         "histories": results.histories,
@@ -213,6 +209,27 @@ def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> 
         "examples": _examples(results),
         "map": results.points,
         "transitions": results.transitions,
+    }
+
+
+def dataset_facts(merged: pa.Table, summary: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
+    """The facts that depend on which rows are in the dataset.
+
+    Args:
+        merged: Its rows, with `origin` and `score`.
+        summary: The books' counts.
+        scores: How often each score occurs before the choice.
+    """
+    origins = _counts(merged["origin"])
+    return {
+        "ledger": summary,
+        "rows": {
+            "in": summary["rows_in"],
+            "out": len(merged),
+            "original": origins.get("original", 0),
+            "distilled": origins.get("distilled", 0),
+        },
+        "scores": scores | {"after": _counts(merged["score"])},
     }
 
 

@@ -16,7 +16,6 @@ them with the system's page cache, and one that does not costs nothing. `Dataset
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -89,11 +88,14 @@ class RunDirectory:
             return
         found = flatten(read_json(path))
         for key in sorted(wanted | found):
-            if wanted.get(key) != found.get(key):
-                raise ValueError(
-                    f"{self.path} holds a run with {key}={found.get(key)!r}, but this one has {wanted.get(key)!r}. "
-                    "Choose another --output, or delete the folder to start anew."
-                )
+            if wanted.get(key) == found.get(key):
+                continue
+            if key in found:
+                other = repr(wanted[key]) if key in wanted else "none"
+                told = f"holds a run with {key}={found[key]!r}, but this one has {other}."
+            else:
+                told = f"holds a run without {key}, but this one has {wanted[key]!r}; earlier versions note less."
+            raise ValueError(f"{self.path} {told} Choose another --output, or delete the folder to start anew.")
 
     def stage(self, name: str) -> Path:
         """The folder of a finished stage, whether or not it exists."""
@@ -232,18 +234,6 @@ def write_json(path: Path, value: Any) -> None:
     _sync(partial)
     os.replace(partial, path)
     _sync(path.parent)
-
-
-def input_fingerprint(source: str) -> dict[str, Any]:
-    """What tells one input from another: a file's size and SHA-256, or the name of anything else."""
-    path = Path(source)
-    if not path.is_file():
-        return {"name": source}
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from hf_lmmixup.bounds import SELECT, check
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import HIGH_SCORE, MERGED, Outcome, pair_text
@@ -108,9 +109,7 @@ def select(
     Raises:
         ValueError: If size or budget are negative, or neither embeddings nor `long_tail_score` are there.
     """
-    for name, value in (("size", size), ("token_budget", token_budget)):
-        if value is not None and value < 0:
-            raise ValueError(f"{name}={value} is negative. Expected 0 or more, or None for no limit.")
+    check(SELECT, {"size": size, "token_budget": token_budget})
     if max_similarity is not None and embeddings is None:
         raise ValueError(f"max_similarity={max_similarity} compares embeddings. Pass those of the rows.")
     dataset = _with_long_tail(dataset, embeddings, graph)
@@ -168,10 +167,7 @@ def merge(
     Raises:
         ValueError: If the share is not in [0, 1] or the size is negative.
     """
-    if distilled_share is not None and not 0 <= distilled_share <= 1:
-        raise ValueError(f"distilled_share={distilled_share} is not a share. Expected 0 to 1, such as 0.5.")
-    if size is not None and size < 0:
-        raise ValueError(f"size={size} is negative. Expected 0 or more, or None for no limit.")
+    check(SELECT, {"distilled_share": distilled_share, "size": size})
     known = set(originals["id"][:])
     repeated = [identifier for identifier in distilled["id"][:] if identifier in known]
     if repeated:

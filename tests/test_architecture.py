@@ -13,13 +13,13 @@ PACKAGE = REPOSITORY / "hf_lmmixup"
 LAYERS = [
     (
         "words and numbers",
-        "records process_environment",
+        "records process_environment bounds",
     ),
     (
         "pure functions",
         "mapped_files batch_state card_markup nearest cell_search differences exact_search words facts features "
-        "figures inspection intervals key_places journal jsonl ledger licenses mosaic_config near_duplicates "
-        "observations pacing projection "
+        "figures fingerprint inspection intervals key_places journal jsonl ledger licenses mosaic_config "
+        "near_duplicates observations pacing projection "
         "prompts rating_prompt row_stream score_health secrecy strict_yaml tables tensor_files transition "
         "recipe run_directory token_choice verdict wording articles comparison_figures construction_prompts "
         "corruption coverage distilled_rows drawings guards loading lm_eval_tasks mixture_rows mosaic_templates "
@@ -47,7 +47,7 @@ LAYERS = [
     (
         "the job",
         "distiller held_out evaluation systems data_arms downstream comparison vectors stages writers "
-        "earlier_run preparation ray_engine planning distilling lineage results pipeline",
+        "earlier_run preparation ray_engine planning distilling results lineage pipeline",
     ),
     (
         "the command",

@@ -78,6 +78,59 @@ def test_withdrawn_rows_take_along_what_was_made_of_them(finished, tmp_path):
     assert "3 raw rows were withdrawn" in (tmp_path / "new/README.md").read_text()
 
 
+def table_of_card(card, title):
+    """The lines of a card's table without its head, as lists of their cells."""
+    lines = card[card.index(title) :].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+
+
+def test_card_after_a_withdrawal_counts_the_rows_that_are_left(finished, tmp_path):
+    done = withdraw(finished, tmp_path / "new", ids=[identifier(3), identifier(25), identifier(28)])
+    rows = pq.read_table(tmp_path / "new/data").to_pylist()
+    card = (tmp_path / "new/README.md").read_text()
+    origins = [row["origin"] for row in rows]
+    kept, distilled = origins.count("original"), origins.count("distilled")
+    assert f"{len(ROWS) + 2} raw instruction pairs went in and {len(rows)} rows came out." in card
+    assert f"{kept} were kept as they were, and {distilled} were distilled" in card
+    lines = {(state, detail): int(count) for state, detail, count in table_of_card(card, "| state |")[:-1]}
+    merged = {source for row in rows if row["origin"] == "distilled" for source in row["sources"]}
+    counts = {state: sum(count for (name, _), count in lines.items() if name == state) for state, _ in lines}
+    assert counts["kept"] == kept
+    assert counts["merged"] == len(merged)
+    assert sum(counts.values()) == len(ROWS) + 2
+    assert lines["dropped", "withdraw: withdrawn"] == 3
+    orphaned = "distilled row not in the dataset: withdraw: another of its sources is withdrawn"
+    assert lines["dropped", orphaned] == len(done.orphans) > 0
+    assert ("dropped", "cluster: no related rows") not in lines  # row 28, which is withdrawn
+    assert sum(int(line[-1]) for line in table_of_card(card, "| score |")) == len(rows)
+
+
+UNKNOWN = [  # ids, sources, words of the message
+    ([3, "nosuchid"], [], r"none of these rows \(1 by id: 'nosuchid'\)\. Ids and sources stand in stages/1_load/"),
+    ([3], ["forum", "srcX"], r"none of these rows \(1 by source: 'srcX'\)"),
+    (["a"], ["b"], r"\(1 by id: 'a'\) \(1 by source: 'b'\)"),
+    ([3, *"abcdefg"], [], r"7 by id: 'a', 'b', 'c', 'd', 'e' and 2 more\)"),
+    ([], [], "none of these rows"),
+]
+
+
+@pytest.mark.parametrize(("ids", "sources", "message"), UNKNOWN)
+def test_nothing_is_withdrawn_where_one_is_unknown(finished, tmp_path, ids, sources, message):
+    known = [identifier(one) if isinstance(one, int) else one for one in ids]
+    with pytest.raises(ValueError, match=message):
+        withdraw(finished, tmp_path / "new", ids=known, sources=sources)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_distilled_row_is_withdrawn_by_its_sources(finished, tmp_path):
+    rows = pq.read_table(finished / "dataset/data").to_pylist()
+    row = next(row for row in rows if row["origin"] == "distilled")
+    sources = ", ".join(map(repr, row["sources"]))
+    with pytest.raises(ValueError, match=f"Raw rows are withdrawn: '{row['id']}' is distilled from {sources}."):
+        withdraw(finished, tmp_path / "new", ids=[row["id"], identifier(3)])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_commands(finished, tmp_path):
     assert "score 1" in lmmixup("explain", identifier(3), "--run", finished)
     assert "knows no row 'nobody'" in lmmixup("explain", "nobody", "--run", finished, code=1)

@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from borrowed_tools import CopyingWriter, raw_rows, tools
+from borrowed_tools import CopyingWriter, judge, raw_rows, tools
 from datasets import Dataset
 
 from hf_lmmixup import results
@@ -24,9 +26,10 @@ from hf_lmmixup.recipe import (
     DistillerRecipe,
     FaithfulnessRecipe,
     Recipe,
+    SelectRecipe,
     load_recipe,
 )
-from hf_lmmixup.records import MERGED, row_id
+from hf_lmmixup.records import MERGED, RATED, Outcome, row_id
 from hf_lmmixup.run_directory import read_arrow
 
 
@@ -128,6 +131,33 @@ def test_made_up_facts_are_dropped_and_accounted_for(tmp_path):
     assert finished.ledger["merged"] == 0
 
 
+def stern(rows: Dataset) -> Outcome:
+    """Nothing that was distilled is any good."""
+    judged = judge(rows).dataset
+    if "sources" in rows.column_names:
+        judged = judged.remove_columns("score").add_column("score", [1] * len(rows), feature=RATED["score"])
+    return Outcome(judged)
+
+
+FALLBACKS = [  # share, distilled rows kept of those written, what the note says
+    (0.0, 0, "No distilled row scored 4 or more; none was kept."),
+    (0.01, 1, "the best 1 of"),
+    (0.5, 0.5, "were kept by score instead."),
+]
+
+
+@pytest.mark.parametrize(("share", "kept", "note"), FALLBACKS)
+def test_fallback_where_no_distilled_row_is_good_enough(tmp_path, share, kept, note):
+    options = SelectRecipe(fallback_share=share)
+    ledger = run(recipe(tmp_path, distiller=TRAINING_FREE, select=options), tools=replace(tools(), judge=stern)).ledger
+    written = len(read_arrow(tmp_path / "run/stages/8_rate_again/rows.arrow"))
+    assert ledger["distilled_rows"] == (kept if isinstance(kept, int) else round(kept * written))
+    assert note in ledger["notes"][0]
+    below = ledger["dropped"]["distilled row not in the dataset: select: score below the minimum"]
+    assert below == 24 - ledger["merged"]
+    assert not [reason for reason in ledger["dropped"] if "size" in reason]
+
+
 def test_recited_evaluation_texts_are_dropped(tmp_path):
     reciting = CopyingWriter(f"<think>r</think>\n<answer>Q: {GSM8K}\nA: 72</answer>")
     finished = run(recipe(tmp_path, distiller=TRAINING_FREE), tools=tools(reciting))
@@ -216,6 +246,41 @@ def test_bad_distiller_is_named(tmp_path, distiller, message):
     (tmp_path / "r.yaml").write_text(f"name: x\ndistiller: {{{distiller}}}\n")
     with pytest.raises(ValueError, match=message):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_changed_folder_or_evaluation_set_is_another_run(tmp_path):
+    rows, pile = Dataset.from_list(list(ROWS)), tmp_path / "pile"
+    rows.save_to_disk(str(pile))
+    mine = recipe(tmp_path, input=str(pile))
+    assert run(mine, tools=tools()).worked
+    assert not run(mine, tools=tools()).worked
+    write_rows(tmp_path / "gsm8k.jsonl", [{"question": "Who sold clips to half of her many friends?"}])
+    with pytest.raises(ValueError, match=r"holds a run with evaluations\..*gsm8k\.jsonl\.bytes="):
+        run(mine, tools=tools())
+    Path(tmp_path / "gsm8k.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="No evaluation set at"):
+        run(mine, tools=tools())
+    mine = recipe(tmp_path, input=str(pile))
+    rows.select(range(20)).save_to_disk(str(tmp_path / "other"))
+    shutil.rmtree(pile)
+    (tmp_path / "other").rename(pile)
+    with pytest.raises(ValueError, match=r"holds a run with input\.bytes="):
+        run(mine, tools=tools())
+
+
+def test_a_run_with_a_missing_evaluation_set_claims_no_directory(tmp_path):
+    missing = recipe(tmp_path, decontaminate=DecontaminateRecipe([str(tmp_path / "nowhere.jsonl")]))
+    with pytest.raises(FileNotFoundError, match="No evaluation set at"):
+        run(missing, tools=tools())
+    assert not (tmp_path / "run/manifest.json").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8000/v1", "http://example.com/v1"])
+def test_a_run_with_an_impossible_endpoint_claims_no_directory(tmp_path, address):
+    wrong = DistillerRecipe(mode="training-free", model="copying", endpoint=address)
+    with pytest.raises(ValueError, match="must look like https|unencrypted"):
+        run(recipe(tmp_path, distiller=wrong), tools=tools())
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluations_are_a_list_of_texts(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 from datasets import Dataset
 
 from hf_lmmixup import run_directory
+from hf_lmmixup.fingerprint import input_fingerprint
 from hf_lmmixup.records import LOADED, Outcome
-from hf_lmmixup.run_directory import RunDirectory, input_fingerprint, read_arrow, write_json
+from hf_lmmixup.run_directory import RunDirectory, read_arrow, write_json
 
 
 ROWS = Dataset.from_dict({"id": ["a"], "prompt": ["p"], "completion": ["c"], "source": ["s"]}, features=LOADED)
@@ -70,6 +71,11 @@ DIFFERENT = [
     ({"input": {"sha256": "2"}, "recipe": CLAIMED["recipe"]}, r"input\.sha256='1'.*'2'"),
     ({**CLAIMED, "recipe": {"seed": 1, "select": {"size": None}}}, r"recipe\.seed=0.*1"),
     ({**CLAIMED, "recipe": {"seed": 0, "select": {"size": 9}}}, r"recipe\.select\.size=None.*9"),
+    (
+        {**CLAIMED, "evaluations": {"a.jsonl": {"bytes": 7}}},
+        r"without evaluations\.a\.jsonl\.bytes, but .* 7; earlier versions",
+    ),
+    ({"recipe": CLAIMED["recipe"]}, r"input\.sha256='1', but this one has none"),
 ]
 
 
@@ -106,6 +112,30 @@ def test_fingerprint_follows_content_not_time(tmp_path):
     file.write_text("y")
     assert input_fingerprint(str(file)) != before
     assert input_fingerprint("owner/name") == {"name": "owner/name"}
+
+
+CHANGES = [  # what happens in the folder, whether it is another input then
+    (lambda folder: (folder / "a.parquet").write_text("y"), True),
+    (lambda folder: (folder / "a.parquet").rename(folder / "b.parquet"), True),
+    (lambda folder: (folder / "new.parquet").write_text(""), True),
+    (lambda folder: (folder / "sub/c.parquet").unlink(), True),
+    (lambda folder: (folder / "a.parquet").write_text("x"), False),
+    (lambda folder: (folder / ".cache").mkdir() or (folder / ".cache/z").write_text("z"), False),
+    (lambda folder: (folder / "cache-0123.arrow").write_text("z"), False),
+    (lambda folder: (folder / "run/dataset.parquet").write_text("z"), False),
+]
+
+
+@pytest.mark.parametrize(("change", "is_another"), CHANGES)
+def test_fingerprint_of_a_folder_follows_places_and_contents(tmp_path, change, is_another):
+    folder = tmp_path / "pile"
+    for name in ("a.parquet", "sub/c.parquet", "run/manifest.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    before = input_fingerprint(str(folder), apart_from=folder / "run")
+    assert (before["name"], before["files"], before["bytes"]) == ("pile", 2, 2)
+    change(folder)
+    assert (input_fingerprint(str(folder), apart_from=folder / "run") != before) == is_another
 
 
 def test_json_is_replaced_whole(tmp_path):

@@ -153,6 +153,8 @@ REFUSED = [
     (("distill", "{pile}", "-o", "{out}", "--extractive"), "has no column cluster_id. Make it with lmmixup cluster."),
     (("distill", "{pile}", "-o", "{out}"), "Give --model, or --extractive"),
     (("select", "{pile}", "-o", "{out}"), "has no column score. Make it with lmmixup rate."),
+    # The pile has no clusters: what is refused here is refused before the rows are looked at.
+    (("distill", "{pile}", "-o", "{out}", "--extractive", "--min-coverage", "2"), "faithfulness.min_coverage=2.0"),
     (("cluster", "{pile}", "-o", "{out}", "--min-size", "9"), "min_size=9, max_size=5"),
     (("merge", "{pile}", "{pile}", "-o", "{out}", "--share", "50"), "distilled_share=50.0 is not a share"),
 ]

@@ -132,7 +132,7 @@ def distill(
     """
     from hf_lmmixup.faithfulness import check_faithfulness
     from hf_lmmixup.journal import Journal
-    from hf_lmmixup.recipe import DistillerRecipe
+    from hf_lmmixup.recipe import EXTRACTIVE, TRAINED, DistillerRecipe, FaithfulnessRecipe
     from hf_lmmixup.stage_files import check_output, read_rows
     from hf_lmmixup.writers import writing_settings
 
@@ -140,6 +140,7 @@ def distill(
         check_output(output)
         if (model is None) != extractive:
             raise ValueError("Give --model, or --extractive, which needs none; one of the two.")
+        faithful = FaithfulnessRecipe(max_novelty=max_novelty, min_coverage=min_coverage)
         loaded = read_rows(input)
         clustered = loaded.dataset
         if "cluster_id" not in clustered.column_names:
@@ -148,7 +149,7 @@ def distill(
         lengths = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
         tries = {"attempts": attempts, "temperature": temperature, "batch_size": batch_size}
         known: dict[str, Any] = {"engine": engine, "allow_http": allow_http, **served, **lengths, **tries}
-        options = DistillerRecipe(model=model or "", **known)
+        options = DistillerRecipe(mode=EXTRACTIVE if extractive else TRAINED, model=model or "", **known)
         settings = {"distiller": model or "extractive", "seed": seed, "task_type": task_type}
         if not extractive:
             settings |= writing_settings(options)
@@ -157,8 +158,7 @@ def distill(
                 outcome = _extract(clustered, encoder, task_type, journal, told)
             else:
                 outcome = _ask(clustered, options, task_type, seed, journal, told)
-        bounds = {"max_novelty": max_novelty, "min_coverage": min_coverage}
-        checked = check_faithfulness(outcome.dataset, clustered, task_type=task_type, **bounds)
+        checked = check_faithfulness(outcome.dataset, clustered, task_type=task_type, **vars(faithful))
         _write(checked.dataset, loaded.dropped | outcome.dropped | checked.dropped, output)
 
 

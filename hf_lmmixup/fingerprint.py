@@ -1,0 +1,50 @@
+"""What a run is made from, as a few numbers: if a file or folder changes between two runs, they change.
+
+input_fingerprint("pile.jsonl")   ->  {"name": "pile.jsonl", "bytes": 5210, "sha256": "9c1f..."}
+input_fingerprint("pile/")        ->  {"name": "pile", "files": 3, "bytes": 15020, "sha256": "07be..."}
+input_fingerprint("owner/name")   ->  {"name": "owner/name"}
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def input_fingerprint(source: str, *, apart_from: Path | None = None) -> dict[str, Any]:
+    """What tells one input from another.
+
+    Args:
+        source: A file, a folder, or the name of anything else.
+        apart_from: A folder whose files do not count, should it lie within the source.
+
+    Returns:
+        Size and SHA-256 of a file. Of a folder the number and size of its files, and the SHA-256 of their places and
+        contents; hidden files and the caches of `datasets` do not count. Of anything else the name.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = {file.relative_to(path).as_posix(): _size_and_digest(file) for file in _files(path, apart_from)}
+        listing = json.dumps(sorted(files.items())).encode()
+        known = {"files": len(files), "bytes": sum(size for size, _ in files.values())}
+        return {"name": path.resolve().name, **known, "sha256": hashlib.sha256(listing).hexdigest()}
+    if not path.is_file():
+        return {"name": source}
+    size, digest = _size_and_digest(path)
+    return {"name": path.name, "bytes": size, "sha256": digest}
+
+
+def _files(folder: Path, apart_from: Path | None) -> Iterator[Path]:
+    left_out = None if apart_from is None else apart_from.resolve()
+    for file in folder.rglob("*"):
+        is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        is_ours = left_out is not None and left_out in file.resolve().parents
+        if file.is_file() and not is_hidden and not is_ours and not file.match("cache-*.arrow"):
+            yield file
+
+
+def _size_and_digest(file: Path) -> tuple[int, str]:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return stream.tell(), digest
