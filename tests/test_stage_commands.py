@@ -154,6 +154,11 @@ def test_lines_that_cannot_be_read_are_counted_by_every_stage(tmp_path, monkeypa
 REFUSED = [
     (("cluster", "{pile}", "-o", "x.csv"), "Accepted outputs: .parquet, .jsonl"),
     (("cluster", "{pile}", "-o", "{folder}"), "folder.parquet is a folder. Name a file to write."),
+    (("cluster", "nofolder", "-o", "{out}"), "nofolder is neither a file nor a folder, nor found on the Hub"),
+    (("cluster", "{pile}", "-o", "{pile}/o.parquet"), "File exists: "),
+    (("cluster", "{pile}", "-o", "{pile}/a/o.parquet"), "Not a directory: "),
+    (("run", "extractive", "-i", "{pile}", "-o", "{pile}"), "pile.jsonl is a file. Name a folder for the run."),
+    (("run", "extractive", "-i", "{pile}", "-o", "{pile}/run"), "Not a directory: "),
     (("distill", "{pile}", "-o", "{out}", "--extractive"), "has no column cluster_id. Make it with lmmixup cluster."),
     (("distill", "{pile}", "-o", "{out}"), "Give --model, or --extractive"),
     (("select", "{pile}", "-o", "{out}"), "has no column score. Make it with lmmixup rate."),
