@@ -6,13 +6,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from borrowed_tools import raw_rows
+from datasets import Dataset
 from hashing_encoder import HashingEncoder
 from test_modes import write_rows
 from typer.testing import CliRunner
 
 from hf_lmmixup.cli import app
 from hf_lmmixup.cluster_page import render_inspection
-from hf_lmmixup.records import LOADED
+from hf_lmmixup.records import CLUSTERED, LOADED
 from hf_lmmixup.stage_files import read_rows
 
 
@@ -113,6 +114,25 @@ def test_stages_read_each_other_s_json_lines(tmp_path):
     best, merged = results[1][2:]
     assert {"score", "long_tail_score", "cluster_id"} <= set(best.column_names)
     assert None not in merged["source_scores"][:] and set(merged["origin"]) == {"original", "distilled"}
+
+
+EMPTY = [
+    ("cluster",),
+    ("cluster", "--duplicates", "0.99"),
+    ("select",),
+    ("select", "--max-similarity", "0.9"),
+    ("distill", "--extractive"),
+    ("merge", "{rows}"),
+]
+
+
+@pytest.mark.parametrize("command", EMPTY, ids=" ".join)
+def test_no_rows_in_are_no_rows_out(tmp_path, command):
+    rows, output = tmp_path / "empty.parquet", tmp_path / "out.parquet"
+    Dataset.from_dict({name: [] for name in CLUSTERED}, features=CLUSTERED).to_parquet(rows)
+    name, *options = (one.format(rows=rows) for one in command)
+    lmmixup(name, rows, *options, "-o", output)
+    assert table(output) == [] and {"id", "prompt", "completion"} <= set(pq.read_schema(output).names)
 
 
 def approximately(row):

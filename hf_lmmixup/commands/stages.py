@@ -231,7 +231,7 @@ def _embed(rows: Any, encoder: str | None, told: Callable[[str, int, int], None]
 
     loaded = load_encoder(encoder)
     texts, parts = list(texts_of(rows)), []
-    for start in range(0, len(texts), BLOCK):
+    for start in range(0, max(1, len(texts)), BLOCK):  # no rows are one empty block
         told("embedding", start, len(texts))
         parts.append(loaded.encode(texts[start : start + BLOCK]).astype(np.float16))
     return np.concatenate(parts)
