@@ -14,7 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 CANNOT_START, USAGE, STOPPED, TOO_MANY_REJECTS, INTERRUPTED = 1, 2, 3, 4, 130
 
-EXPECTED = (ValueError, FileNotFoundError, ImportError, PermissionError)
+EXPECTED = (
+    ValueError,
+    ImportError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+    ConnectionError,
+)
 """Errors of the user's input or set-up: their message is the whole story, so no traceback is shown."""
 
 console = Console(stderr=True)

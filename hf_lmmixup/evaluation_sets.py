@@ -96,6 +96,7 @@ def _hub(source: str) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
     name, _, configuration = source.partition(":")
-    splits: Any = load_dataset(name, configuration or None)
+    # A folder is streamed past the cache of `datasets`, which may hold another one's rows (see `loading`).
+    splits: Any = load_dataset(name, configuration or None, streaming=Path(name).is_dir())
     for split in ["test"] if "test" in splits else list(splits):
         yield from splits[split]

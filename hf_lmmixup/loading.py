@@ -69,7 +69,7 @@ def load_rows(source: str | Path, *, limit: int | None = None, split: str = "tra
         The usable rows with the columns of `records.LOADED`, in their order, and the place and reason of every reject.
 
     Raises:
-        FileNotFoundError: If `source` is a path with a file suffix and no such file exists.
+        FileNotFoundError: If there is no such file or folder, and the Hub has no such dataset or cannot be reached.
         ValueError: If the file is empty, has none of the four forms, or no row of it can be used.
     """
     outcome = normalize_rows(raw_rows(source, split), name=Path(str(source)).name, limit=limit)
@@ -250,14 +250,21 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
 
 def _dataset_rows(source: str | Path, split: str) -> Iterator[RawRow]:
     from datasets import load_dataset, load_from_disk
+    from datasets.exceptions import DatasetNotFoundError
 
     path = Path(source)
     loaded: Any
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         loaded = load_from_disk(str(path))
-    elif path.is_dir() or str(source).count("/") <= 1:
+    elif path.is_dir():
         # The cache of `datasets` knows a folder by the words of its card, so another folder's rows may be in it.
-        loaded = load_dataset(str(source), streaming=path.is_dir())
+        loaded = load_dataset(str(source), streaming=True)
+    elif str(source).count("/") <= 1:
+        try:
+            loaded = load_dataset(str(source))
+        except (DatasetNotFoundError, ConnectionError) as error:
+            known = f"{source} is neither a file nor a folder, nor found on the Hub"
+            raise FileNotFoundError(f"{known}: {error}") from error
     else:
         raise FileNotFoundError(f"{source} is neither a file, a folder nor a Hub dataset id (name or owner/name).")
     if isinstance(loaded, dict):

@@ -50,10 +50,15 @@ class RunDirectory:
 
     Attributes:
         path: The folder.
+
+    Raises:
+        ValueError: If there is a file of this name.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path.is_file():
+            raise ValueError(f"{self.path} is a file. Name a folder for the run.")
         (self.path / STAGES).mkdir(parents=True, exist_ok=True)
 
     @contextmanager

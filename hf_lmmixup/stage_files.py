@@ -109,19 +109,22 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def check_output(path: Path) -> None:
-    """Refuse an output that `write_rows` cannot write, before anything is computed.
+    """Refuse an output that `write_rows` cannot write, before anything is computed, and make its folder.
 
     Raises:
-        ValueError: If the suffix is unknown.
+        ValueError: If the suffix is unknown, or there is a folder of this name.
+        OSError: If its folder cannot be made.
     """
     if path.suffix not in WRITTEN:
         raise ValueError(f"{path} ends in {path.suffix!r}. Accepted outputs: {', '.join(WRITTEN)}.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder. Name a file to write.")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_rows(dataset: Dataset, path: Path) -> None:
     """Write rows to a `.parquet` or `.jsonl` file; whoever reads meanwhile sees the old file or the whole new one."""
     check_output(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         if path.suffix == ".parquet":

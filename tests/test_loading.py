@@ -144,6 +144,13 @@ def test_what_is_no_data_is_refused_by_name(tmp_path, name, content, error):
         load_rows(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["nofolder", "owner/nofolder", "no folder"])
+def test_what_is_neither_here_nor_on_the_hub_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"^{name} is neither a file nor a folder, nor found on the Hub: "):
+        load_rows(name)
+
+
 def test_many_rows_cross_the_flush_border():
     rows = ((f"x:{n}", {"prompt": str(n), "completion": "y"}) for n in range(20_005))
     outcome = normalize_rows(rows, name="x")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from hf_lmmixup.cli import app
 from hf_lmmixup.cluster_page import render_inspection
-from hf_lmmixup.records import LOADED
+from hf_lmmixup.records import CLUSTERED, LOADED
 from hf_lmmixup.stage_files import read_rows
 
 
@@ -58,6 +58,21 @@ def test_one_stage_after_the_other(tmp_path):
     assert distilled.read_bytes() == before
 
 
+def test_folders_of_the_outputs_are_made_before_the_work(tmp_path, monkeypatch):
+    pile, made = write_rows(tmp_path / "pile.jsonl", raw_rows(range(4))), []
+    output, page = tmp_path / "new dir" / "c.parquet", tmp_path / "pages" / "of today" / "c.html"
+
+    def load(name=None):
+        made.append(output.parent.is_dir() and (page.parent.is_dir() or not made))
+        return HashingEncoder()
+
+    monkeypatch.setattr("hf_lmmixup.encoder.load_encoder", load)
+    lmmixup("cluster", pile, "-o", output)
+    assert output.with_suffix(".html").is_file() and output.is_file()
+    lmmixup("cluster", pile, "-o", output, "--report", page)
+    assert page.is_file() and made == [True, True]
+
+
 def test_select_and_merge(tmp_path):
     scored = [{**row, "id": f"{number}", "score": number % 6} for number, row in enumerate(raw_rows(range(12)))]
     rows = tmp_path / "rated.parquet"
@@ -99,6 +114,25 @@ def test_stages_read_each_other_s_json_lines(tmp_path):
     best, merged = results[1][2:]
     assert {"score", "long_tail_score", "cluster_id"} <= set(best.column_names)
     assert None not in merged["source_scores"][:] and set(merged["origin"]) == {"original", "distilled"}
+
+
+EMPTY = [
+    ("cluster",),
+    ("cluster", "--duplicates", "0.99"),
+    ("select",),
+    ("select", "--max-similarity", "0.9"),
+    ("distill", "--extractive"),
+    ("merge", "{rows}"),
+]
+
+
+@pytest.mark.parametrize("command", EMPTY, ids=" ".join)
+def test_no_rows_in_are_no_rows_out(tmp_path, command):
+    rows, output = tmp_path / "empty.parquet", tmp_path / "out.parquet"
+    Dataset.from_dict({name: [] for name in CLUSTERED}, features=CLUSTERED).to_parquet(rows)
+    name, *options = (one.format(rows=rows) for one in command)
+    lmmixup(name, rows, *options, "-o", output)
+    assert table(output) == [] and {"id", "prompt", "completion"} <= set(pq.read_schema(output).names)
 
 
 def approximately(row):
@@ -150,6 +184,12 @@ def test_lines_that_cannot_be_read_are_counted_by_every_stage(tmp_path, monkeypa
 
 REFUSED = [
     (("cluster", "{pile}", "-o", "x.csv"), "Accepted outputs: .parquet, .jsonl"),
+    (("cluster", "{pile}", "-o", "{folder}"), "folder.parquet is a folder. Name a file to write."),
+    (("cluster", "nofolder", "-o", "{out}"), "nofolder is neither a file nor a folder, nor found on the Hub"),
+    (("cluster", "{pile}", "-o", "{pile}/o.parquet"), "File exists: "),
+    (("cluster", "{pile}", "-o", "{pile}/a/o.parquet"), "Not a directory: "),
+    (("run", "extractive", "-i", "{pile}", "-o", "{pile}"), "pile.jsonl is a file. Name a folder for the run."),
+    (("run", "extractive", "-i", "{pile}", "-o", "{pile}/run"), "Not a directory: "),
     (("distill", "{pile}", "-o", "{out}", "--extractive"), "has no column cluster_id. Make it with lmmixup cluster."),
     (("distill", "{pile}", "-o", "{out}"), "Give --model, or --extractive"),
     (("select", "{pile}", "-o", "{out}"), "has no column score. Make it with lmmixup rate."),
@@ -163,6 +203,8 @@ REFUSED = [
 @pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=[" ".join(row[0][:1]) for row in REFUSED])
 def test_what_cannot_be_done_is_said_in_one_message(tmp_path, arguments, message):
     places = {"pile": write_rows(tmp_path / "pile.jsonl", raw_rows(range(4))), "out": str(tmp_path / "o.parquet")}
+    places["folder"] = tmp_path / "folder.parquet"
+    places["folder"].mkdir()
     assert message in lmmixup(*(one.format(**places) for one in arguments), code=1)
     assert not (tmp_path / "o.parquet").exists()
 

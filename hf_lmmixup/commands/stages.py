@@ -59,6 +59,8 @@ def cluster(
 
     with errors(), progress_bar() as told:
         check_output(output)
+        page = report or output.with_suffix(".html")
+        page.parent.mkdir(parents=True, exist_ok=True)
         loaded = read_rows(input)
         rows = loaded.dataset
         vectors = _embed(rows, encoder, told)
@@ -75,7 +77,6 @@ def cluster(
         told("inspecting the clusters", 0, 0)
         order = places_of(table_of(outcome.dataset)["id"], table_of(rows)["id"])
         inspection = inspect(outcome.dataset, vectors[order], seed=seed)
-        page = report or output.with_suffix(".html")
         page.write_text(render_inspection(inspection, output.stem), encoding="utf-8")
         _write(outcome.dataset, loaded.dropped | dropped | outcome.dropped, output)
     cohesion = "–" if inspection["cohesion"]["mean"] is None else f"{inspection['cohesion']['mean']:.3f}"
@@ -230,7 +231,7 @@ def _embed(rows: Any, encoder: str | None, told: Callable[[str, int, int], None]
 
     loaded = load_encoder(encoder)
     texts, parts = list(texts_of(rows)), []
-    for start in range(0, len(texts), BLOCK):
+    for start in range(0, max(1, len(texts)), BLOCK):  # no rows are one empty block
         told("embedding", start, len(texts))
         parts.append(loaded.encode(texts[start : start + BLOCK]).astype(np.float16))
     return np.concatenate(parts)
