@@ -13,14 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_lmmixup.jsonl import Reject, read_json
-from hf_lmmixup.loading import ROLES
+from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
+from hf_lmmixup.loading import PARQUET, ROLES
 
 
 COLUMNS = ("question", "prompt", "problem", "instruction", "query", "text", "messages", "conversations")
 """Where the text of an evaluation row may stand, as a string or as turns; the first that a row has is taken."""
-
-JSON, PARQUET = (".jsonl", ".json", ".ndjson"), ".parquet"
 
 
 def read_evaluations(names: Sequence[str]) -> dict[str, list[str]]:
@@ -55,7 +53,7 @@ def local_evaluations(names: Sequence[str]) -> list[str]:
         FileNotFoundError: If a file does not exist.
     """
     for name in names:
-        if Path(name).suffix in (*JSON, PARQUET) and not Path(name).is_file():
+        if Path(name).suffix in (*SUFFIXES, PARQUET) and not Path(name).is_file():
             raise FileNotFoundError(f"No evaluation set at {name}.")
     return [name for name in names if Path(name).exists()]
 
@@ -76,7 +74,7 @@ def _texts(row: Any) -> list[str]:
 
 def _rows(source: str) -> Iterable[Any]:
     path = Path(source)
-    if path.suffix in JSON:
+    if path.suffix in SUFFIXES:
         return (row for _, row in read_json(path))
     if path.suffix == PARQUET:
         return _parquet(path)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
+SUFFIXES = (".jsonl", ".json", ".ndjson")
+
 MAX_LINE_BYTES = 8 * 2**20
 """Longest line, or array element, in bytes. The longest rows of public instruction data stay under 1 MB."""
 

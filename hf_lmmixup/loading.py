@@ -24,7 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hf_lmmixup.jsonl import Reject, read_json
+from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
 from hf_lmmixup.records import LOADED, Outcome, row_id
 from hf_lmmixup.tables import dataset_of
 
@@ -44,6 +44,8 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 
 MAX_TEXT = 1_000_000
 """Longest prompt or completion in characters; a longer one is a reject, not an instruction."""
+
+PARQUET = ".parquet"
 
 FLUSH_ROWS = 20_000
 
@@ -222,21 +224,31 @@ def _source(row: dict[str, Any], name: str) -> str:
 
 def raw_rows(source: str | Path, split: str = "train") -> Iterator[RawRow]:
     """The raw rows of a source one by one, as they are, each with its place; arguments as for `load_rows`."""
+    check_source(source)
     path = Path(source)
-    if path.suffix in (".jsonl", ".json", ".ndjson"):
+    if path.suffix in SUFFIXES:
         return read_json(path)
-    if path.suffix == ".parquet":
-        return _parquet_rows(path)
-    if path.is_file():
+    return _parquet_rows(path) if path.suffix == PARQUET else _dataset_rows(source, split)
+
+
+def check_source(source: str | Path) -> None:
+    """Refuse a file that is not there or cannot be read, before anything is begun.
+
+    Raises:
+        FileNotFoundError: If the name is that of a file and there is none.
+        ValueError: If its suffix is unknown.
+    """
+    path = Path(source)
+    is_file, accepted = path.is_file(), path.suffix in (*SUFFIXES, PARQUET)
+    if accepted and not is_file:
+        raise FileNotFoundError(f"No file at {path}.")
+    if is_file and not accepted:
         raise ValueError(f"{path} ends in {path.suffix!r}. Accepted files: .jsonl, .json, .parquet.")
-    return _dataset_rows(source, split)
 
 
 def _parquet_rows(path: Path) -> Iterator[RawRow]:
     import pyarrow.parquet as pq
 
-    if not path.exists():
-        raise FileNotFoundError(f"No file at {path}.")
     try:
         parquet = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:

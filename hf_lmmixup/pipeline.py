@@ -30,6 +30,7 @@ from hf_lmmixup.distilling import JOURNAL, Distilling
 from hf_lmmixup.earlier_run import EarlierRun
 from hf_lmmixup.evaluation_sets import local_evaluations
 from hf_lmmixup.fingerprint import input_fingerprint
+from hf_lmmixup.loading import check_source
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.projection import map_points
 from hf_lmmixup.recipe import Recipe
@@ -107,6 +108,7 @@ def run(
 
 def _made_from(recipe: Recipe, directory: Path, update: str | Path | None) -> dict[str, Any]:
     """What the result depends on, as plain data: the recipe and the contents of what it names."""
+    check_source(recipe.input)
     known: dict[str, Any] = {
         "input": input_fingerprint(recipe.input, apart_from=directory),
         "recipe": recipe.settings(),

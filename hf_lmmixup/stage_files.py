@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 
 from hf_lmmixup.faithfulness import COLUMNS
-from hf_lmmixup.jsonl import Reject, read_json
+from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
 from hf_lmmixup.loading import load_rows
 from hf_lmmixup.records import CLUSTERED, MERGED, SCORES, Outcome, TaskType, pair_text
 from hf_lmmixup.tables import dataset_of
@@ -199,7 +199,7 @@ def _unusable(row: Any) -> str | None:
 
 
 def _rows(path: Path) -> Iterable[Any]:
-    if path.suffix in (".jsonl", ".json", ".ndjson"):
+    if path.suffix in SUFFIXES:
         return (row for _, row in read_json(path))
     if path.suffix != ".parquet":
         raise ValueError(f"{path} ends in {path.suffix!r}. Accepted files: .parquet, .jsonl, .json.")
