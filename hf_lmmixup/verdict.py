@@ -56,7 +56,7 @@ class Verdict:
     """What one attempt came to.
 
     Attributes:
-        text: The reply, if there is a usable one.
+        text: The reply, if there is a usable one; with an error, what came before it spoiled.
         error: Why not.
         answered: The model answered and was paid.
         passing: Another attempt may succeed.
@@ -93,6 +93,10 @@ def read_body(body: bytes) -> Verdict:
         return Verdict(error="empty reply", answered=True)
     if len(text) > MAX_REPLY_CHARACTERS:
         return Verdict(error="reply too long", answered=True)
+    try:
+        text.encode()
+    except UnicodeEncodeError as broken:  # half of a pair of escapes, which no file can hold
+        return Verdict(text=text[: broken.start], error="reply holds a lone surrogate", answered=True)
     return Verdict(text=text, answered=True)
 
 

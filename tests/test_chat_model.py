@@ -25,7 +25,7 @@ from hf_lmmixup.local_model import GeneratorModel, VLLMModel
 from hf_lmmixup.pacing import Pacing, retry_after
 from hf_lmmixup.rating_prompt import RATING_SCHEMA
 from hf_lmmixup.transport import MAX_BODY_BYTES, check_url
-from hf_lmmixup.verdict import judge_error, read_body
+from hf_lmmixup.verdict import Verdict, judge_error, read_body
 
 
 USER = [{"role": "user", "content": "hello"}]
@@ -398,6 +398,23 @@ GOOD = {"choices": [{"message": {"content": "7"}, "finish_reason": "stop"}]}
 def test_odd_bodies_become_reasons(body, error, passing):
     verdict = read_body(body)
     assert (verdict.text, verdict.error, verdict.passing, verdict.answered) == (None, error, passing, not passing)
+
+
+@pytest.mark.parametrize(
+    ("escaped", "text"),
+    [
+        (r"tides \ud83d rise", "tides "),
+        (r"\udc00", ""),
+        (r"a\udc00\ud83d", "a"),  # the wrong way around
+        (r"\ud83d\ude00 and \u0000", None),  # a pair is a letter
+    ],
+)
+def test_a_lone_surrogate_spoils_a_reply_from_there_on(escaped, text):
+    verdict = read_body(f'{{"choices": [{{"message": {{"content": "{escaped}"}}}}]}}'.encode())
+    if text is None:
+        assert verdict == Verdict(text="\U0001f600 and \0", answered=True)
+    else:
+        assert verdict == Verdict(text=text, error="reply holds a lone surrogate", answered=True)
 
 
 def test_a_good_body_is_its_text():

@@ -89,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.bodies.append(body)
         if "forbidden" in body["messages"][-1]["content"]:
             return self._send(401, {"error": {"code": "invalid_api_key", "message": "no"}})
-        text = GOOD + "\nMore text." if body["temperature"] else "<think>cut"
+        text = GOOD + "\nMore text." if body["temperature"] else self.server.first
         if body.get("include_stop_str_in_output"):
             text = text.partition(body["stop"][0])[0] + body["stop"][0]
         message = {"role": "assistant", "content": text}
@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.bodies = []
+        running.bodies, running.first = [], "<think>cut"
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         yield running
@@ -130,12 +130,16 @@ def rows(*prompts):
     )
 
 
-def test_an_instruct_model_behind_an_endpoint_distils_without_training(server, tmp_path):
+def generator_at(server):
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    generator = ServedGenerator(
+    return ServedGenerator(
         EndpointModel("m", url, max_tokens=64, extra=VLLM_STOP),
         EndpointModel("m", url, max_tokens=64, temperature=0.7),
     )
+
+
+def test_an_instruct_model_behind_an_endpoint_distils_without_training(server, tmp_path):
+    generator = generator_at(server)
     with Journal(tmp_path / "j", {}) as journal:
         outcome = distill(rows("tides"), generator.generate, distiller_name=generator.name, journal=journal)
         assert len(journal) == 2
@@ -165,6 +169,17 @@ def test_an_unanswered_cluster_is_asked_again_by_the_next_run(tmp_path):
             rows("tides"), ServedGenerator(Served(tides=up)).generate, distiller_name="m", journal=journal
         )
         assert len(outcome.dataset) == 1
+
+
+@pytest.mark.parametrize(("first", "asked"), [(GOOD.replace("Moon", "Moon \ud83d"), 2), (GOOD + "\ud83d", 1)])
+def test_half_a_letter_in_a_reply_is_malformed_and_asked_again_unless_it_stands_after_the_answer(
+    server, tmp_path, first, asked
+):
+    server.first = first
+    generator = generator_at(server)
+    with Journal(tmp_path / "j", {}) as journal:
+        outcome = distill(rows("tides"), generator.generate, distiller_name="m", journal=journal)
+    assert outcome.dataset["completion"][:] == ["The Moon."] and len(server.bodies) == asked
 
 
 @pytest.mark.parametrize("text, kept", [(" a </answer> b", "a </answer>"), ("no tag ", "no tag"), ("", "")])
