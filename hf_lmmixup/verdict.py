@@ -85,7 +85,7 @@ def read_body(body: bytes) -> Verdict:
         return Verdict(error="response is not JSON", passing=True)
     except (KeyError, IndexError, TypeError, AttributeError):
         return Verdict(error="response has no message", passing=True)
-    if finish in FINISHED_BADLY:
+    if isinstance(finish, str) and finish in FINISHED_BADLY:
         return Verdict(error=FINISHED_BADLY[finish], answered=True)
     if refusal:
         return Verdict(error="refusal", answered=True)

@@ -417,6 +417,12 @@ def test_a_lone_surrogate_spoils_a_reply_from_there_on(escaped, text):
         assert verdict == Verdict(text=text, error="reply holds a lone surrogate", answered=True)
 
 
+@pytest.mark.parametrize("finish", [None, ["length"], {"length": 1}, 7, "anything"])
+def test_an_odd_finish_reason_spoils_no_reply(finish):
+    body = {"choices": [{"message": {"content": "7"}, "finish_reason": finish}]}
+    assert read_body(json.dumps(body).encode()) == Verdict(text="7", answered=True)
+
+
 def test_a_good_body_is_its_text():
     assert read_body(json.dumps(GOOD).encode()).text == "7"
 
