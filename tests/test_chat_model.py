@@ -538,18 +538,19 @@ def test_a_longer_pause_wins_and_a_shorter_one_changes_nothing(monkeypatch):
     assert 9.0 <= waited(clock, pace.turn(never)) <= 13.6
 
 
-def test_unguided_pauses_grow_once_per_round_and_reset_after_a_success(monkeypatch):
+@pytest.mark.parametrize("wait", [None, 0.0])
+def test_unguided_pauses_grow_once_per_round_and_reset_after_a_success(wait, monkeypatch):
     clock = Clock(monkeypatch)
     pace = Pacing(1.0, random.Random(0))
     rounds = []
     for _ in range(7):
         for _ in range(64):  # all workers were refused at once
-            pace.refused(None)
+            pace.refused(wait)
         rounds.append(pace._open_at - clock.now)
         clock.now = pace._open_at
     assert rounds == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
     pace.succeeded()
-    pace.refused(None)
+    pace.refused(wait)
     assert pace._open_at - clock.now == 1.0
 
 
