@@ -45,7 +45,12 @@ PASSING = (408, 409, 425, 429)
 REFUSED = (429, 503, 529)
 """Statuses of a server that has too much to do: everyone pauses."""
 
-FINISHED_BADLY = {"length": "reply cut at the token limit", "content_filter": "content filter"}
+CUT, REFUSAL, FILTERED = "reply cut at the token limit", "refusal", "content filter"
+
+FINISHED_BADLY = {"length": CUT, "content_filter": FILTERED}
+
+ABOUT_THE_ROW = (REFUSAL, FILTERED)
+"""Reasons that say something of a row, and nothing of whether the model can be read."""
 
 MAX_MESSAGE = 200
 """Characters of a server's error message that are kept."""
@@ -88,7 +93,7 @@ def read_body(body: bytes) -> Verdict:
     if isinstance(finish, str) and finish in FINISHED_BADLY:
         return Verdict(error=FINISHED_BADLY[finish], answered=True)
     if refusal:
-        return Verdict(error="refusal", answered=True)
+        return Verdict(error=REFUSAL, answered=True)
     if not isinstance(text, str) or not text.strip():
         return Verdict(error="empty reply", answered=True)
     if len(text) > MAX_REPLY_CHARACTERS:

@@ -96,6 +96,59 @@ def test_what_fails_every_time_keeps_the_last_reason_and_is_paid_for_once(journa
     assert ask_all(again, questions("a", "b"), read_never, journal)["b"] == (None, "refusal")
 
 
+CUT = {"error": "reply cut at the token limit"}
+JAMS = [
+    # replies in order of the keys; how many are recorded, or what is said
+    (
+        [CUT] * 40,
+        "none of the first 32 questions got a reply that can be read; most often: reply cut at the token limit",
+    ),
+    ([CUT] * 40, r"Allow longer replies \(--max-tokens\).* will be asked again"),
+    ([{"text": "what?"}] * 20 + [CUT] * 20, "most often: not what was asked. Look at what the model writes"),
+    ([{"error": "refusal"}, {"text": "what?"}] * 33, "most often: not what was asked"),
+    ([CUT] * 31, 31),
+    ([CUT] * 31 + [{"text": "7"}] + [CUT] * 40, 72),
+    ([{"error": "refusal"}] * 40, 40),  # about the rows: the model can be read
+    ([CUT] * 31 + [{"error": "status 400", "answered": False}] * 9, 31),
+]
+
+
+def read_number(text):
+    return int(text) if text.isdigit() else read_never(text)
+
+
+@pytest.mark.parametrize(("replies", "outcome"), JAMS)
+def test_a_model_whose_first_replies_cannot_be_read_is_stopped_and_asked_again(replies, outcome, journal):
+    script = {f"k{place}": [reply] * dispatch.MAX_ASKS for place, reply in enumerate(replies)}
+    if isinstance(outcome, int):
+        ask_all(Scripted(**script), questions(*script), read_number, journal)
+        assert len(journal) == outcome
+        return
+    with pytest.raises(ModelStopped, match=f"scripted: .*{outcome}"):
+        ask_all(Scripted(**script), questions(*script), read_number, journal)
+    assert {journal[key]["error"] for key in journal} <= {"refusal"}
+    left = {key: ["7"] for key in script if key not in journal}
+    ask_all(Scripted(**left), questions(*script), read_number, journal)
+    assert len(journal) == len(script)
+
+
+def test_a_run_that_goes_on_after_an_answer_is_not_stopped(journal):
+    journal.add("old", {"answer": 1})
+    script = {f"k{place}": [CUT] * dispatch.MAX_ASKS for place in range(40)}
+    ask_all(Scripted(**script), questions("old", *script), read_number, journal)
+    assert len(journal) == 41
+
+
+@pytest.mark.parametrize(
+    ("temperature", "note", "asked"), [(0.0, None, 1), (0.0, "Be short.", 2), (0.7, None, 5), (None, None, 5)]
+)
+def test_a_cut_reply_is_asked_for_again_only_where_it_may_be_another_one(temperature, note, asked, journal):
+    model = Scripted(a=[CUT] * 5)
+    model.settings = {"temperature": temperature}
+    answers = ask_all(model, questions("a"), read_number, journal, note=note)
+    assert answers["a"] == (None, CUT["error"]) and len(model.asked) == asked
+
+
 def test_what_got_no_answer_is_not_recorded_and_asked_again_by_the_next_run(journal):
     model = Scripted(a=[{"error": "status 500", "answered": False}], b=["2"])
     answers = ask_all(model, questions("a", "b"), json.loads, journal)
