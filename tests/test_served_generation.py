@@ -54,6 +54,19 @@ def test_an_unusable_answer_is_told_and_an_unanswered_request_is_not(caplog):
     assert "served left 1 of 2 requests unanswered" in caplog.text
 
 
+def test_why_there_is_no_text_is_counted(caplog):
+    bad = {"error": "status 400 (max_tokens)", "answered": False}
+    model = Served(cut={"error": "reply cut at the token limit"}, bad=bad, good={"text": GOOD})
+    ServedGenerator(model).generate(ask("bad", "cut", "good", "bad"))
+    reasons = "{'status 400 (max_tokens)': 2, 'reply cut at the token limit': 1}"
+    assert f"served gave no good text for 3 requests: {reasons}" in caplog.text
+
+
+def test_good_texts_bring_no_warning(caplog):
+    ServedGenerator(Served(good={"text": GOOD})).generate(ask("good"))
+    assert not caplog.records
+
+
 def test_seeds_go_to_the_model_that_samples():
     greedy, sampling = Served(one={"text": "1"}), Served(one={"text": "2"})
     generator = ServedGenerator(greedy, sampling)

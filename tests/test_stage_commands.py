@@ -10,6 +10,7 @@ from hashing_encoder import HashingEncoder
 from test_modes import write_rows
 from typer.testing import CliRunner
 
+from hf_lmmixup.chat_model import ChatReply
 from hf_lmmixup.cli import app
 from hf_lmmixup.cluster_page import render_inspection
 
@@ -69,6 +70,31 @@ def test_select_and_merge(tmp_path):
         "merge", tmp_path / "best.parquet", tmp_path / "all.parquet", "-o", tmp_path / "out.parquet", "--share", 0.5
     )
     assert [row["origin"] for row in table(tmp_path / "out.parquet")].count("distilled") == 3
+
+
+@pytest.mark.parametrize(
+    ("cluster_ids", "code", "message"),
+    [
+        ([0, 0, 1], 4, "Nothing came out: none of 2 clusters became a row."),
+        ([None] * 3, 0, "dropped: distil: row has no cluster"),
+        ([], 0, "What became of the rows"),
+    ],
+)
+def test_clusters_none_of_which_became_a_row_are_a_failure(tmp_path, monkeypatch, caplog, cluster_ids, code, message):
+    def unanswered(self, requests, stop=None):
+        return (ChatReply(request.key, error="status 400 (no such field)", answered=False) for request in requests)
+
+    monkeypatch.setattr("hf_lmmixup.endpoint.EndpointModel.replies", unanswered)
+    rows = [
+        {"id": f"{place}", "prompt": "p", "completion": "c", "cluster_id": x} for place, x in enumerate(cluster_ids)
+    ]
+    schema = pa.schema({"id": pa.string(), "prompt": pa.string(), "completion": pa.string(), "cluster_id": pa.int64()})
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "clusters.parquet")
+    served = ["--endpoint", "http://127.0.0.1:9/v1", "--model", "m"]
+    command = ["distill", tmp_path / "clusters.parquet", "-o", tmp_path / "out.parquet", *served]
+    assert message in lmmixup(*command, code=code)
+    assert table(tmp_path / "out.parquet") == []
+    assert ("m gave no good text for 2 requests: {'status 400 (no such field)': 2}" in caplog.text) == (code == 4)
 
 
 REFUSED = [

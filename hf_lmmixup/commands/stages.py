@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import console, errors, progress_bar
+from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar
 
 
 Input = Annotated[
@@ -122,7 +122,8 @@ def distill(
 ) -> None:
     """Write one excellent row for each cluster, with `novelty` and `coverage`.
 
-    Completions stay in OUTPUT.journal: the same command asks for nothing twice.
+    Completions stay in OUTPUT.journal: the same command asks for nothing twice. Exit code 3 means that the server
+    stopped answering, 4 that no cluster became a row; the reasons are in OUTPUT.dropped.json.
 
     For example:
 
@@ -159,6 +160,10 @@ def distill(
         bounds = {"max_novelty": max_novelty, "min_coverage": min_coverage}
         checked = check_faithfulness(outcome.dataset, clustered, task_type=task_type, **bounds)
         _write(checked.dataset, outcome.dropped | checked.dropped, output)
+    clusters = len(set(clustered["cluster_id"]) - {None})
+    if clusters and not len(checked.dataset):
+        console.print(f"[red]Nothing came out:[/] none of {clusters} clusters became a row.", highlight=False)
+        raise typer.Exit(TOO_MANY_REJECTS)
 
 
 def select(
