@@ -22,13 +22,16 @@ from typing import Any
 from hf_lmmixup.chat_model import ChatModel, ChatReply, ChatRequest, Message, ModelStopped, Stop
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.records import Outcome
-from hf_lmmixup.verdict import ABOUT_THE_ROW, CUT
+from hf_lmmixup.verdict import ABOUT_THE_ROW, CUT, CUT_THINKING
 
 
 logger = logging.getLogger(__name__)
 
 MAX_ASKS = 5
 """How often a question is asked whose reply cannot be read. A model that fails so often keeps failing."""
+
+GREEDY_ASKS = {CUT: 3, CUT_THINKING: 1}
+"""The same without sampling. The note may make a text shorter; thoughts are as long the next time."""
 
 MAX_UNREAD = 32
 """Questions that all end with a reply that cannot be read, before the first one that can: something is set wrong."""
@@ -264,14 +267,13 @@ class _Run:
         ((reason, _),) = Counter(self.unread.values()).most_common(1)
         asked = f"none of the first {MAX_UNREAD} questions got a reply that can be read; most often: {reason}"
         longer = "Allow longer replies (--max-tokens): a model that thinks first needs thousands of tokens."
-        advice = longer if reason == CUT else "Look at what the model writes, and change its settings or the model."
+        advice = (
+            longer if reason in GREEDY_ASKS else "Look at what the model writes, and change its settings or the model."
+        )
         return f"{asked}. {advice} These questions will be asked again."
 
     def _most_asks(self, error: str) -> int:
-        """How often to ask; without sampling only the note makes it another question, and all else is cut again."""
-        if error == CUT and self.is_greedy:
-            return 1 if self.note is None else 2
-        return MAX_ASKS
+        return GREEDY_ASKS.get(error, MAX_ASKS) if self.is_greedy else MAX_ASKS
 
     def _next_new(self, source: Iterator[ChatRequest], stop: threading.Event) -> ChatRequest | None:
         for request in source:

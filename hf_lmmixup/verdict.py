@@ -46,6 +46,7 @@ REFUSED = (429, 503, 529)
 """Statuses of a server that has too much to do: everyone pauses."""
 
 CUT, REFUSAL, FILTERED = "reply cut at the token limit", "refusal", "content filter"
+CUT_THINKING = f"{CUT} while thinking"
 
 FINISHED_BADLY = {"length": CUT, "content_filter": FILTERED}
 
@@ -90,6 +91,8 @@ def read_body(body: bytes) -> Verdict:
         return Verdict(error="response is not JSON", passing=True)
     except (KeyError, IndexError, TypeError, AttributeError):
         return Verdict(error="response has no message", passing=True)
+    if finish == "length" and _is_thinking(text):
+        return Verdict(error=CUT_THINKING, answered=True)
     if isinstance(finish, str) and finish in FINISHED_BADLY:
         return Verdict(error=FINISHED_BADLY[finish], answered=True)
     if refusal:
@@ -103,6 +106,13 @@ def read_body(body: bytes) -> Verdict:
     except UnicodeEncodeError as broken:  # half of a pair of escapes, which no file can hold
         return Verdict(text=text[: broken.start], error="reply holds a lone surrogate", answered=True)
     return Verdict(text=text, answered=True)
+
+
+def _is_thinking(text: Any) -> bool:
+    """Whether a cut text has not come to what was asked for; some servers leave the thoughts out."""
+    if not isinstance(text, str):
+        return True
+    return not text.strip() or (text.lstrip().startswith("<think>") and "</think>" not in text)
 
 
 def error_body(body: bytes) -> Any:

@@ -140,13 +140,21 @@ def test_a_run_that_goes_on_after_an_answer_is_not_stopped(journal):
 
 
 @pytest.mark.parametrize(
-    ("temperature", "note", "asked"), [(0.0, None, 1), (0.0, "Be short.", 2), (0.7, None, 5), (None, None, 5)]
+    ("temperature", "where", "asked"),
+    [
+        (0.0, "", 3),
+        (0.0, " while thinking", 1),
+        (0.7, "", 5),
+        (0.7, " while thinking", 5),
+        (None, " while thinking", 5),
+    ],
 )
-def test_a_cut_reply_is_asked_for_again_only_where_it_may_be_another_one(temperature, note, asked, journal):
-    model = Scripted(a=[CUT] * 5)
+def test_a_cut_reply_is_asked_for_again_only_where_it_may_be_another_one(temperature, where, asked, journal):
+    error = CUT["error"] + where
+    model = Scripted(a=[{"error": error}] * 5)
     model.settings = {"temperature": temperature}
-    answers = ask_all(model, questions("a"), read_number, journal, note=note)
-    assert answers["a"] == (None, CUT["error"]) and len(model.asked) == asked
+    assert ask_all(model, questions("a"), read_number, journal)["a"] == (None, error)
+    assert len(model.asked) == asked
 
 
 def test_what_got_no_answer_is_not_recorded_and_asked_again_by_the_next_run(journal):
@@ -468,6 +476,21 @@ def test_a_lone_surrogate_spoils_a_reply_from_there_on(escaped, text):
         assert verdict == Verdict(text="\U0001f600 and \0", answered=True)
     else:
         assert verdict == Verdict(text=text, error="reply holds a lone surrogate", answered=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (None, " while thinking"),
+        ("", " while thinking"),
+        (" <think>hm, let me", " while thinking"),
+        ("<think>so 7</think>", ""),
+        ('{"overall": ', ""),
+    ],
+)
+def test_a_cut_reply_says_whether_it_had_begun(text, where):
+    body = {"choices": [{"message": {"content": text}, "finish_reason": "length"}]}
+    assert read_body(json.dumps(body).encode()) == Verdict(error=f"reply cut at the token limit{where}", answered=True)
 
 
 @pytest.mark.parametrize("finish", [None, ["length"], {"length": 1}, 7, "anything"])
