@@ -104,7 +104,7 @@ def distill(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that a local model writes together.")] = 32,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 16,
     attempts: Annotated[int, typer.Option(min=1, help="How often malformed text is asked for, in all.")] = 2,
-    temperature: Annotated[float, typer.Option(min=0, help="Of the tries after the first one.")] = 0.7,
+    temperature: Annotated[float, typer.Option(help="Of the tries after the first one; above 0.")] = 0.7,
     key_variable: Annotated[
         str, typer.Option(help="Environment variable that holds the server's key.")
     ] = "OPENAI_API_KEY",
@@ -141,6 +141,10 @@ def distill(
         check_output(output)
         if (model is None) != extractive:
             raise ValueError("Give --model, or --extractive, which needs none; one of the two.")
+        if extractive and endpoint is not None:
+            raise ValueError("--extractive asks no server, so it does not go with --endpoint.")
+        if not temperature > 0:
+            raise ValueError(f"--temperature {temperature} must be above 0; the first try is greedy in any case.")
         clustered = read_rows(input).dataset
         if "cluster_id" not in clustered.column_names:
             raise ValueError(f"{input} has no column cluster_id. Make it with lmmixup cluster.")
