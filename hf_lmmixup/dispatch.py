@@ -13,21 +13,28 @@ One entry of the journal for a reply that could be read, and for one that could 
 import logging
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hf_lmmixup.chat_model import ChatModel, ChatReply, ChatRequest, Message, Stop
+from hf_lmmixup.chat_model import ChatModel, ChatReply, ChatRequest, Message, ModelStopped, Stop
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.records import Outcome
+from hf_lmmixup.verdict import ABOUT_THE_ROW, CUT, CUT_THINKING
 
 
 logger = logging.getLogger(__name__)
 
 MAX_ASKS = 5
 """How often a question is asked whose reply cannot be read. A model that fails so often keeps failing."""
+
+GREEDY_ASKS = {CUT: 3, CUT_THINKING: 1}
+"""The same without sampling. The note may make a text shorter; thoughts are as long the next time."""
+
+MAX_UNREAD = 32
+"""Questions that all end with a reply that cannot be read, before the first one that can: something is set wrong."""
 
 STOPPING = "Stopping: waiting for the requests in flight. A second signal stops at once."
 
@@ -93,19 +100,25 @@ def ask_all(
         The answers by key.
 
     Raises:
-        ModelStopped: If the model will not answer any more. What it answered is in the journal.
+        ModelStopped: If the model will not answer any more, or its first `MAX_UNREAD` replies cannot be read. The
+            answers that it gave are in the journal, those replies are not.
         KeyboardInterrupt: After Ctrl-C, when the requests in flight are recorded.
         SystemExit: With code 143 after SIGTERM, likewise.
     """
-    run = _Run(journal, read, note, progress)
+    run = _Run(journal, read, note, progress, is_greedy=chat_model.settings.get("temperature") == 0)
     with finish_on_signals() as stop:
         source = iter(requests)
-        while True:
-            for reply in chat_model.replies(run.pull(source, stop), stop):
-                run.take(reply)
-            if stop.is_set() or not run.again:
-                break
+        try:
+            while True:
+                for reply in chat_model.replies(run.pull(source, stop), stop):
+                    run.take(reply)
+                if stop.is_set() or run.jammed or not run.again:
+                    break
+        finally:
+            run.record_unread()
         journal.flush()
+        if run.jammed:
+            raise ModelStopped(f"{chat_model.name}: {run.jam()}")
     return Answers(journal, run.unanswered)
 
 
@@ -186,20 +199,26 @@ def finish_on_signals() -> Iterator[Stop]:
 
 
 class _Run:
-    """The state of one `ask_all`: what is being asked and what has to be asked again."""
+    """The state of one `ask_all`: what is being asked and what has to be asked again.
+
+    Replies that cannot be read are held back until one can: if there is none among the first `MAX_UNREAD`, the next
+    run shall ask those questions again.
+    """
 
     def __init__(
-        self, journal: Journal, read: Reader, note: str | None, progress: Callable[[int], None] | None
+        self, journal: Journal, read: Reader, note: str | None, progress: Callable[[int], None] | None, is_greedy: bool
     ) -> None:
-        self.journal, self.read, self.note = journal, read, note
+        self.journal, self.read, self.note, self.is_greedy = journal, read, note, is_greedy
         self.progress = progress or (lambda settled: None)
         self.asked: dict[str, tuple[ChatRequest, int]] = {}
         self.again: deque[tuple[ChatRequest, int]] = deque()
         self.unanswered: dict[str, str] = {}
+        self.unread: dict[str, str] = {}
+        self.is_readable = self.jammed = False
 
     def pull(self, source: Iterator[ChatRequest], stop: threading.Event) -> Iterator[ChatRequest]:
         """Repeated questions first, then new ones."""
-        while not stop.is_set():
+        while not stop.is_set() and not self.jammed:
             if self.again:
                 request, ask = self.again.popleft()
             else:
@@ -220,25 +239,50 @@ class _Run:
             except ValueError as problem:
                 error = str(problem)
             else:
+                self.is_readable = True
+                self.record_unread()
                 self.progress(1)
                 return
         error = error or "empty reply"
-        if reply.answered and ask < MAX_ASKS:
+        if reply.answered and ask < self._most_asks(error):
             self.again.append((request, ask + 1))
             return
-        if reply.answered:
+        if not reply.answered:
+            self.unanswered[reply.key] = error
+        elif self.is_readable or error in ABOUT_THE_ROW:
             self.journal.add(reply.key, {"error": error})
         else:
-            self.unanswered[reply.key] = error
+            self.unread[reply.key] = error
+            self.jammed = len(self.unread) >= MAX_UNREAD
         self.progress(1)
+
+    def record_unread(self) -> None:
+        """Make the reasons that were held back final, unless nothing at all can be read."""
+        while self.unread and not self.jammed:
+            key, error = self.unread.popitem()
+            self.journal.add(key, {"error": error})
+
+    def jam(self) -> str:
+        """Why the run ends, and what to do."""
+        ((reason, _),) = Counter(self.unread.values()).most_common(1)
+        asked = f"none of the first {MAX_UNREAD} questions got a reply that can be read; most often: {reason}"
+        longer = "Allow longer replies (--max-tokens): a model that thinks first needs thousands of tokens."
+        advice = (
+            longer if reason in GREEDY_ASKS else "Look at what the model writes, and change its settings or the model."
+        )
+        return f"{asked}. {advice} These questions will be asked again."
+
+    def _most_asks(self, error: str) -> int:
+        return GREEDY_ASKS.get(error, MAX_ASKS) if self.is_greedy else MAX_ASKS
 
     def _next_new(self, source: Iterator[ChatRequest], stop: threading.Event) -> ChatRequest | None:
         for request in source:
             if stop.is_set():  # a run that goes on may have a million answers to pass by
                 return None
             if request.key in self.journal:
+                self.is_readable = self.is_readable or "answer" in self.journal[request.key]
                 self.progress(1)
-            elif request.key not in self.asked and request.key not in self.unanswered:
+            elif not any(request.key in known for known in (self.asked, self.unanswered, self.unread)):
                 return request
         return None
 

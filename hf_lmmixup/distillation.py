@@ -230,7 +230,8 @@ def _replies(
 
 def _judged(request: _Request, reply: str | None, attempt: int, task_type: TaskType) -> dict[str, Any]:
     """Read a completion; a good one goes into the request. Returns the record of this try."""
-    parsed = None if reply is None else parse_completion(reply)
+    stored = None if reply is None else reply.encode("utf-8", "replace").decode()
+    parsed = None if reply is None or stored != reply else parse_completion(reply)
     if reply is None:
         reason: str | None = NO_COMPLETION
     elif parsed is None:
@@ -245,6 +246,6 @@ def _judged(request: _Request, reply: str | None, attempt: int, task_type: TaskT
         "sources": request.sources,
         "prompt_characters": sum(len(message["content"]) for message in request.messages),
         "attempt": attempt,
-        "completion": reply,
+        "completion": stored,  # a lone surrogate, which Arrow refuses, is a question mark
         "reason": reason,
     }

@@ -15,7 +15,8 @@ What it promises:
   are simply absent and can be asked again.
 - A key is recorded once. A second `add` of it is an error.
 - One process at a time: the file is locked while open, and the lock dies with the process.
-- A run with other settings or another input is refused, and the message names what differs.
+- A run with other settings or another input is refused, and the message names what differs. As long as there is no
+  answer, any settings will do.
 
 Use::
 
@@ -172,15 +173,17 @@ class Journal:
         expected = _normal(settings)
         size = os.fstat(self._descriptor).st_size
         header = self._reader.readline()
-        if not header.endswith(b"\n") and _is_torn_header(header):
+        content = _content(header)
+        is_journal = isinstance(content, dict) and content.get("journal") == FORMAT_VERSION
+        is_new = is_journal and size == len(header)
+        if is_new or (not header.endswith(b"\n") and _is_torn_header(header)):
             self._cut(0)
             self._end = 0
             self._append(_json({"journal": FORMAT_VERSION, "settings": expected}))
             os.fsync(self._descriptor)
             _sync_folder(self.path.parent)
             return self._end
-        content = _content(header)
-        if not isinstance(content, dict) or content.get("journal") != FORMAT_VERSION:
+        if not is_journal:
             raise ValueError(f"{self.path} is not a journal, or its first line is damaged. Name another directory.")
         _refuse_differences(self.path, content["settings"], expected)
         end, damaged = self._index(len(header))
@@ -260,7 +263,8 @@ def _refuse_differences(path: Path, old: dict[str, Any], new: dict[str, Any]) ->
     if differing:
         changes = "; ".join(f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in differing)
         raise ValueError(
-            f"{path} was begun with other settings: {changes}. Restore them to go on, or name another directory."
+            f"{path} was begun with other settings: {changes}. Restore them to go on; "
+            "to ask everything anew, name another directory or output."
         )
 
 

@@ -11,6 +11,7 @@ from threading import Event
 from typing import Any
 
 from hf_lmmixup.chat_model import ChatReply, ChatRequest, Message
+from hf_lmmixup.verdict import CUT
 
 
 BATCH_SIZE = 64
@@ -94,7 +95,7 @@ class VLLMModel:
             for request, output in zip(batch, outputs, strict=True):
                 (written,) = output.outputs
                 cut = written.finish_reason == "length"
-                yield ChatReply(request.key, written.text, "reply cut at the token limit" if cut else None)
+                yield ChatReply(request.key, written.text, CUT if cut else None)
 
     def _parameters(self, request: ChatRequest) -> Any:
         return self._sampling(

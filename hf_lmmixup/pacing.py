@@ -72,12 +72,12 @@ class Pacing:
         self._refusals = 0
 
     def refused(self, wait: float | None) -> None:
-        """Pause everyone: for as long as the server asked, or for a growing time if it did not say.
+        """Pause everyone: for as long as the server asked, or for a growing time if it did not say, or said none.
 
         Refusals of requests that were under way when the pause began do not lengthen an unguided pause.
         """
         now = time.monotonic()
-        if wait is None:
+        if not wait:
             if now < self._open_at:
                 return
             wait = min(LONGEST_BACKOFF, self.backoff * 2**self._refusals)

@@ -13,6 +13,7 @@ second key, and without it they cut the closing tag off.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from threading import Event
 
@@ -55,7 +56,8 @@ class ServedGenerator:
         """One completion for each conversation, up to and with `</answer>`; see `distillation.Generate`.
 
         A request that the server never answered leaves `None` and is not told to `on_reply`, so a journal does not
-        hold it and the next run asks it again. An answer without usable text (a refusal, say) is told as `None`.
+        hold it and the next run asks it again. An answer without usable text (a refusal, say) is told as `None`. What
+        went wrong is counted in a warning.
 
         Raises:
             ValueError: If the numbers of seeds and conversations differ.
@@ -66,10 +68,11 @@ class ServedGenerator:
             raise ValueError(f"{len(seeds)} seeds for {len(conversations)} conversations; give one each.")
         model = self.chat_model if seeds is None else self.sampling_model
         texts: list[str | None] = [None] * len(conversations)
-        unanswered = 0
+        unanswered, errors = 0, Counter[str]()
         with finish_on_signals() as stop:
             for reply in model.replies(_requests(conversations, seeds, stop), stop):
                 place = int(reply.key)
+                errors.update([reply.error] if reply.error else [])
                 if not reply.answered:
                     unanswered += 1
                     continue
@@ -78,6 +81,8 @@ class ServedGenerator:
                     on_reply(place, texts[place])
         if unanswered:
             logger.warning("%s left %d of %d requests unanswered.", self.name, unanswered, len(conversations))
+        if errors:
+            logger.warning("%s gave no good text for %d requests: %s", self.name, errors.total(), dict(errors))
         return texts
 
 

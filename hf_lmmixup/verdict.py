@@ -45,7 +45,13 @@ PASSING = (408, 409, 425, 429)
 REFUSED = (429, 503, 529)
 """Statuses of a server that has too much to do: everyone pauses."""
 
-FINISHED_BADLY = {"length": "reply cut at the token limit", "content_filter": "content filter"}
+CUT, REFUSAL, FILTERED = "reply cut at the token limit", "refusal", "content filter"
+CUT_THINKING = f"{CUT} while thinking"
+
+FINISHED_BADLY = {"length": CUT, "content_filter": FILTERED}
+
+ABOUT_THE_ROW = (REFUSAL, FILTERED)
+"""Reasons that say something of a row, and nothing of whether the model can be read."""
 
 MAX_MESSAGE = 200
 """Characters of a server's error message that are kept."""
@@ -56,7 +62,7 @@ class Verdict:
     """What one attempt came to.
 
     Attributes:
-        text: The reply, if there is a usable one.
+        text: The reply, if there is a usable one; with an error, what came before it spoiled.
         error: Why not.
         answered: The model answered and was paid.
         passing: Another attempt may succeed.
@@ -85,15 +91,28 @@ def read_body(body: bytes) -> Verdict:
         return Verdict(error="response is not JSON", passing=True)
     except (KeyError, IndexError, TypeError, AttributeError):
         return Verdict(error="response has no message", passing=True)
-    if finish in FINISHED_BADLY:
+    if finish == "length" and _is_thinking(text):
+        return Verdict(error=CUT_THINKING, answered=True)
+    if isinstance(finish, str) and finish in FINISHED_BADLY:
         return Verdict(error=FINISHED_BADLY[finish], answered=True)
     if refusal:
-        return Verdict(error="refusal", answered=True)
+        return Verdict(error=REFUSAL, answered=True)
     if not isinstance(text, str) or not text.strip():
         return Verdict(error="empty reply", answered=True)
     if len(text) > MAX_REPLY_CHARACTERS:
         return Verdict(error="reply too long", answered=True)
+    try:
+        text.encode()
+    except UnicodeEncodeError as broken:  # half of a pair of escapes, which no file can hold
+        return Verdict(text=text[: broken.start], error="reply holds a lone surrogate", answered=True)
     return Verdict(text=text, answered=True)
+
+
+def _is_thinking(text: Any) -> bool:
+    """Whether a cut text has not come to what was asked for; some servers leave the thoughts out."""
+    if not isinstance(text, str):
+        return True
+    return not text.strip() or (text.lstrip().startswith("<think>") and "</think>" not in text)
 
 
 def error_body(body: bytes) -> Any:

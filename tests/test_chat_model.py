@@ -25,7 +25,7 @@ from hf_lmmixup.local_model import GeneratorModel, VLLMModel
 from hf_lmmixup.pacing import Pacing, retry_after
 from hf_lmmixup.rating_prompt import RATING_SCHEMA
 from hf_lmmixup.transport import MAX_BODY_BYTES, check_url
-from hf_lmmixup.verdict import judge_error, read_body
+from hf_lmmixup.verdict import Verdict, judge_error, read_body
 
 
 USER = [{"role": "user", "content": "hello"}]
@@ -94,6 +94,67 @@ def test_what_fails_every_time_keeps_the_last_reason_and_is_paid_for_once(journa
     assert (answers["a"], answers["b"]) == ((None, "not what was asked"), (None, "refusal"))
     again = Scripted()
     assert ask_all(again, questions("a", "b"), read_never, journal)["b"] == (None, "refusal")
+
+
+CUT = {"error": "reply cut at the token limit"}
+JAMS = [
+    # replies in order of the keys; how many are recorded, or what is said
+    (
+        [CUT] * 40,
+        "none of the first 32 questions got a reply that can be read; most often: reply cut at the token limit",
+    ),
+    ([CUT] * 40, r"Allow longer replies \(--max-tokens\).* will be asked again"),
+    ([{"text": "what?"}] * 20 + [CUT] * 20, "most often: not what was asked. Look at what the model writes"),
+    ([{"error": "refusal"}, {"text": "what?"}] * 33, "most often: not what was asked"),
+    ([CUT] * 31, 31),
+    ([CUT] * 31 + [{"text": "7"}] + [CUT] * 40, 72),
+    ([{"error": "refusal"}] * 40, 40),  # about the rows: the model can be read
+    ([CUT] * 31 + [{"error": "status 400", "answered": False}] * 9, 31),
+]
+
+
+def read_number(text):
+    return int(text) if text.isdigit() else read_never(text)
+
+
+@pytest.mark.parametrize(("replies", "outcome"), JAMS)
+def test_a_model_whose_first_replies_cannot_be_read_is_stopped_and_asked_again(replies, outcome, journal):
+    script = {f"k{place}": [reply] * dispatch.MAX_ASKS for place, reply in enumerate(replies)}
+    if isinstance(outcome, int):
+        ask_all(Scripted(**script), questions(*script), read_number, journal)
+        assert len(journal) == outcome
+        return
+    with pytest.raises(ModelStopped, match=f"scripted: .*{outcome}"):
+        ask_all(Scripted(**script), questions(*script), read_number, journal)
+    assert {journal[key]["error"] for key in journal} <= {"refusal"}
+    left = {key: ["7"] for key in script if key not in journal}
+    ask_all(Scripted(**left), questions(*script), read_number, journal)
+    assert len(journal) == len(script)
+
+
+def test_a_run_that_goes_on_after_an_answer_is_not_stopped(journal):
+    journal.add("old", {"answer": 1})
+    script = {f"k{place}": [CUT] * dispatch.MAX_ASKS for place in range(40)}
+    ask_all(Scripted(**script), questions("old", *script), read_number, journal)
+    assert len(journal) == 41
+
+
+@pytest.mark.parametrize(
+    ("temperature", "where", "asked"),
+    [
+        (0.0, "", 3),
+        (0.0, " while thinking", 1),
+        (0.7, "", 5),
+        (0.7, " while thinking", 5),
+        (None, " while thinking", 5),
+    ],
+)
+def test_a_cut_reply_is_asked_for_again_only_where_it_may_be_another_one(temperature, where, asked, journal):
+    error = CUT["error"] + where
+    model = Scripted(a=[{"error": error}] * 5)
+    model.settings = {"temperature": temperature}
+    assert ask_all(model, questions("a"), read_number, journal)["a"] == (None, error)
+    assert len(model.asked) == asked
 
 
 def test_what_got_no_answer_is_not_recorded_and_asked_again_by_the_next_run(journal):
@@ -400,6 +461,44 @@ def test_odd_bodies_become_reasons(body, error, passing):
     assert (verdict.text, verdict.error, verdict.passing, verdict.answered) == (None, error, passing, not passing)
 
 
+@pytest.mark.parametrize(
+    ("escaped", "text"),
+    [
+        (r"tides \ud83d rise", "tides "),
+        (r"\udc00", ""),
+        (r"a\udc00\ud83d", "a"),  # the wrong way around
+        (r"\ud83d\ude00 and \u0000", None),  # a pair is a letter
+    ],
+)
+def test_a_lone_surrogate_spoils_a_reply_from_there_on(escaped, text):
+    verdict = read_body(f'{{"choices": [{{"message": {{"content": "{escaped}"}}}}]}}'.encode())
+    if text is None:
+        assert verdict == Verdict(text="\U0001f600 and \0", answered=True)
+    else:
+        assert verdict == Verdict(text=text, error="reply holds a lone surrogate", answered=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (None, " while thinking"),
+        ("", " while thinking"),
+        (" <think>hm, let me", " while thinking"),
+        ("<think>so 7</think>", ""),
+        ('{"overall": ', ""),
+    ],
+)
+def test_a_cut_reply_says_whether_it_had_begun(text, where):
+    body = {"choices": [{"message": {"content": text}, "finish_reason": "length"}]}
+    assert read_body(json.dumps(body).encode()) == Verdict(error=f"reply cut at the token limit{where}", answered=True)
+
+
+@pytest.mark.parametrize("finish", [None, ["length"], {"length": 1}, 7, "anything"])
+def test_an_odd_finish_reason_spoils_no_reply(finish):
+    body = {"choices": [{"message": {"content": "7"}, "finish_reason": finish}]}
+    assert read_body(json.dumps(body).encode()) == Verdict(text="7", answered=True)
+
+
 def test_a_good_body_is_its_text():
     assert read_body(json.dumps(GOOD).encode()).text == "7"
 
@@ -515,18 +614,19 @@ def test_a_longer_pause_wins_and_a_shorter_one_changes_nothing(monkeypatch):
     assert 9.0 <= waited(clock, pace.turn(never)) <= 13.6
 
 
-def test_unguided_pauses_grow_once_per_round_and_reset_after_a_success(monkeypatch):
+@pytest.mark.parametrize("wait", [None, 0.0])
+def test_unguided_pauses_grow_once_per_round_and_reset_after_a_success(wait, monkeypatch):
     clock = Clock(monkeypatch)
     pace = Pacing(1.0, random.Random(0))
     rounds = []
     for _ in range(7):
         for _ in range(64):  # all workers were refused at once
-            pace.refused(None)
+            pace.refused(wait)
         rounds.append(pace._open_at - clock.now)
         clock.now = pace._open_at
     assert rounds == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
     pace.succeeded()
-    pace.refused(None)
+    pace.refused(wait)
     assert pace._open_at - clock.now == 1.0
 
 

@@ -152,6 +152,17 @@ def test_a_journal_keeps_what_was_written_before_a_crash(tmp_path):
     assert again.completions.to_list() == expected.completions.to_list()
 
 
+def test_a_journal_that_holds_a_lone_surrogate_is_read(tmp_path):
+    broken = TIDES.replace("Moon", "\ud83d Moon")
+    with Journal(tmp_path / "j", {}) as journal:
+        first = distill(dataset(), Scripted(tides=[broken], bread=[BREAD]), distiller_name="s", journal=journal)
+    assert first.dropped == {"a": MALFORMED, "c": MALFORMED, "e": NO_CLUSTER}
+    assert TIDES.replace("Moon", "? Moon") in first.completions["completion"]
+    with Journal(tmp_path / "j", {}) as journal:
+        again = distill(dataset(), Scripted(), distiller_name="s", journal=journal)
+    assert again.completions.to_list() == first.completions.to_list() and len(first.completions) == 3
+
+
 ANSWERS = [
     ("qa", "Q: a?\nA: b\nc", ("a?", "b\nc")),
     ("mcq", "Q: a?\nA) 1\nB) 2\nC) 3\nD) 4\nAnswer: B) 2", ("a?\nA) 1\nB) 2\nC) 3\nD) 4", "B) 2")),

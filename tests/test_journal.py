@@ -159,6 +159,16 @@ def test_other_settings_are_refused_by_name_and_nothing_is_written(path, changed
     assert path.read_bytes() == before
 
 
+def test_a_journal_without_answers_takes_other_settings(path):
+    Journal(path, SETTINGS).close()
+    with Journal(path, {**SETTINGS, "max_tokens": 2048}) as journal:
+        journal.add("a", 1)
+    with pytest.raises(ValueError, match="max_tokens was 2048 and is None.*; to ask everything anew, name another"):
+        Journal(path, SETTINGS)
+    with Journal(path, {**SETTINGS, "max_tokens": 2048}) as journal:
+        assert journal["a"] == 1
+
+
 def test_settings_are_compared_as_json(path):
     Journal(path, {"axes": ("rarity", "overall"), "b": 1}).close()
     Journal(path, {"b": 1, "axes": ["rarity", "overall"]}).close()

@@ -54,6 +54,19 @@ def test_an_unusable_answer_is_told_and_an_unanswered_request_is_not(caplog):
     assert "served left 1 of 2 requests unanswered" in caplog.text
 
 
+def test_why_there_is_no_text_is_counted(caplog):
+    bad = {"error": "status 400 (max_tokens)", "answered": False}
+    model = Served(cut={"error": "reply cut at the token limit"}, bad=bad, good={"text": GOOD})
+    ServedGenerator(model).generate(ask("bad", "cut", "good", "bad"))
+    reasons = "{'status 400 (max_tokens)': 2, 'reply cut at the token limit': 1}"
+    assert f"served gave no good text for 3 requests: {reasons}" in caplog.text
+
+
+def test_good_texts_bring_no_warning(caplog):
+    ServedGenerator(Served(good={"text": GOOD})).generate(ask("good"))
+    assert not caplog.records
+
+
 def test_seeds_go_to_the_model_that_samples():
     greedy, sampling = Served(one={"text": "1"}), Served(one={"text": "2"})
     generator = ServedGenerator(greedy, sampling)
@@ -89,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.bodies.append(body)
         if "forbidden" in body["messages"][-1]["content"]:
             return self._send(401, {"error": {"code": "invalid_api_key", "message": "no"}})
-        text = GOOD + "\nMore text." if body["temperature"] else "<think>cut"
+        text = GOOD + "\nMore text." if body["temperature"] else self.server.first
         if body.get("include_stop_str_in_output"):
             text = text.partition(body["stop"][0])[0] + body["stop"][0]
         message = {"role": "assistant", "content": text}
@@ -110,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.bodies = []
+        running.bodies, running.first = [], "<think>cut"
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         yield running
@@ -130,12 +143,16 @@ def rows(*prompts):
     )
 
 
-def test_an_instruct_model_behind_an_endpoint_distils_without_training(server, tmp_path):
+def generator_at(server):
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    generator = ServedGenerator(
+    return ServedGenerator(
         EndpointModel("m", url, max_tokens=64, extra=VLLM_STOP),
         EndpointModel("m", url, max_tokens=64, temperature=0.7),
     )
+
+
+def test_an_instruct_model_behind_an_endpoint_distils_without_training(server, tmp_path):
+    generator = generator_at(server)
     with Journal(tmp_path / "j", {}) as journal:
         outcome = distill(rows("tides"), generator.generate, distiller_name=generator.name, journal=journal)
         assert len(journal) == 2
@@ -165,6 +182,17 @@ def test_an_unanswered_cluster_is_asked_again_by_the_next_run(tmp_path):
             rows("tides"), ServedGenerator(Served(tides=up)).generate, distiller_name="m", journal=journal
         )
         assert len(outcome.dataset) == 1
+
+
+@pytest.mark.parametrize(("first", "asked"), [(GOOD.replace("Moon", "Moon \ud83d"), 2), (GOOD + "\ud83d", 1)])
+def test_half_a_letter_in_a_reply_is_malformed_and_asked_again_unless_it_stands_after_the_answer(
+    server, tmp_path, first, asked
+):
+    server.first = first
+    generator = generator_at(server)
+    with Journal(tmp_path / "j", {}) as journal:
+        outcome = distill(rows("tides"), generator.generate, distiller_name="m", journal=journal)
+    assert outcome.dataset["completion"][:] == ["The Moon."] and len(server.bodies) == asked
 
 
 @pytest.mark.parametrize("text, kept", [(" a </answer> b", "a </answer>"), ("no tag ", "no tag"), ("", "")])

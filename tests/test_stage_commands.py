@@ -11,6 +11,7 @@ from hashing_encoder import HashingEncoder
 from test_modes import write_rows
 from typer.testing import CliRunner
 
+from hf_lmmixup.chat_model import ChatReply
 from hf_lmmixup.cli import app
 from hf_lmmixup.cluster_page import render_inspection
 from hf_lmmixup.records import CLUSTERED, LOADED
@@ -182,6 +183,31 @@ def test_lines_that_cannot_be_read_are_counted_by_every_stage(tmp_path, monkeypa
     assert len(read_rows(path, limit=3).dataset) == 2
 
 
+@pytest.mark.parametrize(
+    ("cluster_ids", "code", "message"),
+    [
+        ([0, 0, 1], 4, "Nothing came out: none of 2 clusters became a row."),
+        ([None] * 3, 0, "dropped: distil: row has no cluster"),
+        ([], 0, "What became of the rows"),
+    ],
+)
+def test_clusters_none_of_which_became_a_row_are_a_failure(tmp_path, monkeypatch, caplog, cluster_ids, code, message):
+    def unanswered(self, requests, stop=None):
+        return (ChatReply(request.key, error="status 400 (no such field)", answered=False) for request in requests)
+
+    monkeypatch.setattr("hf_lmmixup.endpoint.EndpointModel.replies", unanswered)
+    rows = [
+        {"id": f"{place}", "prompt": "p", "completion": "c", "cluster_id": x} for place, x in enumerate(cluster_ids)
+    ]
+    schema = pa.schema({"id": pa.string(), "prompt": pa.string(), "completion": pa.string(), "cluster_id": pa.int64()})
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "clusters.parquet")
+    served = ["--endpoint", "http://127.0.0.1:9/v1", "--model", "m"]
+    command = ["distill", tmp_path / "clusters.parquet", "-o", tmp_path / "out.parquet", *served]
+    assert message in lmmixup(*command, code=code)
+    assert table(tmp_path / "out.parquet") == []
+    assert ("m gave no good text for 2 requests: {'status 400 (no such field)': 2}" in caplog.text) == (code == 4)
+
+
 REFUSED = [
     (("cluster", "{pile}", "-o", "x.csv"), "Accepted outputs: .parquet, .jsonl"),
     (("cluster", "{pile}", "-o", "{folder}"), "folder.parquet is a folder. Name a file to write."),
@@ -192,6 +218,9 @@ REFUSED = [
     (("run", "extractive", "-i", "{pile}", "-o", "{pile}/run"), "Not a directory: "),
     (("distill", "{pile}", "-o", "{out}", "--extractive"), "has no column cluster_id. Make it with lmmixup cluster."),
     (("distill", "{pile}", "-o", "{out}"), "Give --model, or --extractive"),
+    (("distill", "{pile}", "-o", "{out}", "--extractive", "--endpoint", "http://127.0.0.1:9/v1"), "asks no server"),
+    (("distill", "{pile}", "-o", "{out}", "--model", "m", "--temperature", "0"), "--temperature 0.0 must be above 0"),
+    (("distill", "{pile}", "-o", "{out}", "--model", "m", "--temperature", "0.01"), "has no column cluster_id"),
     (("select", "{pile}", "-o", "{out}"), "has no column score. Make it with lmmixup rate."),
     # The pile has no clusters: what is refused here is refused before the rows are looked at.
     (("distill", "{pile}", "-o", "{out}", "--extractive", "--min-coverage", "2"), "faithfulness.min_coverage=2.0"),

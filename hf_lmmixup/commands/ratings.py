@@ -43,6 +43,9 @@ def rate(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 16,
     timeout: Annotated[float, typer.Option(help="Seconds for one attempt, in all.")] = 60.0,
     temperature: Annotated[float, typer.Option(min=0, help="Of a served model's sampling.")] = 0.0,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest reply. A model that thinks first needs thousands.")
+    ] = 256,
     structured: Annotated[
         bool, typer.Option("--schema/--no-schema", help="Hold replies to a JSON schema, where the server can.")
     ] = True,
@@ -65,8 +68,8 @@ def rate(
     """Rate rows and write them with `rating`, `score` and `rating_error`.
 
     What a model was asked stays in OUTPUT.journal: a run that was stopped goes on when the same command is given
-    again, and asks nothing twice. Exit code 3 means that the server stopped answering, 4 that too many rows got no
-    score; the output is written all the same, with the reasons.
+    again, and asks nothing twice. Exit code 3 means that the server stopped answering, or that none of its first
+    32 replies could be read, 4 that too many rows got no score; the output is written all the same, with the reasons.
 
     For example:
 
@@ -78,7 +81,7 @@ def rate(
     """
     from hf_lmmixup.stage_files import check_output, read_rows, write_rows
 
-    served = {
+    served: dict[str, Any] = {
         "concurrency": concurrency,
         "timeout": timeout,
         "temperature": temperature,
@@ -95,7 +98,7 @@ def rate(
                 rated = [_by_datastore(read.dataset, datastore, task_type, update)]
             else:
                 rated = _by_models(
-                    read.dataset, model or [], endpoint, engine, rubric, task_type, served, output, update
+                    read.dataset, model or [], endpoint, engine, rubric, max_tokens, task_type, served, output, update
                 )
             final = rated[0] if len(rated) == 1 else _combined(rated)
             final = _corrected(final, encoder, update) if correct else final
@@ -129,6 +132,7 @@ def _by_models(
     endpoint: str | None,
     engine: str,
     rubric: str | None,
+    max_tokens: int,
     task_type: str,
     served: dict[str, Any],
     output: Path,
@@ -142,9 +146,8 @@ def _by_models(
     rated = []
     for number, name in enumerate(models):
         update(f"loading {name}", 0, 0)
-        ((rater, form),) = named(
-            [name], endpoint=endpoint, engine=engine, rubric=rubric, **(served if endpoint else {})
-        )
+        options: dict[str, Any] = {"endpoint": endpoint, "engine": engine, "rubric": rubric, "max_tokens": max_tokens}
+        ((rater, form),) = named([name], **options, **(served if endpoint else {}))
         told = _counter(update, f"rating by {name}", len(rows))
         where = journals / str(number) if len(models) > 1 else journals
         outcome = rate_rows(rows, rater, where, task_type=task_type, rubric=form, max_reject_rate=1.0, progress=told)

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import console, errors, progress_bar
+from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar
 
 
 Input = Annotated[
@@ -105,7 +105,7 @@ def distill(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that a local model writes together.")] = 32,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 16,
     attempts: Annotated[int, typer.Option(min=1, help="How often malformed text is asked for, in all.")] = 2,
-    temperature: Annotated[float, typer.Option(min=0, help="Of the tries after the first one.")] = 0.7,
+    temperature: Annotated[float, typer.Option(help="Of the tries after the first one; above 0.")] = 0.7,
     key_variable: Annotated[
         str, typer.Option(help="Environment variable that holds the server's key.")
     ] = "OPENAI_API_KEY",
@@ -123,7 +123,8 @@ def distill(
 ) -> None:
     """Write one excellent row for each cluster, with `novelty` and `coverage`.
 
-    Completions stay in OUTPUT.journal: the same command asks for nothing twice.
+    Completions stay in OUTPUT.journal: the same command asks for nothing twice. Exit code 3 means that the server
+    stopped answering, 4 that no cluster became a row; the reasons are in OUTPUT.dropped.json.
 
     For example:
 
@@ -141,6 +142,10 @@ def distill(
         check_output(output)
         if (model is None) != extractive:
             raise ValueError("Give --model, or --extractive, which needs none; one of the two.")
+        if extractive and endpoint is not None:
+            raise ValueError("--extractive asks no server, so it does not go with --endpoint.")
+        if not temperature > 0:
+            raise ValueError(f"--temperature {temperature} must be above 0; the first try is greedy in any case.")
         faithful = FaithfulnessRecipe(max_novelty=max_novelty, min_coverage=min_coverage)
         loaded = read_rows(input)
         clustered = loaded.dataset
@@ -161,6 +166,10 @@ def distill(
                 outcome = _ask(clustered, options, task_type, seed, journal, told)
         checked = check_faithfulness(outcome.dataset, clustered, task_type=task_type, **vars(faithful))
         _write(checked.dataset, loaded.dropped | outcome.dropped | checked.dropped, output)
+    clusters = len(set(clustered["cluster_id"]) - {None})
+    if clusters and not len(checked.dataset):
+        console.print(f"[red]Nothing came out:[/] none of {clusters} clusters became a row.", highlight=False)
+        raise typer.Exit(TOO_MANY_REJECTS)
 
 
 def select(
