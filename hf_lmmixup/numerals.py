@@ -130,7 +130,7 @@ class _Reader:
             if self._hundreds or self._small is not None:
                 self._large += group * scale
             else:
-                self._large = (self._large or 1) * scale
+                self._large = (self._large or Decimal(1)) * scale
             self._hundreds, self._least = Decimal(0), scale
         elif self._small is None and self.is_reading:  # `a thousand hundred`
             self._large, self._hundreds = 100 * self._large, 100 * self._hundreds
