@@ -6,8 +6,9 @@
     python dataset_scripts/mixture.py build my_mixture --articles articles.jsonl --chat-model gpt-4o-mini \
         --base-url https://api.openai.com/v1 --dry-run
 
-`check` finds the weak texts of the mini that have to be drawn again, `vectors` encodes all texts that ship with the
-package (`hf_lmmixup.shipped_vectors`). `mini` and `build` write a folder with Parquet files and a card:
+`check` finds the weak texts of the mini that have to be drawn again and overwrites the list of them in the package,
+`hf_lmmixup/data/mini_mixture/redrawn.json`. `vectors` encodes all texts that ship with the package
+(`hf_lmmixup.shipped_vectors`). `mini` and `build` write a folder with Parquet files and a card:
 `load_dataset("my_mixture", "sft")` reads it, and the Hub takes it as it is. Without a chat model targets are cut from
 the text and spoilt by rule. With one, its answers are kept in `FOLDER.journal`; a run that was stopped goes on there.
 
@@ -91,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     mini = commands.add_parser("mini", help="write the bundled mini as a dataset repository")
     mini.add_argument("folder", type=Path)
     mini.set_defaults(run=write_mini)
-    check = commands.add_parser("check", help="find the corruptions of the mini that have to be drawn again")
+    check = commands.add_parser("check", help="write to redrawn.json which corruptions of the mini are drawn again")
     check.set_defaults(run=check_mini)
     vectors = commands.add_parser("vectors", help="encode the texts that ship with the package")
     vectors.set_defaults(run=encode_shipped)

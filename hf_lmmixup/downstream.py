@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.lm_eval_tasks.questions import final
-from hf_lmmixup.overlap import rouge_l
+from hf_lmmixup.overlap import check_rouge, rouge_l
 
 
 MAX_LENGTH = 1024
@@ -31,8 +31,11 @@ def find_metric(name: str) -> tuple[str, Metric]:
 
     Raises:
         ValueError: If there is none.
+        ImportError: If it is ROUGE-L and the `report` extra is missing.
     """
     own: dict[str, Metric] = {"likelihood": likelihood, "exact_match": exact_match, "rouge": rouge}
+    if name == "rouge":
+        check_rouge()
     if name in own:
         return name, own[name]
     module, _, function = name.rpartition(".")

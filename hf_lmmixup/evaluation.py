@@ -22,7 +22,7 @@ from hf_lmmixup.figures import TEST_SCORES as SCORES
 from hf_lmmixup.figures import score_text, score_title
 from hf_lmmixup.held_out import REWARDS, variables
 from hf_lmmixup.journal import Journal
-from hf_lmmixup.overlap import TokenEncoder, rouge_l
+from hf_lmmixup.overlap import TokenEncoder, check_rouge, rouge_l
 from hf_lmmixup.prompts import parse_completion
 from hf_lmmixup.rating_prompt import FOUR_AXES, REPEAT_NOTE
 from hf_lmmixup.records import Rating, TaskType
@@ -60,12 +60,13 @@ def score_completions(
 
     Raises:
         ValueError: If the lengths differ or a task type is unknown.
-        ImportError: If the `eval` extra is missing.
+        ImportError: If the `report` extra is missing.
     """
     rows = len(completions)
     for name, column in (("task_types", task_types), ("references", references), ("sources", sources)):
         if len(column) != rows:
             raise ValueError(f"{name} has {len(column)} entries for {rows} completions; give one each.")
+    check_rouge()
     texts = [text or "" for text in completions]
     columns: Columns = {}
     with variables(environment or {}):

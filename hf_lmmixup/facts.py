@@ -9,13 +9,12 @@ the surface of the text in one linear pass: no model, no dictionary, no expressi
 The idea follows entity- and number-overlap checks of summaries (arXiv 2104.13346 surveys them); the rules are our own.
 """
 
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import lru_cache
 
+from hf_lmmixup.numerals import UNSPACED, join_figures, read_numbers
 from hf_lmmixup.words import Word, singular, split_words
 
 
@@ -40,28 +39,13 @@ FUNCTION_WORDS = frozenset(
 )
 """Words that state no fact by themselves; also words that often open a sentence and are no names there."""
 
-_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-DIGIT_WORDS = {word: value for value, word in enumerate(f"{_UNITS} seventeen eighteen nineteen".split())} | {
-    word: 10 * tens for tens, word in enumerate(_TENS.split(), 2)
-}
-SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 10**9, "trillion": 10**12}
-_NUMBER_WORDS = DIGIT_WORDS.keys() | SCALES.keys()
-
-_FIGURE = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
-_UNSPACED = re.compile("[\u2e80-\u9fff]")
-"""Scripts without spaces between words (Han, Kana): their words are pairs of neighbouring characters."""
-
-_LONGEST_FIGURE = 30
-"""Figures with more characters are compared as they are written."""
-
 
 @dataclass(frozen=True)
 class Facts:
     """What one text states, case-folded.
 
     Attributes:
-        numbers: Figures and number words in one spelling: `1,000`, `1000.0` and `one thousand` are all `1000`.
+        numbers: Figures and number words in one spelling: `1,000`, `1 000`, `1000.0`, `one thousand` are all `1000`.
         names: Words that are written like names: capitals inside a sentence, acronyms, letters mixed with figures.
         code: Identifiers inside backticks, and outside them words with an underscore or directly before a bracket.
         words: Stems of the other words that carry content.
@@ -90,8 +74,8 @@ def extract_facts(text: str) -> Facts:
     Returns:
         Its facts; all sets are empty for a text without words.
     """
-    words = split_words(unicodedata.normalize("NFKC", text))
-    numbers, number_places = _numbers(words)
+    words = split_words(join_figures(unicodedata.normalize("NFKC", text)))
+    numbers, number_places = read_numbers(words)
     code = set()
     certain = {word.single for word in words if not word.is_plain and _is_certain_name(word)}
     prose = {word.single for place, word in enumerate(words) if word.is_prose and place not in number_places}
@@ -101,7 +85,7 @@ def extract_facts(text: str) -> Facts:
     for place, word in enumerate(words):
         if word.is_prose:
             continue
-        if not word.text.isascii() and _UNSPACED.search(word.text):
+        if not word.text.isascii() and UNSPACED.search(word.text):
             pairs = [word.text[i : i + 2] for i in range(max(1, len(word.text) - 1))]
             content.update(pairs)
             tokens.update(pairs)
@@ -196,54 +180,3 @@ def _is_double_name(words: Sequence[Word], place: int) -> bool:
     if not after or not after[0].spaced or not word.text[0].isupper() or len(word.text) < 2:
         return False
     return _is_certain_name(after[0]) and word.folded not in FUNCTION_WORDS
-
-
-def _numbers(words: Sequence[Word]) -> tuple[frozenset[str], set[int]]:
-    """The numbers of a text, and the places of the words that spell them."""
-    found: list[str] = []
-    places: set[int] = set()
-    pending: Decimal | None = None  # the number being read, which a scale may still multiply
-    for place, word in enumerate(words):
-        folded = word.folded
-        if pending is None and word.is_plain and folded not in _NUMBER_WORDS:
-            continue
-        scale = SCALES.get(folded)
-        if scale is not None:
-            pending = (Decimal(1) if pending is None else pending) * scale
-            places.add(place)
-            continue
-        follower = words[place + 1].folded if folded == "one" and place + 1 < len(words) else ""
-        # `one` is mostly a pronoun: it counts only before a scale, as in `one million`.
-        value = DIGIT_WORDS.get(folded) if folded != "one" or follower in SCALES or pending is not None else None
-        if value is not None and pending is not None and word.spaced and value < 10 and pending in range(20, 100, 10):
-            pending, value = pending + value, None
-            places.add(place)
-            continue
-        if pending is not None:
-            found.append(_spelled(pending))
-        pending = None if value is None else Decimal(value)
-        figure = _FIGURE.match(word.text) if not folded.isalpha() else None
-        if figure and not word.numbers_line and _UNSPACED.search(word.text) is None:
-            pending = _read_figure(figure.group(), word.negative, found)
-        if figure or value is not None:
-            places.add(place)
-    if pending is not None:
-        found.append(_spelled(pending))
-    return frozenset(found), places
-
-
-def _read_figure(figure: str, negative: bool, found: list[str]) -> Decimal | None:
-    groups = figure.split(",")
-    if len(groups) > 1 and all(len(group.split(".")[0]) == 3 for group in groups[1:]):
-        figure = "".join(groups)
-    elif len(groups) == 2 and "." not in figure:
-        figure = ".".join(groups)
-    if figure.count(".") > 1 or "," in figure or len(figure) > _LONGEST_FIGURE:
-        found.append(figure)
-        return None
-    return -Decimal(figure) if negative else Decimal(figure)
-
-
-def _spelled(value: Decimal) -> str:
-    text = format(value, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -11,7 +11,7 @@ One case::
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from hf_lmmixup.features import GRAMMAR
@@ -39,9 +39,10 @@ ECHO_LENGTH = 0.85
 """... if it also has this share of all the words of its inputs, so that nothing was merged."""
 
 MIN_WORDS = 6
-"""An answer with fewer different words, labels not counted, is no merged text."""
+"""An answer with fewer different words, labels not counted, is no merged text, unless its reference has fewer, too."""
 MIN_GRAMMAR = 0.1
-"""Share of grammar words; a list of keywords has hardly any, honest prose 0.3."""
+"""Share of English grammar words; a list of keywords has hardly any, honest prose 0.3, a reference in another language
+none: then the guard does not apply."""
 GRAMMAR_WORDS = 12
 """The share is only read from texts with this many words."""
 
@@ -173,11 +174,12 @@ def violation(answer: str, *, sources: Sequence[str] = (), reference: str | None
     if any(tag in folded for tag in TAGS):
         return "tags in the answer"
     words = _words(folded)
-    if len(set(words) - LABELS) < MIN_WORDS:
+    known = [reference] if reference else sources
+    if _is_short(words) and not (_holds(_is_short, known) and set(words) - LABELS):
         return "too few words"
     if _repeats(words):
         return "repetition"
-    if len(words) >= GRAMMAR_WORDS and len([word for word in words if word in GRAMMAR]) < MIN_GRAMMAR * len(words):
+    if _is_list(words) and not _holds(_is_list, known):
         return "keyword list"
     if _instructs(_plain_words(answer, words), [*sources, reference or ""]):
         return "instructs the rater"
@@ -192,6 +194,19 @@ def _known_words(text: str) -> list[str]:
 
 def _words(folded: str) -> list[str]:
     return _WORD.findall(folded)
+
+
+def _is_short(words: list[str]) -> bool:
+    return len(set(words) - LABELS) < MIN_WORDS
+
+
+def _is_list(words: list[str]) -> bool:
+    return len(words) >= GRAMMAR_WORDS and len([word for word in words if word in GRAMMAR]) < MIN_GRAMMAR * len(words)
+
+
+def _holds(guard: Callable[[list[str]], bool], known: Sequence[str]) -> bool:
+    """Whether what is known trips a guard itself: in another language, or where short answers are right."""
+    return bool(known) and all(guard(_known_words(text)) for text in known)
 
 
 def _plain_words(answer: str, words: list[str]) -> list[str]:

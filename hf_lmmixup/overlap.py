@@ -30,7 +30,7 @@ MOST_WORDS = 1_000
 BATCH = 16
 """Texts whose tokens are embedded together."""
 
-EVAL_EXTRA = 'ROUGE-L needs rouge-score: pip install "hf-lmmixup[eval]".'
+REPORT_EXTRA = 'ROUGE-L needs rouge-score: pip install "hf-lmmixup[report]".'
 
 
 class _Words:
@@ -45,15 +45,24 @@ def _scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
-        raise ImportError(EVAL_EXTRA) from error
+        raise ImportError(REPORT_EXTRA) from error
     return RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+def check_rouge() -> None:
+    """Find out before any work whether ROUGE-L can be computed.
+
+    Raises:
+        ImportError: If the `report` extra is missing.
+    """
+    _scorer()
 
 
 def rouge_l(text: str, reference: str) -> float:
     """F-measure of the longest common subsequence of words, in [0, 1].
 
     Raises:
-        ImportError: If the `eval` extra is missing.
+        ImportError: If the `report` extra is missing.
     """
     return float(_scorer().score(reference, text)["rougeL"].fmeasure)
 

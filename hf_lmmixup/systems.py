@@ -22,7 +22,7 @@ from hf_lmmixup.evaluation import rate_completions, score_completions, summarize
 from hf_lmmixup.extractive import NAME as EXTRACTIVE
 from hf_lmmixup.extractive import distill_extractively
 from hf_lmmixup.mixture import register
-from hf_lmmixup.overlap import TokenEncoder
+from hf_lmmixup.overlap import TokenEncoder, check_rouge
 from hf_lmmixup.prompts import format_completion, split_pair
 from hf_lmmixup.recipe import COLD_START, GRPO, UNTRAINED
 from hf_lmmixup.records import TaskType, pair_text
@@ -73,7 +73,11 @@ def evaluate_systems(
 
     Returns:
         `data`, `rows` and `systems`: plain data, see `evaluation`.
+
+    Raises:
+        ImportError: If an extra is missing; nothing is written then.
     """
+    check_rouge()
     Path(folder).mkdir(parents=True, exist_ok=True)
     local: dict[str, Any] = {"no_repeat_ngram_size": no_repeat_ngram_size, "batch_size": batch_size}
     token_encoder, encoder = TokenEncoder(), load_encoder(environment.get("HF_LMMIXUP_ENCODER"))

@@ -1,12 +1,18 @@
 """Scores of distillations: what is missing stays missing, malformed earns nothing, and tables say how many count."""
 
 import json
+import re
+import sys
+import tomllib
 
 import pytest
+from conftest import REPOSITORY
 from stub_client import running_stub
 from typer.testing import CliRunner
 
+from hf_lmmixup import overlap
 from hf_lmmixup.cli import app
+from hf_lmmixup.downstream import find_metric
 from hf_lmmixup.endpoint import EndpointModel
 from hf_lmmixup.evaluation import markdown, rate_completions, score_completions, summarize
 from hf_lmmixup.overlap import TokenEncoder
@@ -149,6 +155,32 @@ def test_extractive_mode_and_references_without_any_model(tmp_path):
     assert extractive["means"]["format"] == 1.0 and 0.1 < extractive["means"]["rouge_l"] < 1.0
     lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
     assert len(lines) == 14 and {line["system"] for line in lines} == set(systems)
+
+
+@pytest.fixture
+def no_rouge(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    overlap._scorer.cache_clear()
+    yield
+    overlap._scorer.cache_clear()
+
+
+def test_what_is_not_installed_is_said_before_anything_is_written(no_rouge, tmp_path):
+    told = CliRunner().invoke(app, ["evaluate", "reference", "--limit", "2", "--output", str(tmp_path / "out")])
+    assert told.exit_code == 1 and "hf-lmmixup[report]" in told.output
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ImportError, match="rouge-score"):  # before three models are fine-tuned
+        find_metric("rouge")
+
+
+def test_the_demo_installs_what_evaluating_needs():
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    demo = re.search(r'-e "\.\[(offline[\w,]*)\]"', (REPOSITORY / "Makefile").read_text())[1]
+    needed = [requirement for extra in demo.split(",") for requirement in extras[extra]]
+    assert any(requirement.startswith("rouge-score") for requirement in needed)
+    for page in ("README.md", "docs/evaluating.md", "docs/publishing.md"):
+        text = (REPOSITORY / page).read_text()
+        assert f"hf-lmmixup[{demo}]" in text or all(f"`{extra}`" in text for extra in demo.split(",")), page
 
 
 def test_the_command_rates_by_an_endpoint_and_writes_its_tables(tmp_path):

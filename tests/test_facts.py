@@ -19,12 +19,59 @@ NUMBERS = [
     ("1. Stir.\n2) Bake.", set()),  # list numbers
     ("at 12:30, version 3.11.2", {"12", "30", "3.11.2"}),
     ("\uff15 or \u00b2", {"5", "2"}),  # full width and superscript
+    ("two hundred and fifty rooms, one hundred twenty days", {"250", "120"}),  # with `and` and without
+    ("two and three, twenty and five, two five", {"2", "3", "20", "5"}),  # these make no number together
+    ("between one thousand and two thousand", {"1000", "2000"}),  # a second number of the same size
+    ("one hundred and two hundred, a thousand and five hundred", {"100", "200", "1000", "500"}),
+    ("one hundred and fifty thousand, twenty-five hundred", {"150000", "2500"}),
+    ("two million five thousand and six", {"2005006"}),
+    ("three thousand million", {"3000000000"}),
+    ("two hundred, fifty of them; a hundred and one of them", {"200", "50", "101"}),  # a comma parts
+    ("5 million two-bedroom flats", {"5000000", "2"}),  # words do not join figures
+    ("1 000 000, 12\u00a0345, 1\u2009000.5 and -3\u202f000", {"1000000", "12345", "1000.5", "-3000"}),  # spaces
+    (
+        "in 2019 300 came; 5 10 200; 100 200 30; 0 500; +49 123 456",
+        {"2019", "300", "5", "10", "200", "100", "30", "0", "500", "49", "123", "456"},
+    ),  # not well formed
 ]
 
 
 @pytest.mark.parametrize("text, numbers", NUMBERS)
 def test_numbers(text, numbers):
     assert extract_facts(text).numbers == numbers
+
+
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+)
+_SMALL += ["seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+def spelled(number, link):
+    """A number below ten thousand in words; `link` stands before what is below a hundred: `one hundred and one`."""
+    if number < 20:
+        return _SMALL[number]
+    if number < 100:
+        tens, units = divmod(number, 10)
+        return _TENS[tens - 2] + (f"-{_SMALL[units]}" if units else "")
+    size, name = (1000, "thousand") if number >= 1000 else (100, "hundred")
+    head, rest = divmod(number, size)
+    told = f"{_SMALL[head]} {name}"
+    return told if not rest else f"{told}{link if rest < 100 else ' '}{spelled(rest, link)}"
+
+
+@pytest.mark.parametrize("link", [" ", " and "])
+def test_every_number_that_is_spelled_out(link):
+    for number in range(10_000):
+        text = f"There are {spelled(number, link)} rooms."
+        assert extract_facts(text).numbers == ({str(number)} if number != 1 else set()), text  # `one` is a pronoun
+
+
+def test_a_number_in_words_is_supported_by_the_same_in_figures():
+    assert novel_facts("It has two hundred and fifty rooms.", ["It has 250 rooms."]) == []
+    assert novel_facts("For one hundred twenty days", ["It took 120 days"]) == []
+    assert novel_facts("1 000 000 people", ["1,000,000 people"]) == []
 
 
 NAMES = [
@@ -93,7 +140,24 @@ def test_a_copy_invents_nothing_and_keeps_everything(sources):
     assert coverage(copy, [copy]) in (1.0, None)
 
 
-@pytest.mark.parametrize("unit", ["a-", "1,", "`a``", "Ab ", "one million ", "'", "9", "é́", "水"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "a-",
+        "1,",
+        "`a``",
+        "Ab ",
+        "one million ",
+        "two hundred and five ",
+        "hundred and ",
+        "111 ",
+        "1 000 ",
+        "'",
+        "9",
+        "é́",
+        "水",
+    ],
+)
 def test_time_grows_linearly(unit):
     def seconds(repeats):
         text = unit * repeats

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from hf_lmmixup import bundled
 from hf_lmmixup.guards import MAX_CHARACTERS, violation
-from hf_lmmixup.prompts import SKELETONS
+from hf_lmmixup.prompts import SKELETONS, format_completion
+from hf_lmmixup.rewards import alignment_reward
 
 
 SOURCES = [
@@ -74,6 +75,40 @@ def test_no_honest_reference_is_stopped():
     for cluster in bundled.mini_clusters():
         sources = [weak["text"] for weak in cluster["weak"]]
         assert violation(cluster["target"], sources=sources, reference=cluster["target"]) is None
+
+
+UNLIKE_ENGLISH_PROSE = [
+    "Q: Who wrote Hamlet?\nA: Shakespeare.",
+    "Q: Compute 12*13.\nA: 156",
+    "Q: List five prime numbers below twelve.\nA: 2, 3, 5, 7, 11",
+    "Q: Warum gibt es Ebbe und Flut?\nA: Der Mond zieht das Meer an, deshalb steigt und sinkt das Wasser zweimal.",
+    "Q: Pourquoi y a-t-il des mar\u00e9es ?\nA: La Lune attire la mer, et l'eau monte et descend deux fois par jour.",
+    "Q: \u4e3a\u4ec0\u4e48\u6709\u6f6e\u6c50\uff1f\nA: \u6708\u4eae\u5438\u5f15\u6d77\u6c34\u3002",
+]
+
+
+@pytest.mark.parametrize("text", UNLIKE_ENGLISH_PROSE, ids=ascii)
+def test_guards_that_the_reference_trips_do_not_apply(text):
+    assert violation(text, sources=SOURCES, reference=HONEST) in ("too few words", "keyword list")
+    assert violation(text) in ("too few words", "keyword list")  # nothing is known
+    assert violation(text, sources=SOURCES, reference=text) is None
+    assert violation(text, sources=[text, *SOURCES]) in ("too few words", "keyword list")  # not all sources
+    completion = format_completion("Both ask it.", text)
+    assert alignment_reward([completion], task_type=["qa"], reference=[text], sources=[SOURCES]) == [1.0]
+
+
+def test_without_a_reference_the_sources_decide():
+    sources = ["Q: hamlet?\nA: Shakespeare", "Q: author of hamlet\nA: shakespeare"]
+    assert violation(UNLIKE_ENGLISH_PROSE[0], sources=sources) is None
+
+
+def test_an_answer_without_words_is_none_whatever_the_reference():
+    assert violation("Q:\nA:", reference=UNLIKE_ENGLISH_PROSE[0]) == "too few words"
+
+
+def test_no_reference_of_the_mini_lets_a_guard_off():
+    found = {violation(cluster["target"]) for cluster in bundled.mini_clusters()}
+    assert not found & {"too few words", "keyword list"}
 
 
 def test_a_cluster_about_ratings_may_speak_of_them():

@@ -36,6 +36,14 @@ def test_card_is_whole(name):
     assert not re.search(r"(?<![\w/])/(?:work|tmp|home|root)/", card)
 
 
+def test_the_page_on_quality_says_what_the_card_says():
+    page = (REPOSITORY / "docs" / "quality.md").read_text(encoding="utf-8")
+    for row, judge in (("its own folds | head", "head"), ("the same | neighbours", "neighbors")):
+        figures = FACTS["datastore"]["report"][judge]
+        told = " | ".join(f"{figures[measure]:.3f}" for measure in ("auc", "spearman", "calibration_error"))
+        assert f"| {row} | {told} |" in page
+
+
 def test_distiller_card_has_results():
     (index,) = yaml.safe_load(CARDS["distiller.md"].split("---\n")[1])["model-index"]
     metrics = {metric["type"]: metric["value"] for metric in index["results"][0]["metrics"]}

@@ -225,11 +225,13 @@ def test_the_whole_proof_in_miniature(tmp_path, monkeypatch):
     text = publication.publish(tmp_path, "smoke", tier, summary, [facts])
     assert all(f"| {arm} |" in text for arm in arms.ARMS)
     assert (tmp_path / "proof.svg").read_text().startswith("<svg")
+    assert (tmp_path / "proof.json").read_text().endswith("}\n")
 
 
 def test_the_page_says_what_was_measured():
     docs = Path(__file__).parents[1] / "docs"
     page, facts = (docs / "proof.md").read_text(), json.loads((docs / "proof.json").read_text())
+    assert (docs / "proof.json").read_text().endswith("}\n")
     assert publication.tables(facts, facts["worlds"]) in page
     assert publication.verdict(facts) in page
     assert (docs / "proof.svg").read_text() == publication.plot(facts)

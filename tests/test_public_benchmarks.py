@@ -1,18 +1,28 @@
 """Public benchmarks: our own task, results as cards show them, and lm-eval itself with a tiny model (slow)."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import lmmixup
+from conftest import REPOSITORY, lmmixup
 
 from hf_lmmixup.artifacts import distiller_publication, evaluation_results
 from hf_lmmixup.lm_eval_tasks.questions import final, load, process_results
-from hf_lmmixup.public_benchmarks import BENCHMARKS, PAPER, entry_of, merge_evaluations, store_beside, tasks_path
+from hf_lmmixup.public_benchmarks import (
+    BENCHMARKS,
+    EVAL_EXTRA,
+    PAPER,
+    entry_of,
+    merge_evaluations,
+    store_beside,
+    tasks_path,
+)
 from hf_lmmixup.tiny_distiller import build_tiny_distiller
 
 
@@ -106,6 +116,14 @@ def test_the_command_names_the_folder_of_our_tasks():
     told = lmmixup("benchmark-tasks")
     assert told.stdout.strip() == str(tasks_path())
     assert yaml.safe_load((tasks_path() / "questions.yaml").read_text().replace("!function ", ""))["num_fewshot"] == 2
+
+
+def test_pages_and_requirements_agree_with_the_code():
+    page = (REPOSITORY / "docs" / "evaluating.md").read_text()
+    install = re.search(r'pip install "[^"]+"', EVAL_EXTRA)[0]
+    assert install in page.partition("## Benchmarks")[2].partition("## ")[0]
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert "lm-eval>=0.4.10" in extras["eval"]  # the first with `lm_eval run`, which our help names
 
 
 def test_an_unknown_benchmark_is_one_clear_message(tmp_path):

@@ -8,6 +8,8 @@ import yaml
 from conftest import REPOSITORY
 from test_architecture import LAYERS, layer_table
 
+import hf_lmmixup
+
 
 README = (REPOSITORY / "README.md").read_text()
 
@@ -56,3 +58,36 @@ def test_links_to_files_exist(page: Path):
 def test_recipes_named_in_commands_exist(page: Path):
     for name in re.findall(r"recipes/[\w./-]+\.(?:yaml|py)", page.read_text()):
         assert (REPOSITORY / name).is_file(), f"{page.name} names {name}"
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert citation["version"] == hf_lmmixup.__version__
+
+
+def test_pre_commit_lets_our_own_files_in():
+    config = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())
+    hooks = {hook["id"]: hook.get("args", []) for repository in config["repos"] for hook in repository["hooks"]}
+    (limit,) = [int(argument.removeprefix("--maxkb=")) for argument in hooks["check-added-large-files"]]
+    largest = max(path.stat().st_size for path in (REPOSITORY / "hf_lmmixup" / "data").rglob("*") if path.is_file())
+    assert largest <= limit * 1024
+    assert hooks["check-yaml"] == ["--unsafe"]  # lm-eval's tasks name functions by a tag
+
+
+HELP = [  # file, what its help must say
+    ("hf_lmmixup/commands/job.py", "quickstart, extractive or training_free"),  # all recipes of the package
+    ("hf_lmmixup/commands/job.py", "which takes some minutes"),  # the tiny distiller reads
+    ("dataset_scripts/mixture.py", "overwrites the list of them"),  # `check` writes into the package
+]
+
+
+@pytest.mark.parametrize(("file", "words"), HELP)
+def test_help_says_what_surprises(file, words):
+    assert words in (REPOSITORY / file).read_text()
+
+
+def test_the_metric_asks_for_what_its_default_encoder_needs():
+    folder = REPOSITORY / "evaluate_modules" / "instruction_distillation"
+    (needed,) = (folder / "requirements.txt").read_text().split()
+    assert f'# dependencies = ["{needed}"]' in (folder / "instruction_distillation.py").read_text()
+    assert needed in (folder / "README.md").read_text() and "offline" in needed

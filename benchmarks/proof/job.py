@@ -40,7 +40,7 @@ def world(tier: Tier) -> Split:
 def write(path: Path, value: Any) -> Any:
     """Write JSON so that the file is there only when it is whole."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)
     return value
 

@@ -1,5 +1,5 @@
 # /// script
-# dependencies = ["hf-lmmixup[embed,eval]"]
+# dependencies = ["hf-lmmixup[offline,eval]"]
 # ///
 """How good distilled instructions are: form, nearness to a reference, quality, and what they keep of their sources.
 

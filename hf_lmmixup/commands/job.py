@@ -17,7 +17,11 @@ ENGINES = ("local", "ray")
 
 def run(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one of ours: `quickstart`.")
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe file, or the name of one of ours: quickstart, extractive or training_free.",
+        ),
     ],
     input: Annotated[  # noqa: A002 -- the option's name
         str | None,
@@ -98,7 +102,9 @@ def tiny(
     path: Annotated[Path, typer.Argument(help="The model folder to write.")] = Path("models/tiny-distiller"),
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
 ) -> None:
-    """Build the tiny distiller, untrained: a Qwen2 model with its own tokenizer, from the mini MIXTURE.
+    """Build the tiny distiller: a Qwen2 model with its own tokenizer, from the mini MIXTURE.
+
+    It is not trained yet, but has read the texts of the mini as plain text, which takes some minutes.
 
     For example:
 
