@@ -89,7 +89,8 @@ def distill_extractively(
         task_type: `qa` or `para`; the other forms cannot take further sentences.
         relevance_weight: Weight of relevance against novelty, in [0, 1].
         min_relevance: Smallest cosine between a sentence and the pair that it completes.
-        journal: Where results are recorded as they come; clusters whose texts are there already cost nothing.
+        journal: Where results are recorded as they come; clusters whose texts and scores are there already
+            cost nothing.
         progress: Called with the number of clusters done since the last call.
         texts: Rows with `id`, `prompt` and `completion`, if those of `clustered` have no texts.
 
@@ -112,20 +113,17 @@ def distill_extractively(
     def done() -> Iterator[Distilled]:
         while clusters := list(islice(waiting, CHUNK)):
             hashes = [_hash(rows, TaskType(task_type)) for rows in clusters]
-            known = {
-                key: _recorded(journal[key], rows, TaskType(task_type))
-                for rows, key in zip(clusters, hashes, strict=True)
-                if journal is not None and key in journal
-            }
-            new = [rows for rows, key in zip(clusters, hashes, strict=True) if key not in known]
+            keys = list(map(_key, clusters, hashes))
+            known = {key: _Written(*journal[key]) for key in keys if journal is not None and key in journal}
+            new = [rows for rows, key in zip(clusters, keys, strict=True) if key not in known]
             embeddings = _embed(new, encoder)
-            for rows, key in zip(clusters, hashes, strict=True):
+            for rows, key, hashed in zip(clusters, keys, hashes, strict=True):
                 if key not in known:
                     known[key] = _merge(rows, embeddings, relevance_weight, min_relevance)
                     if journal is not None:
                         journal.add(key, list(known[key]))
                 reasoning, prompt, completion = known[key]
-                yield Distilled(rows, Distillation(reasoning, completion), key, prompt)
+                yield Distilled(rows, Distillation(reasoning, completion), hashed, prompt)
             if progress is not None:
                 progress(len(clusters))
 
@@ -137,19 +135,9 @@ def _hash(rows: list[dict[str, Any]], task_type: TaskType) -> str:
     return prompt_hash(distillation_messages([source_text(row, task_type) for row in rows], task_type))
 
 
-def _recorded(entry: list[str], rows: list[dict[str, Any]], task_type: TaskType) -> _Written:
-    """What a journal holds for a cluster. Journals of earlier versions hold the reasoning and one text.
-
-    That text begins with one of the cluster's own, which says where the prompt ends: a prompt may hold labels itself.
-    """
-    if len(entry) == len(_Written._fields):
-        return _Written(*entry)
-    reasoning, answer = entry
-    prompts = [row["prompt"].strip() for row in rows]
-    openings = [pair_text(prompt, "") if task_type is TaskType.QA else "" for prompt in prompts]
-    texts = [opening + row["completion"].strip() for opening, row in zip(openings, rows, strict=True)]
-    best = max(range(len(rows)), key=lambda i: len(texts[i]) if answer.startswith(texts[i]) else -1)
-    return _Written(reasoning, prompts[best], answer[len(openings[best]) :])
+def _key(rows: list[dict[str, Any]], prompt: str) -> str:
+    """Where the journal holds a cluster: the scores say which pair is the best."""
+    return ":".join([prompt, *(str(score_of(row)) for row in rows)])
 
 
 def _embed(clusters: Sequence[list[dict[str, Any]]], encoder: Encoder) -> dict[str, np.ndarray]:

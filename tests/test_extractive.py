@@ -102,25 +102,31 @@ LABELLED = [  # prompt and completion of the best text, its task type
 ]
 
 
-@pytest.mark.parametrize("recorded", ["not", "as a pair", "as one text"])
+@pytest.mark.parametrize("is_recorded", [False, True])
 @pytest.mark.parametrize("prompt, completion, task_type", LABELLED)
-def test_the_best_pair_is_kept_word_for_word(tmp_path, prompt, completion, task_type, recorded):
+def test_the_best_pair_is_kept_word_for_word(tmp_path, prompt, completion, task_type, is_recorded):
     rows = [("b", prompt, completion, 3, 0), ("a", "Continue.\nA: tides", "The oceans take 12 hours.", 1, 0)]
     expected = (prompt, f"{completion} The oceans take 12 hours.")
     path = tmp_path / "distil.journal"
     with Journal(path, {}) as journal:
-        if recorded == "as one text":  # as earlier versions did
-            texts = [pair_text(*row[1:3]) if task_type == "qa" else "\n".join(row[1:3]) for row in reversed(rows)]
-            answer = pair_text(*expected) if task_type == "qa" else expected[1]
-            journal.add(prompt_hash(distillation_messages(texts, task_type)), ["r", answer])
-        if recorded == "as a pair":
+        if is_recorded:
             distill_extractively(dataset(rows), BagOfWords(), task_type=task_type, journal=journal)
     encoder = BagOfWords()
     with Journal(path, {}) as journal:
         row = distill_extractively(dataset(rows), encoder, task_type=task_type, journal=journal).dataset[0]
         assert len(journal) == 1
     assert (row["prompt"], row["completion"]) == expected
-    assert bool(encoder.calls) == (recorded == "not")
+    assert bool(encoder.calls) != is_recorded
+
+
+def test_other_scores_are_not_answered_from_the_journal(tmp_path):
+    texts = [("a", "why tides", "The Moon pulls the oceans."), ("b", "tides why", "The Sun helps the Moon a little.")]
+    with Journal(tmp_path / "distil.journal", {}) as journal:
+        for scores, best in (((3, 1), 0), ((1, 3), 1), ((3, 1), 0)):
+            rows = dataset([(*text, score, 0) for text, score in zip(texts, scores, strict=True)])
+            [row] = distill_extractively(rows, BagOfWords(), journal=journal).dataset
+            assert row["prompt"] == texts[best][1]
+        assert len(journal) == 2
 
 
 def test_clusters_are_embedded_in_chunks_each_text_once(monkeypatch):

@@ -157,8 +157,7 @@ def distill(
         known: dict[str, Any] = {"engine": engine, "allow_http": allow_http, **served, **lengths, **tries}
         options = DistillerRecipe(mode=EXTRACTIVE if extractive else TRAINED, model=model or "", **known)
         settings = {"distiller": model or "extractive", "seed": seed, "task_type": task_type}
-        if not extractive:
-            settings |= writing_settings(options)
+        settings |= {"encoder": encoder} if extractive else writing_settings(options)
         with Journal(output.with_name(f"{output.name}.journal"), settings) as journal:
             if extractive:
                 outcome = _extract(clustered, encoder, task_type, journal, told)
