@@ -93,7 +93,10 @@ class ConfidenceCallback(TrainerCallback):
             self._hook = self.trainer.model.register_forward_hook(self._listen, with_kwargs=True)  # type: ignore[union-attr]
             return
         if self.checkpoints > state.max_steps:
-            raise ValueError(f"checkpoints={self.checkpoints} is more than the run's {state.max_steps} steps.")
+            raise ValueError(
+                f"checkpoints={self.checkpoints} is more than the run's {state.max_steps} steps. Give more rows or "
+                "epochs, or fewer checkpoints (`lmmixup confidence --checkpoints`)."
+            )
         self._due = {round(state.max_steps * (i + 1) / self.checkpoints) for i in range(self.checkpoints)}
 
     def on_step_end(
