@@ -21,6 +21,9 @@ DIGIT_WORDS = {word: value for value, word in enumerate(f"{_UNITS} seventeen eig
 SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 10**9, "trillion": 10**12}
 _NUMBER_WORDS = DIGIT_WORDS.keys() | SCALES.keys()
 
+_LARGEST = 10**27
+"""A number above it ends before the next scale: no decimal holds what a megabyte of `trillion` would make."""
+
 UNSPACED = re.compile("[\u2e80-\u9fff]")
 """Scripts without spaces between words (Han, Kana): their words are pairs of neighbouring characters."""
 
@@ -124,6 +127,8 @@ class _Reader:
 
     def scale(self, scale: int) -> None:
         """`hundred`, `thousand` and so on: multiplies what stands before it in its group."""
+        if self._large + self._hundreds > _LARGEST:
+            self.finish()
         self._part(scale)
         if scale > 100:
             group = self._hundreds + (self._small or 0)

@@ -140,6 +140,11 @@ def test_a_copy_invents_nothing_and_keeps_everything(sources):
     assert coverage(copy, [copy]) in (1.0, None)
 
 
+@pytest.mark.parametrize("unit", ["trillion ", "thousand hundred ", "hundred ", "one million and "])
+def test_a_megabyte_of_scales_is_read(unit):
+    assert all(len(number) < 60 for number in extract_facts(unit * (1_000_000 // len(unit))).numbers)
+
+
 @pytest.mark.parametrize(
     "unit",
     [
