@@ -234,13 +234,12 @@ def print_plan(segments: list[Segment], plan: Plan, options: argparse.Namespace)
 def describe(made: Construction, plan: Plan, writer: str, encoder: str | None) -> str:
     """The card's text: how the dataset was made and what was lost."""
     lost = "\n".join(f"| {reason} | {count} |" for reason, count in sorted(made.dropped.items())) or "| nothing | 0 |"
-    fusion = (
-        f"mixed with a close target of another article (by `{encoder}`)" if encoder else "mixed with no other topic"
-    )
+    mixed = f"{made.fused} clusters have a variant mixed with a close target of another article (by `{encoder}`)"
+    fusion = mixed if encoder else "No topics are mixed"
     return f"""
 Clusters of weak texts, each with one excellent text that merges them, in the manner of
-[MIXTURE](https://arxiv.org/abs/2510.20449). Targets, variants and reasoning: {writer}. {made.fused} clusters have a
-variant {fusion}; {made.noisy} variants have typos on top. A fixed {plan.test_share:.0%} of all articles is held out as
+[MIXTURE](https://arxiv.org/abs/2510.20449). Targets, variants and reasoning: {writer}. {fusion};
+{made.noisy} variants have typos on top. A fixed {plan.test_share:.0%} of all articles is held out as
 `test`; {plan.sft_share:.0%} of the clusters are for SFT, the others for GRPO; `raw` shows both. Seed {plan.seed}.
 
 Checked: each target has the form of its task type, its facts stand in its variants together, no variant holds it, and

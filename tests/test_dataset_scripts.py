@@ -158,7 +158,9 @@ def test_own_articles_end_to_end(articles, tmp_path, capsys):
     assert set(sets["raw"]["train"]["source"]) == {"notes (CC0-1.0)", "notes (CC-BY-4.0)"}
     card = (folder / "README.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0"
-    assert "| notes | CC0-1.0 | 10 |" in card and "| notes | CC-BY-4.0 | 10 |" in card
+    assert (
+        "| notes | CC0-1.0 | 10 |" in card and "| notes | CC-BY-4.0 | 10 |" in card and "No topics are mixed;" in card
+    )
     assert script.main(command) == 0  # again, in place
     again = load_dataset(str(folder), "grpo", split="train", cache_dir=str(tmp_path / "again"))
     assert again[:] == sets["grpo"]["train"][:]
