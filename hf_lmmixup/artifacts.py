@@ -30,6 +30,7 @@ from hf_lmmixup.cards import (
 )
 from hf_lmmixup.model_folder import MODEL_FILES, base_model_of, is_adapter, merged_adapter, published_model_file
 from hf_lmmixup.publication import Publication, PublishedFile, gather, published_file
+from hf_lmmixup.recipe import TINY
 from hf_lmmixup.secrecy import public_settings
 
 
@@ -75,7 +76,7 @@ def distiller_sources(
     facts = read_facts(path)
     folder = _artefact(path, "distiller", ("config.json", "adapter_config.json"))
     base = base_model or base_model_of(folder) or ((facts.get("recipe") or {}).get("distiller") or {}).get("model")
-    started = Source("the tiny model", license=OWN_LICENSE) if base == "tiny" else _source(base, "model", "", folder)
+    started = Source("the tiny model", license=OWN_LICENSE) if base == TINY else _source(base, "model", "", folder)
     trained = [Source(BUNDLED_MIXTURE, license=OWN_LICENSE)] if facts.get("models") else []
     return [started, *trained, *(Source(name, "dataset") for name in datasets)]
 

@@ -13,7 +13,7 @@ from typing import Any
 from hf_lmmixup.card_markup import decimal, dump_yaml, fenced, one_line, render_card
 from hf_lmmixup.figures import Facts, by_model, given_scores, score_text, score_title
 from hf_lmmixup.licenses import UNKNOWN, as_metadata
-from hf_lmmixup.recipe import EXTRACTIVE, TRAINED, TRAINED_BEFORE, UNTRAINED
+from hf_lmmixup.recipe import EXTRACTIVE, TINY, TRAINED, TRAINED_BEFORE, UNTRAINED
 from hf_lmmixup.secrecy import public_name, public_settings
 
 
@@ -242,7 +242,7 @@ def _distiller(facts: Facts) -> dict[str, Any]:
     return {
         "extractive": mode == EXTRACTIVE,
         "known": bool(given) and mode != EXTRACTIVE,
-        "tiny": given == "tiny",
+        "tiny": given == TINY,
         "start": source_name(given) if given else "",
         "trained": [name for name in names if name not in (UNTRAINED, TRAINED_BEFORE)] if mode == TRAINED else [],
         "trained_before": TRAINED_BEFORE in names,

@@ -15,7 +15,7 @@ from datasets import Dataset, load_dataset
 from hf_lmmixup import bundled
 from hf_lmmixup.encoder import has_fast_bfloat16
 from hf_lmmixup.mixture import register
-from hf_lmmixup.recipe import COLD_START, GRPO, UNTRAINED, Recipe, read_yaml
+from hf_lmmixup.recipe import COLD_START, GRPO, TINY, UNTRAINED, Recipe, read_yaml
 from hf_lmmixup.run_directory import STAGES, RunDirectory, write_json
 from hf_lmmixup.tiny_distiller import build_tiny_distiller, cluster_texts
 from hf_lmmixup.training import train
@@ -24,7 +24,6 @@ from hf_lmmixup.training import train
 REASONING_DOCUMENTS = 30
 """Documents into which the reasonings of the training clusters are gathered for reading."""
 
-TINY = "tiny"
 TRAINING = "training"
 
 Progress = Callable[[str, int, int], None]

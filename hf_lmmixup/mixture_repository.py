@@ -99,8 +99,8 @@ def write_repository(
         (folder / configuration.name).mkdir(parents=True)
         patterns[configuration.name] = {}
         for split, clusters in configuration.clusters.items():
-            shards = _write_shards(folder / configuration.name, split, configuration.form, clusters, rows_per_shard)
-            stem = shards[0].name.removesuffix(_numbered(0, len(shards)))
+            part = folder / configuration.name, split, configuration.form, clusters, rows_per_shard
+            stem, shards = _write_shards(*part)
             patterns[configuration.name][split] = f"{configuration.name}/{stem}-*.parquet"
             files += shards
     card = folder / "README.md"
@@ -120,25 +120,21 @@ def license_of(origins: Sequence[Origin]) -> str | list[str]:
 
 def _write_shards(
     folder: Path, split: str, form: str, clusters: list[dict[str, Any]], rows_per_shard: int
-) -> list[Path]:
-    """The files of a split; their names tell other rows apart."""
+) -> tuple[str, list[Path]]:
+    """The files of a split and how their names begin, which tells other rows apart."""
     features, row = FORMS[form]
     count = max(1, -(-len(clusters) // rows_per_shard))
     content = hashlib.sha256()
-    for shard in range(count):
+    numbered = [f"-{shard:05d}-of-{count:05d}.parquet" for shard in range(count)]
+    for shard, number in enumerate(numbered):
         part = clusters[shard * rows_per_shard : (shard + 1) * rows_per_shard]
         rows = [row(cluster) for cluster in part]
         columns = {name: [cells[name] for cells in rows] for name in features}
-        path = folder / f"{split}{_numbered(shard, count)}"
+        path = folder / f"{split}{number}"
         Dataset.from_dict(columns, features=features).to_parquet(path)
         content.update(path.read_bytes())
     stem = f"{split}-{content.hexdigest()[:8]}"
-    names = [_numbered(shard, count) for shard in range(count)]
-    return [(folder / f"{split}{name}").rename(folder / f"{stem}{name}") for name in names]
-
-
-def _numbered(shard: int, count: int) -> str:
-    return f"-{shard:05d}-of-{count:05d}.parquet"
+    return stem, [(folder / f"{split}{number}").rename(folder / f"{stem}{number}") for number in numbered]
 
 
 def _card(

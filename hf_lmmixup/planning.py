@@ -24,7 +24,7 @@ from hf_lmmixup.extractive import distill_extractively
 from hf_lmmixup.loading import normalize_rows, raw_rows
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.prompts import distillation_messages
-from hf_lmmixup.recipe import COLD_START, EXTRACTIVE, GRPO, TRAINED, Recipe, read_yaml
+from hf_lmmixup.recipe import COLD_START, EXTRACTIVE, GRPO, TINY, TRAINED, Recipe, read_yaml
 from hf_lmmixup.records import pair_text
 from hf_lmmixup.run_directory import RunDirectory
 from hf_lmmixup.selection import CHARACTERS_PER_TOKEN
@@ -52,12 +52,12 @@ WRITTEN_TOKENS_PER_SECOND = {
     "vllm": (1500.0, 10_000.0),
     "transformers": (20.0, 2000.0),  # a processor with a 1B model ... a GPU with a 7B model
     "paged": (300.0, 4000.0),
-    "tiny": (500.0, 4000.0),
+    TINY: (500.0, 4000.0),
 }
 """Tokens written a second, by what writes them: wide, because the hardware is not asked."""
 
 SECONDS_PER_STEP = {
-    "tiny": {"reading": (0.2, 3.0), COLD_START: (0.2, 3.0), GRPO: (3.0, 30.0)},
+    TINY: {"reading": (0.2, 3.0), COLD_START: (0.2, 3.0), GRPO: (3.0, 30.0)},
     "other": {COLD_START: (2.0, 60.0), GRPO: (10.0, 600.0)},
 }
 """One optimizer step, by model and training; GRPO writes its completions first."""
@@ -199,11 +199,11 @@ class _Planner:
         steps: dict[str, Any] = {
             name: read_yaml(self.recipe.training_file(file)).get("max_steps") for name, file in files.items()
         }
-        if options.model == "tiny":
+        if options.model == TINY:
             steps["reading"] = options.reading_steps
         if any(not isinstance(count, int) or count < 0 for count in steps.values()):
             return [Estimate("train", (0.0, 0.0))]
-        paces = SECONDS_PER_STEP["tiny" if options.model == "tiny" else "other"]
+        paces = SECONDS_PER_STEP[TINY if options.model == TINY else "other"]
         parts = [_times((count, count), paces[name]) for name, count in steps.items()]
         return [Estimate("train", (0.0, 0.0), seconds=(sum(low for low, _ in parts), sum(high for _, high in parts)))]
 
@@ -241,7 +241,7 @@ class _Planner:
             return self.tokens_per_second / SPREAD[1], self.tokens_per_second / SPREAD[0]
         if options.endpoint is not None:
             return _times((options.concurrency, options.concurrency), WRITTEN_TOKENS_PER_SECOND["endpoint"])
-        return WRITTEN_TOKENS_PER_SECOND["tiny" if options.model == "tiny" else options.engine]
+        return WRITTEN_TOKENS_PER_SECOND[TINY if options.model == TINY else options.engine]
 
 
 def as_data(estimates: list[Estimate]) -> list[dict[str, Any]]:

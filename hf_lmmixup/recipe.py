@@ -25,6 +25,9 @@ TRAINED, TRAINING_FREE, EXTRACTIVE = "trained", "training-free", "extractive"
 MODES = (TRAINED, TRAINING_FREE, EXTRACTIVE)
 """Who distils: a model that the run trains or finds trained, an instruct model as it is, or no model at all."""
 
+TINY = "tiny"
+"""The model that a run builds itself."""
+
 UNTRAINED, COLD_START, GRPO, TRAINED_BEFORE = "untrained", "cold start", "GRPO", "trained before"
 """States of a trained distiller: by these names the facts of a run list its models."""
 
@@ -137,7 +140,7 @@ class DistillerRecipe:
     """
 
     mode: str = TRAINED
-    model: str = "tiny"
+    model: str = TINY
     engine: str = "transformers"
     endpoint: str | None = None
     allow_http: bool = False
@@ -167,7 +170,7 @@ class DistillerRecipe:
             raise ValueError("distiller: no_repeat_ngram_size needs the engine transformers and no endpoint.")
         if self.mode != TRAINED and (self.cold_start or self.grpo):
             raise ValueError(f"distiller: mode {self.mode!r} trains nothing. Remove cold_start and grpo.")
-        if self.mode == TRAINING_FREE and self.model == "tiny":
+        if self.mode == TRAINING_FREE and self.model == TINY:
             raise ValueError("distiller: mode 'training-free' needs an instruct model. Name one as `model`.")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset, load_dataset
 
 from hf_lmmixup.chat_model import ChatModel
-from hf_lmmixup.distiller import TINY, TRAINING
+from hf_lmmixup.distiller import TRAINING
 from hf_lmmixup.encoder import Encoder, load_encoder
 from hf_lmmixup.evaluation import rate_completions, score_completions, summarize
 from hf_lmmixup.extractive import NAME as EXTRACTIVE
@@ -24,7 +24,7 @@ from hf_lmmixup.extractive import distill_extractively
 from hf_lmmixup.mixture import register
 from hf_lmmixup.overlap import TokenEncoder, check_rouge
 from hf_lmmixup.prompts import format_completion, split_pair
-from hf_lmmixup.recipe import COLD_START, GRPO, UNTRAINED
+from hf_lmmixup.recipe import COLD_START, GRPO, TINY, UNTRAINED
 from hf_lmmixup.records import TaskType, pair_text
 from hf_lmmixup.secrecy import public_name
 
