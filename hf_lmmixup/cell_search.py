@@ -24,6 +24,9 @@ FIRST_CELLS = (1, 16)
 """Cells of a row that are done before the next ones: its own, then the nearest. More steps would raise the bars a
 little earlier, but each is a pass over all cells, and threads that ask for little at a time wait for each other."""
 
+SINGLE = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+"""Every half-precision number, by its bits: to look it up takes a third of the time that NumPy converts it in."""
+
 
 def nearest_in_cells(embeddings: np.ndarray, near_cells: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest other rows of every row in its cells.
@@ -42,7 +45,8 @@ def nearest_in_cells(embeddings: np.ndarray, near_cells: np.ndarray, k: int) -> 
     edges = np.linspace(0, len(embeddings), threads() + 1).astype(np.int64)
 
     def vectors(rows: np.ndarray) -> np.ndarray:
-        return embeddings.take(rows, axis=0).astype(np.float32, copy=False)
+        some = embeddings.take(rows, axis=0)
+        return SINGLE.take(some.view(np.uint16)) if some.dtype == np.float16 else some
 
     def work(part: int) -> None:
         # Each thread has rows of its own, those of some cells.
@@ -61,7 +65,11 @@ def nearest_in_cells(embeddings: np.ndarray, near_cells: np.ndarray, k: int) -> 
                 for start in range(0, len(asking), BLOCK):
                     rows = mine[asking[start : start + BLOCK]]
                     cosines = vectors(rows) @ inside
-                    better = np.flatnonzero(cosines >= nearest.expect(rows, cosines)[:, None])
+                    bars = nearest.bars[rows]
+                    if (new := np.isneginf(bars)).any():
+                        nearest.meet(rows[new], some, cosines[new])
+                        bars[new] = np.inf
+                    better = np.flatnonzero(cosines >= bars[:, None])
                     place, other = np.divmod(better, len(some))
                     met.append((rows[place], some[other], cosines.ravel()[better]))
             if len(met) >= VISITS:

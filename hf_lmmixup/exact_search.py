@@ -32,6 +32,9 @@ BLOCK_FROM = 16_384
 BLOCK, QUERIES = 1024, 512
 """Rows of a block and rows compared with it at a time: their product has 2 MB and stays in the cache."""
 
+MEETINGS = 8
+"""Parts of a block that meet the whole of it one after the other, for the same reason."""
+
 SAMPLE_ROWS, SAMPLE_OTHERS = 256, 8192
 FRACTIONS = (1 / 8, 1 / 6, 1 / 4, 1 / 3, 1 / 2)
 """Widths tried, as parts of the whole width."""
@@ -69,8 +72,8 @@ def nearest_of_all(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     def within(start: int) -> None:
         block = np.arange(start, min(start + BLOCK, n))
         cosines = rows[block] @ rows[block].T
-        place, other = np.nonzero(cosines >= nearest.expect(block, cosines)[:, None])
-        nearest.offer(block[place], block[other], cosines[place, other])
+        for some in np.array_split(block - start, MEETINGS):
+            nearest.meet(block[some], block, cosines[some])
 
     def beyond(start: int) -> None:
         block = np.arange(start, min(start + BLOCK, n))

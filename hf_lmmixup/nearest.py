@@ -50,18 +50,15 @@ class Nearest:
         self._found = np.full((n, k), NOTHING, np.int64)
         self._worst = np.full(n, NOTHING, np.int64)
 
-    def expect(self, rows: np.ndarray, cosines: np.ndarray) -> np.ndarray:
-        """The bars of rows (m,) that are about to meet others.
+    def meet(self, rows: np.ndarray, others: np.ndarray, cosines: np.ndarray) -> None:
+        """Compare rows that have found little so far with all of some others; each pair of rows meets once.
 
         Args:
             rows: Distinct row numbers (m,).
-            cosines: What they are going to be offered (m, size), the row itself at most once.
+            others: Whom each of them meets (size,); a row is not its own neighbor.
+            cosines: How similar they are (m, size).
         """
-        bars, size = self.bars[rows], cosines.shape[1]
-        new = np.flatnonzero(np.isneginf(bars))
-        if len(new) and size > self.k + 1:
-            bars[new] = np.partition(cosines[new], size - self.k - 1, axis=1)[:, size - self.k - 1] - 1 / STEPS
-        return bars
+        self._keep(rows, _names(rows[:, None], others, cosines))
 
     def offer(self, rows: np.ndarray, others: np.ndarray, cosines: np.ndarray) -> None:
         """Let better neighbors take the place of worse ones; each pair of rows is offered once.
@@ -71,25 +68,28 @@ class Nearest:
             others: Whom they met (p,); a row is not its own neighbor.
             cosines: How similar they are (p,).
         """
-        steps = np.rint(cosines.clip(-1, 1) * STEPS).astype(np.int64)
-        names = np.where(others == rows, NOTHING, steps << 32 | LAST_ROW - others)
+        names = _names(rows, others, cosines)
         better = np.flatnonzero(names > self._worst[rows])  # not all: duplicates are as similar and no better
         better = better[np.argsort(rows[better], kind="stable")]
         rows, names = rows[better], names[better]
         starts = np.flatnonzero(np.diff(rows, prepend=-1))
-        if not len(starts):
-            return
-        changed, counts = rows[starts], np.diff(starts, append=len(rows))
-        both = np.full((len(changed), self.k + counts.max()), NOTHING)
-        both[:, : self.k] = self._found.take(changed, axis=0)
-        row = np.repeat(np.arange(len(changed)), counts)
-        both[row, self.k + np.arange(len(rows)) - starts[row]] = names
-        both.partition(both.shape[1] - self.k, axis=1)
-        self._found[changed] = both[:, -self.k :]
-        worst = both[:, -self.k]
-        self._worst[changed] = worst
+        counts = np.diff(starts, append=len(rows))
+        many = counts > self.k
+        for some in np.flatnonzero(~many), np.flatnonzero(many):  # apart, as each matrix is as wide as its widest row
+            span = np.arange(counts[some].max(initial=0))
+            new = names.take(starts[some, None] + span, mode="clip")
+            new[span >= counts[some, None]] = NOTHING
+            self._keep(rows[starts[some]], new)
+
+    def _keep(self, rows: np.ndarray, names: np.ndarray) -> None:
+        """Leave the k best of what distinct rows (m,) had and what is new to them (m, size)."""
+        both = np.hstack([self._found.take(rows, axis=0), names])
+        both.partition(names.shape[1], axis=1)
+        self._found[rows] = both[:, -self.k :]
+        worst = both[:, names.shape[1]]
+        self._worst[rows] = worst
         # A little below the middle between two steps, for what rounding does to the products.
-        self.bars[changed] = np.where(worst == NOTHING, -np.inf, ((worst >> 32) - 0.51) / STEPS)
+        self.bars[rows] = np.where(worst == NOTHING, -np.inf, ((worst >> 32) - 0.51) / STEPS)
 
     def neighbors(self) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers (n, k) int32, most similar first, and their cosines (n, k) float32.
@@ -108,6 +108,12 @@ class Nearest:
 
         in_threads(unpack, range(0, len(indices), BLOCK))
         return indices, similarities
+
+
+def _names(rows: np.ndarray, others: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+    """What sorts as neighbors do, for each cosine."""
+    steps = np.rint(cosines.clip(-1, 1) * STEPS).astype(np.int64)
+    return np.where(others == rows, NOTHING, steps << 32 | LAST_ROW - others)
 
 
 def threads() -> int:
