@@ -78,7 +78,7 @@ class RunDirectory:
             yield
 
     def claim(self, fingerprint: dict[str, Any]) -> None:
-        """Bind the directory to what the run is made from.
+        """Bind the directory to what the run is made from; as long as no stage is finished, it is free.
 
         Args:
             fingerprint: Plain data; nested mappings are compared key by key.
@@ -88,7 +88,8 @@ class RunDirectory:
         """
         path = self.path / MANIFEST
         wanted = flatten(fingerprint)
-        if not path.exists():
+        finished = any(not stage.name.startswith(".") for stage in (self.path / STAGES).iterdir())
+        if not path.exists() or not finished:
             write_json(path, fingerprint)
             return
         found = flatten(read_json(path))

@@ -146,6 +146,15 @@ def test_several_raters_are_combined_and_compared(stub, said, tmp_path):
     assert all(row["score"] == min(9, max(4, row["rating"]["overall"])) - 4 for row in rows_of(output))
 
 
+def test_a_second_rater_comes_later_and_the_first_is_not_asked_again(stub, said, tmp_path):
+    output = tmp_path / "rated.parquet"
+    command = ["rate", pile(tmp_path)[0], "-o", output, "--endpoint", stub.url, "--model", "a"]
+    assert said(*command)[0] == 0 and said(*command, "--model", "b")[0] == 0
+    assert stub.stats()["requests"] == 2 * 24
+    code, told = said(*command, "--model", "c")
+    assert code == 1 and "model was 'b' and is 'c'" in told and stub.stats()["requests"] == 2 * 24
+
+
 def test_ctrl_c_pays_nothing_twice_and_the_same_command_goes_on(stub, said, tmp_path):
     source, _ = pile(tmp_path, 300)
     settings = ["--endpoint", stub.url, "--model", "m", "--concurrency", "8"]

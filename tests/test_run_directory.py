@@ -83,9 +83,23 @@ DIFFERENT = [
 def test_other_input_or_setting_is_refused_by_name(tmp_path, other, message):
     directory = RunDirectory(tmp_path)
     directory.claim(CLAIMED)
+    directory.stage("1_load").mkdir()
     directory.claim(CLAIMED)
     with pytest.raises(ValueError, match=message):
         directory.claim(other)
+
+
+def test_a_directory_without_a_finished_stage_is_free(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.claim(CLAIMED)
+    with pytest.raises(OSError), directory.writing("stages/1_load"):
+        raise OSError("killed while loading")
+    other = {**CLAIMED, "input": {"sha256": "2"}}
+    directory.claim(other)
+    directory.stage("1_load").mkdir()
+    directory.claim(other)
+    with pytest.raises(ValueError, match="holds a run"):
+        directory.claim(CLAIMED)
 
 
 def test_second_process_is_refused_and_a_stale_lock_is_not(tmp_path):

@@ -149,7 +149,7 @@ def _by_models(
         options: dict[str, Any] = {"endpoint": endpoint, "engine": engine, "rubric": rubric, "max_tokens": max_tokens}
         ((rater, form),) = named([name], **options, **(served if endpoint else {}))
         told = _counter(update, f"rating by {name}", len(rows))
-        where = journals / str(number) if len(models) > 1 else journals
+        where = journals / str(number) if number else journals
         outcome = rate_rows(rows, rater, where, task_type=task_type, rubric=form, max_reject_rate=1.0, progress=told)
         rated.append(outcome.dataset)
     return rated
