@@ -12,11 +12,10 @@ none is used on it: time grows linearly with the text.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import cache
 
-from hf_lmmixup.records import Distillation, TaskType
+from hf_lmmixup.records import Distillation, TaskType, quoted
 
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -55,9 +54,6 @@ ANSWER_LABELS = {
 """The labels of an answer, in order: the first opens the text, each other one opens a line, each holds some text."""
 
 
-_as_json = json.JSONEncoder(sort_keys=True).encode
-
-
 def linearize(texts: Sequence[str]) -> str:
     """Join the members of a cluster into one text, separated by blank lines (`Linearize` in arXiv 2510.20449)."""
     return "\n\n".join(text.strip() for text in texts)
@@ -90,7 +86,8 @@ def _request(kind: TaskType) -> str:
 
 def prompt_hash(messages: Sequence[dict[str, str]]) -> str:
     """The first 16 hex digits of the SHA-256 of a message list, as JSON with sorted keys: the lineage key of a row."""
-    return hashlib.sha256(_as_json(list(messages)).encode()).hexdigest()[:16]
+    parts = (b'{"content": %b, "role": %b}' % (quoted(one["content"]), quoted(one["role"])) for one in messages)
+    return hashlib.sha256(b"[%b]" % b", ".join(parts)).hexdigest()[:16]
 
 
 def format_completion(reasoning: str, answer: str) -> str:
