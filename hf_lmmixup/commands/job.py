@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import console, errors, progress_bar
+from hf_lmmixup.console import console, errors, progress_bar, say
 
 
 ENGINES = ("local", "ray")
@@ -63,25 +64,22 @@ def run(
 
     if input is not None and output is None:
         output = f"runs/{Path(input).stem}"
-    with errors():
+    with errors(resumes=True):
         loaded = load_recipe(find_recipe(recipe), input=input, output=output, limit=limit, seed=seed)
         started = time.perf_counter()
         with progress_bar() as told, _engine(engine, loaded, ray_address, ray_actors, ray_gpus) as tools:
             finished = run_recipe(loaded, progress=told, tools=tools, update=update)
+    directory = escape(str(finished.directory))
     if not finished.worked:
-        console.print(
-            f"[green]Nothing to do:[/] {finished.directory} holds this run, finished. Delete it to start anew."
-        )
+        say(f"[green]Nothing to do:[/] {directory} holds this run, finished. Delete it to start anew.")
         return
     console.print(_summary(finished.ledger))
     for note in finished.ledger["notes"]:
-        console.print(f"[yellow]Note:[/] {note}")
-    report = finished.directory / "report.html"
-    look = f" Look at [bold]{report}[/];" if report.is_file() else ""
-    console.print(
-        f"Done in {time.perf_counter() - started:.0f} s.{look}\n"
-        f'load the data with load_dataset("{finished.directory / "dataset"}").'
-    )
+        say(f"[yellow]Note:[/] {escape(note)}")
+    has_page = (finished.directory / "report.html").is_file()
+    look = f" Look at [bold]{directory}/report.html[/];" if has_page else ""
+    say(f"Done in {time.perf_counter() - started:.0f} s.{look}")
+    say(f'load the data with load_dataset("{directory}/dataset").')
 
 
 @contextmanager
@@ -114,7 +112,7 @@ def tiny(
 
     with errors():
         build_mini_distiller(path, seed=seed)
-    console.print(f"Wrote {path}.")
+    say(f"Wrote {escape(str(path))}.")
 
 
 def _summary(ledger: dict[str, Any]) -> Table:
@@ -125,5 +123,5 @@ def _summary(ledger: dict[str, Any]) -> Table:
     table.add_row("kept", str(ledger["kept"]))
     table.add_row(f"merged into {ledger['distilled_rows']} distilled rows", str(ledger["merged"]))
     for reason, count in ledger["dropped"].items():
-        table.add_row(f"dropped: {reason}", str(count))
+        table.add_row(f"dropped: {escape(reason)}", str(count))
     return table

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import console, errors
+from hf_lmmixup.console import console, errors, say
 
 
 UNKNOWN = "–"
@@ -60,7 +61,7 @@ def plan(
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / PLAN, planned)
     console.print(_table(planned, []))
-    console.print(f"Kept in {folder / PLAN}.", highlight=False, soft_wrap=True)
+    say(f"Kept in {escape(str(folder / PLAN))}.")
 
 
 def _table(planned: list[dict[str, Any]], costs: list[dict[str, Any]]) -> Table:
