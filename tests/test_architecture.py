@@ -3,9 +3,13 @@
 import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+
+import hf_lmmixup
+import hf_lmmixup.sftmix
 
 
 PACKAGE = REPOSITORY / "hf_lmmixup"
@@ -166,3 +170,14 @@ def test_public_names_exist_and_the_import_is_light():
     )
     told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert told.stdout == "True\n"
+
+
+@pytest.mark.parametrize("package", [hf_lmmixup, hf_lmmixup.sftmix], ids=lambda package: package.__name__)
+def test_a_type_checker_sees_what_stands_behind_the_lazy_names(package):
+    tree = ast.parse(Path(package.__file__).read_text())
+    (known,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    named = {alias.name: node.module for node in known.body for alias in node.names}
+    assert named == {name: f"{package.__name__}.{module}" for name, module in package._MODULE_OF.items()}
+    assert set(package.__all__) - {"__version__"} == set(named)
+    # A `__getattr__` that a type checker sees makes every misspelt name a good one.
+    assert not [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__getattr__"]
