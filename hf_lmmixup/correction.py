@@ -17,7 +17,6 @@ otherwise replace a quarter of them, with confidence.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +74,6 @@ class Correction:
 def correct(
     scores: np.ndarray,
     neighbor_indices: np.ndarray,
-    classes: Sequence[int] | np.ndarray = SCORES,
     *,
     min_confidence: float = MIN_CONFIDENCE,
     rounds: int = ROUNDS,
@@ -88,7 +86,6 @@ def correct(
         scores: Score of each row (n,).
         neighbor_indices: Row numbers of each row's neighbours (n, k), nearest first, self excluded; negative numbers
             are holes. The first two tell how raters err, all of them vote.
-        classes: The possible scores, ascending.
         min_confidence: Confidence from which a score is replaced.
         rounds: Random halves of the rows that are looked at.
         seed: Seed of the halves.
@@ -98,11 +95,11 @@ def correct(
         Corrected scores, confidence and the estimate of how raters err.
 
     Raises:
-        ValueError: If a score is not one of the classes, or `min_confidence` is no share.
+        ValueError: If a score is not one of `records.SCORES`, or `min_confidence` is no share.
     """
     if not 0 <= min_confidence <= 1 or rounds < 1:
         raise ValueError(f"min_confidence={min_confidence} must lie between 0 and 1, rounds={rounds} be at least 1.")
-    ladder = np.asarray(classes)
+    ladder = np.array(SCORES)
     own = class_indices(np.asarray(scores), ladder)
     counts = triples(own, neighbor_indices, len(ladder))
     errors = estimate_errors(counts, ladder)

@@ -102,13 +102,13 @@ class ScoredDatastore:
         """`judge` for texts whose embeddings (m, d) are known, however far away they are."""
         chosen, name = judge or self.report["default"], self._known(task_type)
         if chosen == "neighbors":
-            return self.expected(embeddings, name)
+            return expected_score(self.posterior(embeddings, name))
         if chosen != "head" or self.head is None:
             there = ["neighbors"] if self.head is None else ["neighbors", "head"]
             raise ValueError(f"The datastore has no judge {chosen!r}, only {there}.")
         kinds = [name] * len(texts)
         design = Design(text_features(texts, kinds), word_buckets(texts, kinds), embeddings, np.array(kinds))
-        return expected_score(self.head.posterior(design), SCORES)
+        return expected_score(self.head.posterior(design))
 
     def posterior(self, embeddings: np.ndarray, task_type: TaskType | str, k: int = K_POSTERIOR) -> np.ndarray:
         """Distribution over the score of new texts, from their k nearest rows of the same task type.
@@ -129,10 +129,6 @@ class ScoredDatastore:
         _, indices = top_k(rows, embeddings, k)
         transition = self.transitions[name]
         return posterior(neighbor_counts(scores, indices, transition.classes), transition)
-
-    def expected(self, embeddings: np.ndarray, task_type: TaskType | str, k: int = K_POSTERIOR) -> np.ndarray:
-        """The mean score under the posterior of each new text (m,)."""
-        return expected_score(self.posterior(embeddings, task_type, k), SCORES)
 
     def nearest(self, embeddings: np.ndarray, task_type: TaskType | str) -> np.ndarray:
         """Cosine of each new text to the closest row of its task type (m,)."""

@@ -33,8 +33,7 @@ WRITTEN_SCHEMA = pa.schema(
 MEMBERS_SCHEMA = pa.schema([("number", pa.int64()), ("id", pa.string()), ("score", pa.int32())])
 """A source row and the number of the distilled row that it went into."""
 
-NO_CLUSTER = "distil: row has no cluster"
-
+NO_CLUSTER = "distill: row has no cluster"
 
 COMPLETIONS = Features(
     {

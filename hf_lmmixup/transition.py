@@ -10,7 +10,6 @@ One text among sixteen neighbours, twelve of score 4 and four of score 2::
     counts = [0, 0, 4, 0, 12, 0]   ->   posterior = [0.00, 0.00, 0.02, 0.01, 0.96, 0.01]   expected score 3.97
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,20 +66,17 @@ def class_indices(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return positions
 
 
-def estimate(
-    scores: np.ndarray, neighbor_indices: np.ndarray, classes: Sequence[int] | np.ndarray = SCORES
-) -> ScoreTransition:
+def estimate(scores: np.ndarray, neighbor_indices: np.ndarray) -> ScoreTransition:
     """Count neighbouring scores: `T[i, j] ~ 0.01 + #(neighbours of score j around rows of score i)`, rows sum to 1.
 
     Args:
         scores: Score of each row (n,).
         neighbor_indices: Row numbers of each row's neighbours (n, k), self excluded; negative numbers are holes.
-        classes: The possible scores, ascending.
 
     Returns:
         The transition with the scores' frequencies as prior.
     """
-    ladder = np.asarray(classes)
+    ladder = np.array(SCORES)
     own = class_indices(np.asarray(scores), ladder)
     size = len(ladder)
     valid = neighbor_indices >= 0
@@ -114,6 +110,6 @@ def posterior(counts: np.ndarray, transition: ScoreTransition) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True)
 
 
-def expected_score(posterior: np.ndarray, classes: Sequence[int] | np.ndarray = SCORES) -> np.ndarray:
+def expected_score(posterior: np.ndarray) -> np.ndarray:
     """The mean score under each posterior (m,)."""
-    return posterior @ np.asarray(classes, dtype=np.float64)
+    return posterior @ np.array(SCORES, np.float64)
