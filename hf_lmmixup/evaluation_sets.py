@@ -14,10 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
-from hf_lmmixup.loading import PARQUET, ROLES
+from hf_lmmixup.loading import FILES, PARQUET, ROLES, short_name
 
-
-FILES = (*SUFFIXES, PARQUET)
 
 COLUMNS = ("question", "prompt", "problem", "instruction", "query", "text", "messages", "conversations")
 """Where the text of an evaluation row may stand, as a string or as turns; the first that a row has is taken."""
@@ -39,8 +37,7 @@ def read_evaluations(names: Sequence[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for source in names:
-        path = Path(source)
-        name = path.stem if path.suffix in FILES else path.name
+        name = short_name(source)
         if name in found:
             raise ValueError(f"Two evaluation sets are called {name!r}. Rename one of them, or copy it into a file.")
         found[name] = list(dict.fromkeys(text for row in _rows(source) for text in _texts(row)))

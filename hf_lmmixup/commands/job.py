@@ -26,9 +26,15 @@ def run(
     ],
     input: Annotated[  # noqa: A002 -- the option's name
         str | None,
-        typer.Option("--input", "-i", help="A .jsonl, .json or .parquet file, a dataset folder, or a Hub id."),
+        typer.Option(
+            "--input",
+            "-i",
+            help="A .jsonl, .json or .parquet file, a dataset folder, or a Hub id (OWNER/NAME[:CONFIGURATION]).",
+        ),
     ] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="The run directory.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="The run directory; with --input by default in runs/.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that draws.")] = None,
     engine: Annotated[
@@ -59,11 +65,12 @@ def run(
 
         lmmixup run extractive --input june.jsonl --output runs/june --update runs/may
     """
+    from hf_lmmixup.loading import short_name
     from hf_lmmixup.pipeline import run as run_recipe
     from hf_lmmixup.recipe import find_recipe, load_recipe
 
     if input is not None and output is None:
-        output = f"runs/{Path(input).stem}"
+        output = f"runs/{short_name(input)}"
     with errors(resumes=True):
         loaded = load_recipe(find_recipe(recipe), input=input, output=output, limit=limit, seed=seed)
         started = time.perf_counter()

@@ -38,6 +38,7 @@ def plan(
 
         lmmixup plan --run runs/pile
     """
+    from hf_lmmixup.loading import short_name
     from hf_lmmixup.planning import as_data
     from hf_lmmixup.planning import plan as estimate
     from hf_lmmixup.recipe import find_recipe, load_recipe
@@ -54,7 +55,7 @@ def plan(
             console.print(_table(planned, costs))
             return
         if input is not None and output is None:
-            output = f"runs/{Path(input).stem}"
+            output = f"runs/{short_name(input)}"
         loaded = load_recipe(find_recipe(str(recipe)), input=input, output=output, limit=limit)
         planned = as_data(estimate(loaded, sample=sample, tokens_per_second=tokens_per_second))
         folder = Path(loaded.output)
