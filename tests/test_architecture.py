@@ -1,8 +1,10 @@
 """The law of the house, read from the sources: imports go down, files stay small, nothing unpickles or prints."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -159,6 +161,16 @@ def _imported(node) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name.split(".")[0] for alias in node.names]
     return [(node.module or "").split(".")[0]] if isinstance(node, ast.ImportFrom) else []
+
+
+def test_what_is_imported_at_the_top_is_a_declared_dependency():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=]", one)[0].lower() for one in project["dependencies"]}
+    called = {"faiss": "faiss-cpu", "yaml": "pyyaml"}
+    ours = {*sys.stdlib_module_names, PACKAGE.name}
+    own = [path for path in FILES if module_of(path) not in ("sftmix", "lm_eval_tasks")]  # loaded with their extras
+    imported = {name for path in own for name in top_level_imports(ast.parse(path.read_text()))} - ours
+    assert {called.get(name, name) for name in imported} == declared
 
 
 def test_public_names_exist_and_the_import_is_light():
