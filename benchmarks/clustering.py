@@ -1,4 +1,4 @@
-"""Clusters over the neighbour graph against k-means with greedy capacities, and how their time grows with the rows.
+"""Clusters over the neighbor graph against k-means with greedy capacities, and how their time grows with the rows.
 
 The baseline is what the published pipeline does (arXiv 2510.20449): MiniBatchKMeans with one center per cluster,
 batches of 2,048, 30 iterations; centers scaled to length 1; rows sorted by their best similarity, each put into the

@@ -1,7 +1,7 @@
-"""Long-tail scores against scikit-learn's brute-force neighbours: same scores, both exact.
+"""Long-tail scores against scikit-learn's brute-force neighbors: same scores, both exact.
 
 The baseline is `NearestNeighbors(algorithm="brute", metric="cosine")`, as in the published pipeline
-(arXiv 2510.20449): 16 neighbours, the row itself left out, the mean distance of the other 15. Rows are embeddings of a
+(arXiv 2510.20449): 16 neighbors, the row itself left out, the mean distance of the other 15. Rows are embeddings of a
 pool if the file is there (made on the first run and kept in the cache folder; the time of neither side includes them),
 else, or with `--made-up`, random rows in groups.
 
@@ -31,7 +31,7 @@ def baseline(embeddings: np.ndarray) -> np.ndarray:
     model = NearestNeighbors(n_neighbors=LONG_TAIL_NEIGHBORS + 1, algorithm="brute", metric="cosine").fit(embeddings)
     distances, found = model.kneighbors(embeddings)
     own = found == np.arange(len(embeddings))[:, None]
-    # A row that its duplicates crowded out is not among its own neighbours: the last one goes in its place.
+    # A row that its duplicates crowded out is not among its own neighbors: the last one goes in its place.
     own[~own.any(axis=1), -1] = True
     scores: np.ndarray = distances[~own].reshape(len(embeddings), -1).mean(axis=1)
     return scores

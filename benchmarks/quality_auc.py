@@ -4,7 +4,7 @@
 
 The data are 9,229 Stanford Alpaca rows with a verdict by another model (`rated_high_accuracy`, AlpaGasus data); 6,500
 rows, drawn with seed 0, are for training and the others for testing. Baselines: the posterior of arXiv 2510.20449 over
-16 and over 64 neighbours, logistic regression on the embedding, and on the embedding with fourteen plain features of
+16 and over 64 neighbors, logistic regression on the embedding, and on the embedding with fourteen plain features of
 the text. Ours is the default judge of a `ScoredDatastore` of the training rows, default settings: whether it is the
 head, and how strong its penalty is, were decided by folds of the training rows.
 
@@ -180,7 +180,7 @@ def neighbor_scores(data: Data, embeddings: tuple[np.ndarray, ...], sizes: tuple
         place[data.train] = np.arange(len(data.train))
         for k in sizes:
             others = found[:, : k + 1] != place[:, None]
-            others[others.all(1), -1] = False  # a row that is not among them has one neighbour too many
+            others[others.all(1), -1] = False  # a row that is not among them has one neighbor too many
             columns.append((data.high[data.train][found[:, : k + 1]] * others).sum(1) / k)
     return np.stack(columns, axis=1)
 

@@ -7,7 +7,7 @@ fifth of the completions repeats another one of its prompt. Quality, alignment a
 
 The baseline does what the published code does, in the plainest way: every completion is encoded for quality, encoded
 again for alignment, and so is its reference, in order of arrival, in batches of 16, in float32, by
-`sentence_transformers`; neighbours come from scikit-learn's brute force. Ours is `hf_lmmixup.rewards`, cold: nothing
+`sentence_transformers`; neighbors come from scikit-learn's brute force. Ours is `hf_lmmixup.rewards`, cold: nothing
 is remembered from an earlier step. *Exact* computes in float32 like the baseline and must give its values to 1e-5;
 it asks the kNN posterior, since the baseline knows no other judge. *Fast* is the default in everything: bfloat16 where
 the processor has it, the datastore's better judge.

@@ -1,7 +1,7 @@
 r"""Articles to segments: the text that a MIXTURE of one's own is made from.
 
 An article is a title, sections of prose, and where they come from under which license. A segment is one coherent piece
-of 25 to 160 words: short neighbouring paragraphs are joined, long ones are cut between sentences. Later the test split
+of 25 to 160 words: short neighboring paragraphs are joined, long ones are cut between sentences. Later the test split
 is drawn by article, so that no article has segments on both sides. A row of a JSONL file of articles, and a segment::
 
     {"title": "Tides", "text": "Tides rise ...\n\nThe Moon ...", "source": "my wiki", "license": "CC-BY-4.0"}

@@ -1,7 +1,7 @@
 """The four things that a run publishes: which of its files leave, under which card, and what they were made from.
 
-A folder is either a run directory or the artefact in it. Without the run's `facts.json` beside it, an artefact gets a
-card that says what can be read from its own files. One artefact::
+A folder is either a run directory or the artifact in it. Without the run's `facts.json` beside it, an artifact gets a
+card that says what can be read from its own files. One artifact::
 
     dataset_publication(Path("runs/pile"), "ada/pile", licenses=("mit",))
         README.md  data/train-00000-of-00001.parquet  plots/scores.svg  run/ledger.json  run/recipe.yaml
@@ -45,7 +45,7 @@ KEPT_EVALUATIONS = "evaluations.json"
 
 @dataclass(frozen=True)
 class Source:
-    """Something that an artefact was made from.
+    """Something that an artifact was made from.
 
     Attributes:
         name: What it is called; a Hub id where it has one.
@@ -74,7 +74,7 @@ def distiller_sources(
     if wrong := [name for name in datasets if not is_repo_id(name)]:
         raise ValueError(f"{wrong[0]!r} is no dataset on the Hub. Expected OWNER/NAME.")
     facts = read_facts(path)
-    folder = _artefact(path, "distiller", ("config.json", "adapter_config.json"))
+    folder = _artifact(path, "distiller", ("config.json", "adapter_config.json"))
     base = base_model or base_model_of(folder) or ((facts.get("recipe") or {}).get("distiller") or {}).get("model")
     started = Source("the tiny model", license=OWN_LICENSE) if base == TINY else _source(base, "model", "", folder)
     trained = [Source(BUNDLED_MIXTURE, license=OWN_LICENSE)] if facts.get("models") else []
@@ -89,7 +89,7 @@ def datastore_sources(path: Path) -> list[Source]:
 
 def dataset_publication(path: Path, repo_id: str, *, licenses: Sequence[str]) -> Publication:
     """The Parquet shards, the card with its plots, the ledger and the recipe."""
-    folder = _artefact(path, "dataset", ("data",))
+    folder = _artifact(path, "dataset", ("data",))
     files = gather(folder, [DATA_FILES])
     if not files:
         raise ValueError(f"{folder} holds no dataset: there is no file such as data/train-00000-of-00001.parquet.")
@@ -118,7 +118,7 @@ def distiller_publication(
     datasets: Sequence[str] = (),
 ) -> Publication:
     """The weights, tokenizer and configuration of a model or adapter, the card with its plots, and evaluations."""
-    folder = _artefact(path, "distiller", ("config.json", "adapter_config.json"))
+    folder = _artifact(path, "distiller", ("config.json", "adapter_config.json"))
     workspace = merged_adapter(folder, base_model) if merge_adapter else None
     weights = Path(workspace.name) if workspace else folder
     base = base_model or base_model_of(folder)
@@ -145,7 +145,7 @@ def distiller_publication(
 
 def datastore_publication(path: Path, repo_id: str, *, licenses: Sequence[str]) -> Publication:
     """The two files of a datastore and its card."""
-    folder = _artefact(path, "datastore", ("datastore.json",))
+    folder = _artifact(path, "datastore", ("datastore.json",))
     facts = {**read_facts(path), "repo_id": repo_id, "licenses": list(licenses), "datastore": datastore_facts(folder)}
     facts.setdefault("name", repo_id.partition("/")[2])
     card = published_file("README.md", render_datastore_card(facts))
@@ -238,8 +238,8 @@ def _kept_evaluations(folder: Path) -> list[dict[str, Any]]:
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
-def _artefact(path: Path, name: str, signs: Sequence[str]) -> Path:
-    """The artefact's folder: inside a run directory, or the folder itself."""
+def _artifact(path: Path, name: str, signs: Sequence[str]) -> Path:
+    """The artifact's folder: inside a run directory, or the folder itself."""
     if (path / name).is_dir():
         return path / name
     if any((path / sign).exists() for sign in signs):

@@ -67,26 +67,6 @@ def read_mini(task_type: TaskType | str | None = None) -> list[dict[str, Any]]:
     return [json.loads(line) for kind in kinds for line in _lines(kind.value)]
 
 
-def scored_texts(clusters: list[dict[str, Any]] | None = None) -> tuple[list[str], list[int], list[str]]:
-    """Every text of the clusters with its score: the rows of the bundled datastore.
-
-    Args:
-        clusters: What `read_mini` returned; `None` reads all.
-
-    Returns:
-        Texts, scores (0-5) and task types, of equal length.
-    """
-    rows = [
-        (text, score, cluster["task_type"])
-        for cluster in (read_mini() if clusters is None else clusters)
-        for text, score in [
-            (cluster["target"], cluster["score"]),
-            *((weak["text"], weak["score"]) for weak in cluster["weak"]),
-        ]
-    ]
-    return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
-
-
 class RatedText(NamedTuple):
     """One text of the mini MIXTURE with its score: a row of the bundled datastore."""
 

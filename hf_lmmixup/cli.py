@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+import hf_lmmixup
 from hf_lmmixup.commands import (
     companions,
     compare,
@@ -35,8 +36,17 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hf_lmmixup {hf_lmmixup.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what each stage does.")] = False,
 ) -> None:
     """Set up logging for all commands."""

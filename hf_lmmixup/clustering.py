@@ -1,7 +1,7 @@
-"""Related low-scored rows to size-bounded clusters, over the neighbour graph.
+"""Related low-scored rows to size-bounded clusters, over the neighbor graph.
 
-Every row draws a capacity, the size of the cluster that it would start. The rows with the closest neighbours start
-first and take the nearest free rows until their capacity is met. Rows that found too few free neighbours try again
+Every row draws a capacity, the size of the cluster that it would start. The rows with the closest neighbors start
+first and take the nearest free rows until their capacity is met. Rows that found too few free neighbors try again
 in a graph of the free rows alone; what is left joins a cluster with room, and the rest is routed as the caller says.
 No step compares all rows with all clusters, and none runs for ever: each round leaves fewer rows free or is the last.
 
@@ -35,10 +35,10 @@ MIN_SIMILARITY = 0.5
 have a median cosine of 0.07, and 99 % of them one below 0.53."""
 
 BLOCK = 16_384
-"""Rows whose neighbours are unpacked at a time; Python lists of the whole graph would take ten times its memory."""
+"""Rows whose neighbors are unpacked at a time; Python lists of the whole graph would take ten times its memory."""
 
 DENSITY_NEIGHBORS = 4
-"""Neighbours whose similarity says how dense a row's surroundings are: the other members of a cluster of five."""
+"""Neighbors whose similarity says how dense a row's surroundings are: the other members of a cluster of five."""
 
 NO_CLUSTER = "cluster: no related rows"
 """Reason of a dropped singleton."""
@@ -98,7 +98,7 @@ def cluster(
         std_size: Their standard deviation; they are rounded and clipped to the bounds.
         min_similarity: Smallest cosine between the row that starts a cluster and a member; it belongs to the encoder.
         seed: Seed of the wanted sizes.
-        graph: The rows' neighbour graph, if it is at hand.
+        graph: The rows' neighbor graph, if it is at hand.
         singletons: What happens to a row without a cluster: `keep` passes it on with `cluster_id` None, `edit` makes
             it a cluster of one, `drop` drops it.
 
@@ -140,7 +140,7 @@ def group(
         capacities: Wanted size of the cluster that each row would start (n,).
         sizes: Bounds of the sizes.
         min_similarity: Smallest cosine between the first row of a cluster and a member.
-        graph: Neighbour graph of the rows.
+        graph: Neighbor graph of the rows.
 
     Returns:
         Numbers from 0 without gaps, in the order of the smallest row of each cluster.
@@ -217,7 +217,7 @@ def number_clusters(starters: np.ndarray) -> np.ndarray:
 
 
 def related_rows(graph: NeighborGraph, min_similarity: float) -> np.ndarray:
-    """Which neighbours (n, k) are similar enough; holes are not."""
+    """Which neighbors (n, k) are similar enough; holes are not."""
     related: np.ndarray = (graph.similarities >= min_similarity) & (graph.indices >= 0)
     return related
 

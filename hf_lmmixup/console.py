@@ -9,10 +9,11 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
-CANNOT_START, USAGE, STOPPED, TOO_MANY_REJECTS, INTERRUPTED = 1, 2, 3, 4, 130
+CANNOT_START, STOPPED, TOO_MANY_REJECTS, INTERRUPTED = 1, 3, 4, 130
 
 EXPECTED = (
     ValueError,
@@ -26,22 +27,31 @@ EXPECTED = (
 )
 """Errors of the user's input or set-up: their message is the whole story, so no traceback is shown."""
 
-console = Console(stderr=True)
+console = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """Print a sentence with its markup; long paths in it are not broken, so that they can be copied."""
+    console.print(text, soft_wrap=True)
 
 
 @contextmanager
-def errors() -> Iterator[None]:
-    """Turn expected errors into one message and an exit code."""
+def errors(*, resumes: bool = False) -> Iterator[None]:
+    """Turn expected errors into one message and an exit code.
+
+    Args:
+        resumes: Whether the same command goes on where it was interrupted.
+    """
     try:
         yield
     except EXPECTED as error:
-        console.print(f"[red]Error:[/] {plain(error)}", highlight=False, soft_wrap=True)
+        say(f"[red]Error:[/] {escape(str(error))}")
         raise typer.Exit(CANNOT_START) from error
     except RuntimeError as error:
-        console.print(f"[red]Stopped:[/] {plain(error)}", highlight=False, soft_wrap=True)
+        say(f"[red]Stopped:[/] {escape(str(error))}")
         raise typer.Exit(STOPPED) from error
     except KeyboardInterrupt as error:
-        console.print("Interrupted. The same command goes on from here.")
+        say(f"Interrupted. The same command {'goes on from here' if resumes else 'begins anew'}.")
         raise typer.Exit(INTERRUPTED) from error
 
 
@@ -53,7 +63,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -79,11 +89,6 @@ def _line_per_stage() -> Callable[[str, int, int], None]:
     def update(title: str, done: int, total: int) -> None:
         if title not in seen:
             seen.add(title)
-            console.print(f"{title} ...", highlight=False)
+            say(f"{escape(title)} ...")
 
     return update
-
-
-def plain(error: BaseException) -> str:
-    """The message of an error, safe to print as markup."""
-    return str(error).replace("[", "\\[")

@@ -34,7 +34,7 @@ class Plan:
         fusion_share: Share of the clusters that get a variant mixed with a close target of another article.
         fusion_similarity: Cosines between which two targets are close enough to be confused and far enough to differ.
         noise_share: Share of the weak variants that get typos.
-        noise_rate: Share of the long words of such a variant that are misspelt.
+        noise_rate: Share of the long words of such a variant that are misspelled.
         task_types: The types that are made.
     """
 

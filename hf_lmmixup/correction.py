@@ -1,23 +1,22 @@
-r"""Scores corrected by their neighbours: how raters err, which rows are probably misrated, and what they should be.
+r"""Scores corrected by their neighbors: how raters err, which rows are probably misrated, and what they should be.
 
-A rater errs: a row whose true score is i is rated j with some chance T[i, j]. If a row and its two nearest neighbours
+A rater errs: a row whose true score is i is rated j with some chance T[i, j]. If a row and its two nearest neighbors
 have the same true score, their three ratings are three draws from one row of T, so the frequencies of such triples
 determine T and the shares p of the true scores without any true score being known (HOC, arXiv 2102.05291; used for
-instruction data by DS2, arXiv 2410.10877). T says how many rows of each score are misrated; the ones whose neighbours
-agree least with them are taken, and get the score that most of their neighbours have. This is done in many rounds on
+instruction data by DS2, arXiv 2410.10877). T says how many rows of each score are misrated; the ones whose neighbors
+agree least with them are taken, and get the score that most of their neighbors have. This is done in many rounds on
 random halves of the rows; how often a row is caught is the confidence. One row::
 
-    score 2, neighbours [4, 4, 3, 4, 4, 4, 2, 4, 4, 5]  ->  score 4, confidence 0.93
+    score 2, neighbors [4, 4, 3, 4, 4, 4, 2, 4, 4, 5]  ->  score 4, confidence 0.93
 
 Differences from the published code: T maximizes the likelihood of the triples (expectation maximization: no learning
-rate, the likelihood only rises) where the code fits their frequencies by gradient descent; one neighbour graph serves
-all rounds, where the code searches anew in each; and nothing is changed where neighbours do not agree more than by
-chance. The method takes it for granted that neighbours share a true score: on scores without any pattern it would
+rate, the likelihood only rises) where the code fits their frequencies by gradient descent; one neighbor graph serves
+all rounds, where the code searches anew in each; and nothing is changed where neighbors do not agree more than by
+chance. The method takes it for granted that neighbors share a true score: on scores without any pattern it would
 otherwise replace a quarter of them, with confidence.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +30,7 @@ from hf_lmmixup.transition import ScoreTransition, class_indices
 logger = logging.getLogger(__name__)
 
 K_CORRECTION = 10
-"""Neighbours that vote (arXiv 2410.10877, configuration)."""
+"""Neighbors that vote (arXiv 2410.10877, configuration)."""
 
 ROUNDS = 50
 """Random halves of the rows that are looked at (arXiv 2410.10877, configuration: 50 rounds)."""
@@ -40,7 +39,7 @@ MIN_CONFIDENCE = 0.5
 """Confidence from which a score is replaced (arXiv 2410.10877, code)."""
 
 STANDARD_ERRORS = 3.0
-"""By so many standard errors the agreement of neighbours must lie above chance before any score is changed."""
+"""By so many standard errors the agreement of neighbors must lie above chance before any score is changed."""
 
 DIAGONAL = 0.7
 """Where the estimate starts: most ratings are right. It decides which true score is which; any larger part does."""
@@ -58,10 +57,10 @@ class Correction:
 
     Attributes:
         scores: Corrected scores (n,).
-        confidence: How sure that is (n,), in [0, 1]: for a changed row how often its neighbours outvoted its score
+        confidence: How sure that is (n,), in [0, 1]: for a changed row how often its neighbors outvoted its score
             times how often they agreed on the new one, for any other row how often they did not outvote it.
         errors: `matrix[i, j]`: the chance that a row of true score i is rated j; `prior`: shares of the true scores.
-        agreement: Cohen's kappa of a row's score and its nearest neighbour's: 0 by chance, 1 if they are all equal.
+        agreement: Cohen's kappa of a row's score and its nearest neighbor's: 0 by chance, 1 if they are all equal.
         trusted: Whether that is enough; if not, no score was changed.
     """
 
@@ -75,7 +74,6 @@ class Correction:
 def correct(
     scores: np.ndarray,
     neighbor_indices: np.ndarray,
-    classes: Sequence[int] | np.ndarray = SCORES,
     *,
     min_confidence: float = MIN_CONFIDENCE,
     rounds: int = ROUNDS,
@@ -86,23 +84,22 @@ def correct(
 
     Args:
         scores: Score of each row (n,).
-        neighbor_indices: Row numbers of each row's neighbours (n, k), nearest first, self excluded; negative numbers
+        neighbor_indices: Row numbers of each row's neighbors (n, k), nearest first, self excluded; negative numbers
             are holes. The first two tell how raters err, all of them vote.
-        classes: The possible scores, ascending.
         min_confidence: Confidence from which a score is replaced.
         rounds: Random halves of the rows that are looked at.
         seed: Seed of the halves.
-        check: Change nothing where neighbours agree no more than by chance.
+        check: Change nothing where neighbors agree no more than by chance.
 
     Returns:
         Corrected scores, confidence and the estimate of how raters err.
 
     Raises:
-        ValueError: If a score is not one of the classes, or `min_confidence` is no share.
+        ValueError: If a score is not one of `records.SCORES`, or `min_confidence` is no share.
     """
     if not 0 <= min_confidence <= 1 or rounds < 1:
         raise ValueError(f"min_confidence={min_confidence} must lie between 0 and 1, rounds={rounds} be at least 1.")
-    ladder = np.asarray(classes)
+    ladder = np.array(SCORES)
     own = class_indices(np.asarray(scores), ladder)
     counts = triples(own, neighbor_indices, len(ladder))
     errors = estimate_errors(counts, ladder)
@@ -118,11 +115,11 @@ def correct(
 
 
 def correct_scores(rated: Dataset, graph: NeighborGraph, *, min_confidence: float = MIN_CONFIDENCE) -> Outcome:
-    """Correct scores by what the rows' neighbours were given (DS2, arXiv 2410.10877).
+    """Correct scores by what the rows' neighbors were given (DS2, arXiv 2410.10877).
 
     Args:
         rated: Rows with `score`.
-        graph: Their neighbours, at least `K_CORRECTION` each; the graph of the run, computed once.
+        graph: Their neighbors, at least `K_CORRECTION` each; the graph of the run, computed once.
         min_confidence: Confidence from which a score is replaced.
 
     Returns:
@@ -161,9 +158,9 @@ def correct_scores(rated: Dataset, graph: NeighborGraph, *, min_confidence: floa
 
 
 def triples(own: np.ndarray, neighbor_indices: np.ndarray, size: int) -> np.ndarray:
-    """How often each triple of classes occurs: a row's own, its nearest and its second nearest neighbour's (C, C, C).
+    """How often each triple of classes occurs: a row's own, its nearest and its second nearest neighbor's (C, C, C).
 
-    Rows with fewer than two neighbours are left out.
+    Rows with fewer than two neighbors are left out.
     """
     if neighbor_indices.shape[1] < 2:
         return np.zeros((size, size, size), np.int64)
@@ -175,7 +172,7 @@ def triples(own: np.ndarray, neighbor_indices: np.ndarray, size: int) -> np.ndar
 
 
 def neighbor_agreement(counts: np.ndarray) -> tuple[float, float]:
-    """Cohen's kappa of a row's class and its nearest neighbour's, and its standard error if only chance were at work.
+    """Cohen's kappa of a row's class and its nearest neighbor's, and its standard error if only chance were at work.
 
     Args:
         counts: How often each triple occurs (C, C, C).
@@ -225,7 +222,7 @@ def misrated_share(errors: ScoreTransition) -> np.ndarray:
 
 
 def votes_of(own: np.ndarray, neighbor_indices: np.ndarray, here: np.ndarray, size: int) -> np.ndarray:
-    """How many of each row's neighbours that are `here` (n,) have each class (n, C)."""
+    """How many of each row's neighbors that are `here` (n,) have each class (n, C)."""
     n = len(own)
     valid = (neighbor_indices >= 0) & here[neighbor_indices]
     rows = np.broadcast_to(np.arange(n)[:, None], neighbor_indices.shape)[valid]
@@ -258,7 +255,7 @@ def _vote(
         others = votes[out] + preference[out]
         others[np.arange(len(out)), own[out]] = -np.inf
         best = others.argmax(1)
-        # A row whose neighbours all have its own score is not misrated, however many rows should be.
+        # A row whose neighbors all have its own score is not misrated, however many rows should be.
         voted = votes[out, best] > 0
         seen[looked] += 1
         caught[out[voted]] += 1

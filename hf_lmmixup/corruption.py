@@ -72,7 +72,7 @@ def typos(text: str, *, seed: int, rate: float = 0.3) -> str:
     Args:
         text: What to spoil.
         seed: Chooses words and letters.
-        rate: Expected share of the long words that are misspelt, in (0, 1]; one word at least is, if there is one.
+        rate: Expected share of the long words that are misspelled, in (0, 1]; one word at least is, if there is one.
 
     Returns:
         The text with the same number of words.
@@ -126,7 +126,7 @@ def vague(text: str, *, seed: int, rate: float = 0.7) -> str:
 
 
 def drop_reasoning(text: str, *, seed: int, sentences: int = 1) -> str:
-    """Keep what is claimed and lose why: only the first sentences of the last labelled part stay.
+    """Keep what is claimed and lose why: only the first sentences of the last labeled part stay.
 
     Where nothing is lost that way, the part is cut before a word like "because", or loses its last third.
 
@@ -163,7 +163,7 @@ def merge_topics(text: str, *, seed: int, other: str, keep: float = 0.4) -> str:
         text: What to spoil.
         seed: Chooses which part stays, which sentence comes from `other`, and their order.
         other: A text on another topic; its labels are left out.
-        keep: Share of the sentences of the last labelled part that stays, in (0, 1]; one at least.
+        keep: Share of the sentences of the last labeled part that stays, in (0, 1]; one at least.
 
     Returns:
         The mixed text, with the labels of `text`.

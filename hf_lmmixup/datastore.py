@@ -1,6 +1,6 @@
-r"""Scored texts as a memory: embeddings, scores, how scores neighbour each other, and a head learnt from them.
+r"""Scored texts as a memory: embeddings, scores, how scores neighbor each other, and a head learned from them.
 
-A new text is judged by its neighbours here (arXiv 2510.20449, quality reward) or, where that predicts the datastore's
+A new text is judged by its neighbors here (arXiv 2510.20449, quality reward) or, where that predicts the datastore's
 own held-out scores better, by a small linear head (docs/quality.md). On disk a datastore is a folder of two files,
 `datastore.safetensors` and `datastore.json`; nothing else in the folder is opened and nothing is unpickled.
 
@@ -30,9 +30,9 @@ from hf_lmmixup.transition import ScoreTransition, estimate, expected_score, nei
 
 
 K_TRANSITION = 3
-"""Neighbours that are counted into the transition matrix (arXiv 2510.20449, code)."""
+"""Neighbors that are counted into the transition matrix (arXiv 2510.20449, code)."""
 K_POSTERIOR = 16
-"""Neighbours that judge a new text (arXiv 2510.20449, code)."""
+"""Neighbors that judge a new text (arXiv 2510.20449, code)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +42,12 @@ class ScoredDatastore:
     Attributes:
         design: What is known of each row: counts, hashed words, embedding (n, d), task type.
         scores: Score of each row (n,) int64.
-        transitions: Task type -> how its scores neighbour each other.
+        transitions: Task type -> how its scores neighbor each other.
         encoder: Name of the encoder that made the embeddings.
         encoder_revision: Its revision, if it has one.
-        k_transition: Neighbours counted into the transitions.
+        k_transition: Neighbors counted into the transitions.
         head: The linear judge, if there were enough rows to measure one.
-        report: How well neighbours and head predict held-out rows, and which of them is the `default`.
+        report: How well neighbors and head predict held-out rows, and which of them is the `default`.
         floor: Cosine to the closest row below which a text is too far away to be judged.
     """
 
@@ -102,13 +102,13 @@ class ScoredDatastore:
         """`judge` for texts whose embeddings (m, d) are known, however far away they are."""
         chosen, name = judge or self.report["default"], self._known(task_type)
         if chosen == "neighbors":
-            return self.expected(embeddings, name)
+            return expected_score(self.posterior(embeddings, name))
         if chosen != "head" or self.head is None:
             there = ["neighbors"] if self.head is None else ["neighbors", "head"]
             raise ValueError(f"The datastore has no judge {chosen!r}, only {there}.")
         kinds = [name] * len(texts)
         design = Design(text_features(texts, kinds), word_buckets(texts, kinds), embeddings, np.array(kinds))
-        return expected_score(self.head.posterior(design), SCORES)
+        return expected_score(self.head.posterior(design))
 
     def posterior(self, embeddings: np.ndarray, task_type: TaskType | str, k: int = K_POSTERIOR) -> np.ndarray:
         """Distribution over the score of new texts, from their k nearest rows of the same task type.
@@ -116,7 +116,7 @@ class ScoredDatastore:
         Args:
             embeddings: Unit rows (m, d) of the same encoder.
             task_type: Which rows to ask.
-            k: Neighbours; all rows if there are fewer.
+            k: Neighbors; all rows if there are fewer.
 
         Returns:
             Probabilities (m, C).
@@ -130,10 +130,6 @@ class ScoredDatastore:
         transition = self.transitions[name]
         return posterior(neighbor_counts(scores, indices, transition.classes), transition)
 
-    def expected(self, embeddings: np.ndarray, task_type: TaskType | str, k: int = K_POSTERIOR) -> np.ndarray:
-        """The mean score under the posterior of each new text (m,)."""
-        return expected_score(self.posterior(embeddings, task_type, k), SCORES)
-
     def nearest(self, embeddings: np.ndarray, task_type: TaskType | str) -> np.ndarray:
         """Cosine of each new text to the closest row of its task type (m,)."""
         similarities, _ = top_k(self._rows[self._known(task_type)][0], embeddings, 1)
@@ -142,7 +138,7 @@ class ScoredDatastore:
     def add(
         self, texts: Sequence[str], scores: Sequence[int], task_types: Sequence[str], encoder: Encoder
     ) -> "ScoredDatastore":
-        """A datastore with more rows: only the new texts are encoded, everything is learnt from all rows again."""
+        """A datastore with more rows: only the new texts are encoded, everything is learned from all rows again."""
         self._check_encoder(encoder)
         design, values = _design(texts, scores, task_types, encoder)
         merged = Design(*(np.concatenate(pair) for pair in zip(self.design.arrays(), design.arrays(), strict=True)))
@@ -254,7 +250,7 @@ def build(
         scores: Score of each (0-5).
         task_types: Task type of each.
         encoder: Who embeds them.
-        k_transition: Neighbours that are counted.
+        k_transition: Neighbors that are counted.
 
     Returns:
         The datastore.

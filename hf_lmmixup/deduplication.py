@@ -55,7 +55,7 @@ def deduplicate(
         dataset: Rows with distinct `id`s, `prompt` and `completion`; `score` where known.
         embeddings: Their unit vectors (n, d); without them only equal texts are found.
         max_similarity: Highest cosine between two rows that stay.
-        graph: The rows' neighbour graph, if it is at hand.
+        graph: The rows' neighbor graph, if it is at hand.
 
     Returns:
         The rows that stay, in their order, and for every other row which row stands for it.

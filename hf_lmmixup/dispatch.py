@@ -14,12 +14,12 @@ import logging
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hf_lmmixup.chat_model import ChatModel, ChatReply, ChatRequest, Message, ModelStopped, Stop
+from hf_lmmixup.chat_model import ChatModel, ChatReply, ChatRequest, ModelStopped, Stop
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.records import Outcome
 from hf_lmmixup.verdict import ABOUT_THE_ROW, CUT, CUT_THINKING
@@ -120,40 +120,6 @@ def ask_all(
         if run.jammed:
             raise ModelStopped(f"{chat_model.name}: {run.jam()}")
     return Answers(journal, run.unanswered)
-
-
-def as_generate(chat_model: ChatModel) -> Callable[..., list[str | None]]:
-    """A chat model as a function from conversations to completions, the form that `distillation.distill` takes.
-
-    Args:
-        chat_model: Who writes.
-
-    Returns:
-        A function `(conversations, *, seeds=None, on_reply=None)`, which returns one completion a conversation, `None`
-        where there is none, and calls `on_reply(place, completion)` as each one comes; not where the model gave no
-        answer at all, so that it can be asked again.
-    """
-
-    def generate(
-        conversations: Sequence[Sequence[Message]],
-        *,
-        seeds: Sequence[int] | None = None,
-        on_reply: Callable[[int, str | None], None] | None = None,
-    ) -> list[str | None]:
-        completions: list[str | None] = [None] * len(conversations)
-        requests = (
-            ChatRequest(str(place), messages, None if seeds is None else seeds[place])
-            for place, messages in enumerate(conversations)
-        )
-        with finish_on_signals() as stop:
-            for reply in chat_model.replies(requests, stop):
-                place = int(reply.key)
-                completions[place] = None if reply.error else reply.text
-                if on_reply is not None and reply.answered:
-                    on_reply(place, completions[place])
-        return completions
-
-    return generate
 
 
 @contextmanager

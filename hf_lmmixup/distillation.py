@@ -185,7 +185,7 @@ def _parts(
     count_tokens: Callable[[Messages], int] | None,
     dropped: dict[str, str],
 ) -> list[list[dict[str, Any]]]:
-    """A cluster as it is if its prompt fits, else parts of neighbours that do; a row too long for any is dropped."""
+    """A cluster as it is if its prompt fits, else parts of neighbors that do; a row too long for any is dropped."""
     if longest is None or count_tokens is None:
         return [rows]
 

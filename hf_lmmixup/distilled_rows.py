@@ -33,8 +33,7 @@ WRITTEN_SCHEMA = pa.schema(
 MEMBERS_SCHEMA = pa.schema([("number", pa.int64()), ("id", pa.string()), ("score", pa.int32())])
 """A source row and the number of the distilled row that it went into."""
 
-NO_CLUSTER = "distil: row has no cluster"
-
+NO_CLUSTER = "distill: row has no cluster"
 
 COMPLETIONS = Features(
     {
@@ -116,7 +115,7 @@ def clusters_of(
 
 
 def source_text(row: dict[str, Any], task_type: TaskType | str = TaskType.QA) -> str:
-    """A row as the distiller reads it: a labelled pair, or for other task types its texts as they are."""
+    """A row as the distiller reads it: a labeled pair, or for other task types its texts as they are."""
     if task_type == TaskType.QA:
         return pair_text(row["prompt"], row["completion"])
     return "\n".join(text for text in (row["prompt"], row["completion"]) if text)

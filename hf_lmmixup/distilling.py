@@ -25,7 +25,7 @@ from hf_lmmixup.journal import Journal
 from hf_lmmixup.preparation import DATASTORE, Preparation, Tools
 from hf_lmmixup.recipe import EXTRACTIVE, TRAINED, TRAINED_BEFORE, Recipe
 from hf_lmmixup.records import DISTILLED, RATED, Outcome
-from hf_lmmixup.run_directory import STAGES, read_json, write_json
+from hf_lmmixup.run_directory import CHECK, DISTIL, RERATE, STAGES, TRAIN, read_json, write_json
 from hf_lmmixup.selection import CHARACTERS_PER_TOKEN
 from hf_lmmixup.stages import Stages
 from hf_lmmixup.tables import table_of
@@ -36,7 +36,6 @@ from hf_lmmixup.writers import Writer, open_writer
 logger = logging.getLogger(__name__)
 
 DISTILLER, JOURNAL = "distiller", "distil.journal"
-TRAIN, DISTIL, CHECK, RERATE = "6_train", "7_distil", "7_check", "8_rate_again"
 READ, TEXTS_READ = ("id", "cluster_id", "score"), ("id", "prompt", "completion")
 """What the distillation reads of a clustered row, and of a loaded one."""
 CHECKED = Features({**DISTILLED, **COLUMNS})
@@ -95,9 +94,8 @@ class Distilling:
         """One row for each cluster that could be distilled."""
         clusters = self.rows.clustered
         if not self.directory.has(DISTIL):
-            logger.info(
-                "The distiller is %s.", self.models[-1][0]
-            )  # trained here, so that its time is not this stage's
+            # Trained here, so that its time is not this stage's.
+            logger.info("The distiller is %s.", self.models[-1][0])
         title = f"distilling {count_clusters(clusters.columns('cluster_id'))} clusters"
         return self.stages.outcome(DISTIL, title, DISTILLED, lambda: self._distil(clusters.columns(*READ)))
 

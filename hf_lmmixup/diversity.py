@@ -2,7 +2,7 @@
 
 A row is kept if its cosine to every row kept before it is at most `max_similarity`. Comparing with *kept* rows, not
 with all rows, is what lets exactly one of two duplicates stay, and comparing in order of quality lets it be the better
-one. The neighbour graph answers for every row whose list reaches below the limit (its `horizon`); rows with more
+one. The neighbor graph answers for every row whose list reaches below the limit (its `horizon`); rows with more
 near-duplicates than the graph is wide are compared with the kept rows of their kind, a block at a time. No n x n
 matrix is built, and without a graph the answer is the same, only slower.
 
@@ -55,7 +55,7 @@ def keep_diverse(
         max_similarity: Highest allowed cosine between two kept rows.
         limit: Stop once so many rows are kept.
         accept: Asked last, for a row that would be kept; `False` passes it over, and it blocks nothing.
-        graph: The rows' neighbour graph, if it is at hand. The result is the same up to the graph's recall.
+        graph: The rows' neighbor graph, if it is at hand. The result is the same up to the graph's recall.
 
     Returns:
         The rows kept and, for each blocked row, its blocker.
@@ -69,7 +69,7 @@ def keep_diverse(
 
 
 class _Walk:
-    """The state of one walk: what is kept, and the kept rows whose neighbours the graph does not all list."""
+    """The state of one walk: what is kept, and the kept rows whose neighbors the graph does not all list."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from datasets import Dataset, Features
 
 from hf_lmmixup.encoder import Encoder
 from hf_lmmixup.records import CLUSTERED, LOADED, RATED
-from hf_lmmixup.run_directory import MANIFEST, STAGES, flatten, read_json, read_stage
+from hf_lmmixup.run_directory import CLUSTER, EMBED, LOAD, MANIFEST, RATE, STAGES, flatten, read_json, read_stage
 from hf_lmmixup.tables import places_of, rows_at, table_of
 from hf_lmmixup.vectors import DONE, Vectors
 
@@ -54,21 +54,21 @@ class EarlierRun:
         Raises:
             ValueError: If they are of another encoder.
         """
-        folder = self.path / STAGES / "2_embed"
+        folder = self.path / STAGES / EMBED
         made_by = read_json(folder / DONE)["encoder"]
         if made_by != encoder.name:
             raise ValueError(f"{self.path} was embedded by {made_by!r}, not {encoder.name!r}. Run without --update.")
-        return Vectors(folder, self._rows("1_load", LOADED)["id"][:])
+        return Vectors(folder, self._rows(LOAD, LOADED)["id"][:])
 
     def rated(self, rows: Dataset) -> tuple[Dataset, Dataset]:
         """Those of the rows that it rated, with their ratings, and the others."""
-        rated = self._rows("3_rate", RATED)
+        rated = self._rows(RATE, RATED)
         found = places_of(table_of(rows)["id"], table_of(rated)["id"])
         return rows_at(rated, found[found >= 0]), rows_at(rows, np.flatnonzero(found < 0))
 
     def clusters(self) -> dict[str, int]:
         """Row id -> cluster number, of rows that have one."""
-        rows = self._rows("4_cluster", Features({name: CLUSTERED[name] for name in ("id", "cluster_id")}))
+        rows = self._rows(CLUSTER, Features({name: CLUSTERED[name] for name in ("id", "cluster_id")}))
         pairs = zip(rows["id"][:], rows["cluster_id"][:], strict=True)
         return {identifier: number for identifier, number in pairs if number is not None}
 

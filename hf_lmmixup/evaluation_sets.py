@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
-from hf_lmmixup.loading import PARQUET, ROLES
+from hf_lmmixup.loading import FILES, PARQUET, ROLES, short_name
 
 
 COLUMNS = ("question", "prompt", "problem", "instruction", "query", "text", "messages", "conversations")
@@ -33,13 +33,13 @@ def read_evaluations(names: Sequence[str]) -> dict[str, list[str]]:
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If two sets have the same name, or one holds no text in a known column.
+        ValueError: If two sets have the same name, or a set holds no text in a known column.
     """
     found: dict[str, list[str]] = {}
     for source in names:
-        name = Path(source).stem if Path(source).suffix else source.rpartition("/")[2]
+        name = short_name(source)
         if name in found:
-            raise ValueError(f"Two evaluation sets are called {name!r}. Rename one of the files.")
+            raise ValueError(f"Two evaluation sets are called {name!r}. Rename one of them, or copy it into a file.")
         found[name] = list(dict.fromkeys(text for row in _rows(source) for text in _texts(row)))
         if not found[name]:
             raise ValueError(f"The evaluation set {source} has no text in any of the columns {list(COLUMNS)}.")
@@ -53,7 +53,7 @@ def local_evaluations(names: Sequence[str]) -> list[str]:
         FileNotFoundError: If a file does not exist.
     """
     for name in names:
-        if Path(name).suffix in (*SUFFIXES, PARQUET) and not Path(name).is_file():
+        if Path(name).suffix in FILES and not Path(name).is_file():
             raise FileNotFoundError(f"No evaluation set at {name}.")
     return [name for name in names if Path(name).exists()]
 

@@ -75,8 +75,6 @@ def distill_extractively(
     encoder: Encoder,
     *,
     task_type: TaskType | str = TaskType.QA,
-    relevance_weight: float = RELEVANCE_WEIGHT,
-    min_relevance: float = MIN_RELEVANCE,
     journal: Journal | None = None,
     progress: Callable[[int], None] | None = None,
     texts: Dataset | None = None,
@@ -87,8 +85,6 @@ def distill_extractively(
         clustered: Rows with `id`, `prompt`, `completion` and `cluster_id`; `score` if there is one.
         encoder: For the similarity of sentences.
         task_type: `qa` or `para`; the other forms cannot take further sentences.
-        relevance_weight: Weight of relevance against novelty, in [0, 1].
-        min_relevance: Smallest cosine between a sentence and the pair that it completes.
         journal: Where results are recorded as they come; clusters whose texts and scores are there already
             cost nothing.
         progress: Called with the number of clusters done since the last call.
@@ -99,14 +95,12 @@ def distill_extractively(
         order of the input rows has no influence.
 
     Raises:
-        ValueError: If the task type is another one or the weight is out of range.
+        ValueError: If the task type is another one.
     """
     if TaskType(task_type) not in (TaskType.QA, TaskType.PARA):
         raise ValueError(
             f"The extractive mode writes 'qa' and 'para', not {str(task_type)!r}; name a distiller instead."
         )
-    if not 0 <= relevance_weight <= 1:
-        raise ValueError(f"relevance_weight={relevance_weight} must lie between 0 and 1.")
     dropped: dict[str, str] = {}
     waiting = clusters_of(clustered, dropped, texts)
 
@@ -119,7 +113,7 @@ def distill_extractively(
             embeddings = _embed(new, encoder)
             for rows, key, hashed in zip(clusters, keys, hashes, strict=True):
                 if key not in known:
-                    known[key] = _merge(rows, embeddings, relevance_weight, min_relevance)
+                    known[key] = _merge(rows, embeddings)
                     if journal is not None:
                         journal.add(key, list(known[key]))
                 reasoning, prompt, completion = known[key]
@@ -151,12 +145,7 @@ def _embed(clusters: Sequence[list[dict[str, Any]]], encoder: Encoder) -> dict[s
     return dict(zip(texts, encoder.encode(list(texts)), strict=True)) if texts else {}
 
 
-def _merge(
-    rows: list[dict[str, Any]],
-    embeddings: dict[str, np.ndarray],
-    relevance_weight: float,
-    min_relevance: float,
-) -> _Written:
+def _merge(rows: list[dict[str, Any]], embeddings: dict[str, np.ndarray]) -> _Written:
     pairs = np.array([embeddings[pair_text(row["prompt"], row["completion"])] for row in rows])
     centrality = pairs @ pairs.mean(axis=0)
     # Rounded, so that sums of another order cannot turn the choice round.
@@ -168,7 +157,7 @@ def _merge(
     if offered:
         told = np.array([pairs[best], *(embeddings[text] for text in _sentences(base))])
         vectors = np.array([embeddings[text] for text in offered])
-        order = _additions(offered, vectors, told, base, relevance_weight, min_relevance)
+        order = _additions(offered, vectors, told, base)
         added = [offered[i] for i in order]
     completion = " ".join([_ended(base), *map(_ended, added)]) if added else base
     reasoning = (
@@ -178,9 +167,7 @@ def _merge(
     return _Written(reasoning, rows[best]["prompt"].strip(), completion)
 
 
-def _additions(
-    texts: list[str], vectors: np.ndarray, told: np.ndarray, base: str, relevance_weight: float, min_relevance: float
-) -> list[int]:
+def _additions(texts: list[str], vectors: np.ndarray, told: np.ndarray, base: str) -> list[int]:
     r"""Which sentences to add, in order: $\arg\max_s \lambda \cos(s, p) - (1 - \lambda) \max_t \cos(s, t)$.
 
     Args:
@@ -188,21 +175,19 @@ def _additions(
         vectors: Their unit vectors (m, d).
         told: Unit vectors (1 + t, d) of the pair `p` and of the sentences `t` of its answer.
         base: The answer.
-        relevance_weight: Lambda.
-        min_relevance: Floor of the first cosine.
     """
     relevance = vectors @ told[0]
     repetition = (vectors @ told[1:].T).max(axis=1, initial=-1.0)
     known, length, limit = extract_facts(base), len(base), MAX_GROWTH * max(SHORT, len(base))
     facts = [extract_facts(text) for text in texts]
-    left = [i for i in range(len(texts)) if relevance[i] >= min_relevance]
+    left = [i for i in range(len(texts)) if relevance[i] >= MIN_RELEVANCE]
     chosen: list[int] = []
     while True:
         left = [i for i in left if repetition[i] <= MAX_SIMILARITY and length + len(texts[i]) <= limit]
         left = [i for i in left if _adds(facts[i], known)]
         if not left:
             return chosen
-        worth = relevance_weight * relevance - (1 - relevance_weight) * repetition
+        worth = RELEVANCE_WEIGHT * relevance - (1 - RELEVANCE_WEIGHT) * repetition
         # Rounded, with the text to break ties: sums of another order must not turn the choice round.
         pick = max(left, key=lambda i: (round(float(worth[i]), 5), texts[i]))
         left.remove(pick)

@@ -28,8 +28,8 @@ from hf_lmmixup.tables import gathered, places_of, rows_at, table_of, with_colum
 logger = logging.getLogger(__name__)
 
 MAX_NOVELTY = 0.25
-"""Default of the filter: up to a quarter of the hard facts may be new, for a computed figure or a spelt-out name. The
-references of the bundled MIXTURE have 0."""
+"""Default of the filter: up to a quarter of the hard facts may be new, for a computed figure or a spelled-out name.
+The references of the bundled MIXTURE have 0."""
 
 MIN_COVERAGE = 0.2
 """Default of the filter. Question-answer references of the bundled MIXTURE lie above 0.6, one weak text near 0.46."""

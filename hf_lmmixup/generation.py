@@ -7,7 +7,7 @@ places, so no step is spent on finished text. One call::
     ->  ["<think>Both ask about tides.</think>\n<answer>Q: What causes tides?\nA: Mostly the Moon.</answer>"]
 
 **Same bytes for any batch size and order.** Floating-point sums depend on the shape of a batch, so two tokens with
-nearly the same logit can change places when the neighbours change. Where the best two are closer than `TIE_MARGIN`,
+nearly the same logit can change places when the neighbors change. Where the best two are closer than `TIE_MARGIN`,
 which is far above that noise, the row is computed once more alone, without padding or cache, and that computation
 decides: what is written is what a batch of one without a cache writes. The same holds for sampled text, where each row
 adds Gumbel noise from its own seed and takes the largest sum.

@@ -147,7 +147,7 @@ def prepare(
 
     Args:
         kind: `dataset`, `distiller`, `datastore` or `report`.
-        path: A run directory, or the artefact in it.
+        path: A run directory, or the artifact in it.
         repo_id: `OWNER/NAME`.
         license: Hub license id of what no source on the Hub accounts for, such as your own raw rows.
         api: The Hub to ask for the licenses of the sources.

@@ -30,11 +30,11 @@ An answer takes 16 bytes of memory (`key_places`). A journal belongs to one thre
 they are written as they are.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
-import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,7 +76,7 @@ class Journal:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._places = KeyPlaces()
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         self._reader = open(self.path, "rb")
         with ExitStack() as failed:
             failed.callback(self._release)
@@ -270,14 +270,7 @@ def _refuse_differences(path: Path, old: dict[str, Any], new: dict[str, Any]) ->
 
 def _lock(descriptor: int, path: Path) -> None:
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise ValueError(
             f"{path} is in use by another run. Wait until it ends, stop it, or name another directory."
@@ -285,10 +278,9 @@ def _lock(descriptor: int, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new file's name survive a power cut; Windows does so by itself and cannot open folders."""
-    if sys.platform != "win32":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Make the new file's name survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -22,10 +22,17 @@ from hf_lmmixup.ledger import KEPT, Ledger
 from hf_lmmixup.results import LOST, dataset_facts
 from hf_lmmixup.run_directory import (
     ATTEMPTS,
+    CHECK,
+    CLEAN,
+    CLUSTER,
+    DISTIL,
     DROPPED,
     LOAD,
+    RATE,
+    RERATE,
     ROWS,
     STAGES,
+    UNIQUE,
     read_arrow,
     read_json,
     whole_folder,
@@ -104,42 +111,42 @@ def story(run: Path, identifier: str) -> list[Step]:
 def _source_steps(run: Path, identifier: str) -> list[Step]:
     steps = [
         Step("load", f"read from {row['source']}: {_excerpt(row['prompt'])}")
-        for row in _stage(run, "1_load", "id", identifier)
+        for row in _stage(run, LOAD, "id", identifier)
     ]
-    for stage in ("1_load", "2_decontaminate"):
+    for stage in (LOAD, CLEAN):
         steps += _reason(run, stage, identifier)
-    for row in _stage(run, "3_rate", "id", identifier):
+    for row in _stage(run, RATE, "id", identifier):
         steps.append(Step("rate", row["rating_error"] if row["score"] is None else f"score {row['score']}"))
-    steps += _reason(run, "3_deduplicate", identifier)
-    stood_for = [other for other, reason in _dropped(run, "3_deduplicate").items() if f"({identifier})" in reason]
+    steps += _reason(run, UNIQUE, identifier)
+    stood_for = [other for other, reason in _dropped(run, UNIQUE).items() if f"({identifier})" in reason]
     if stood_for:
         steps.append(Step("deduplicate", f"stands for {', '.join(sorted(stood_for))}"))
-    steps += _reason(run, "4_cluster", identifier)
-    for row in _stage(run, "4_cluster", "id", identifier):
+    steps += _reason(run, CLUSTER, identifier)
+    for row in _stage(run, CLUSTER, "id", identifier):
         if row["cluster_id"] is None:
             steps.append(Step("cluster", "no related rows"))
         else:
-            members = _stage(run, "4_cluster", "cluster_id", row["cluster_id"])
-            loaded = _stage(run, "1_load", "id", *(member["id"] for member in members))
+            members = _stage(run, CLUSTER, "cluster_id", row["cluster_id"])
+            loaded = _stage(run, LOAD, "id", *(member["id"] for member in members))
             others = [f"{one['id']} ({_excerpt(one['prompt'], 60)})" for one in loaded if one["id"] != identifier]
             steps.append(Step("cluster", f"cluster {row['cluster_id']} with {'; '.join(others) or 'no other row'}"))
     for attempt in _attempts(run, identifier):
         verdict = attempt["reason"] or "taken"
         steps.append(Step("distil", f"try {attempt['attempt']}: {verdict}: {_excerpt(attempt['completion'])}"))
-    return steps + _reason(run, "7_distil", identifier)
+    return steps + _reason(run, DISTIL, identifier)
 
 
 def _distilled_steps(run: Path, identifier: str) -> list[Step]:
     steps = []
-    for row in _stage(run, "7_distil", "id", identifier):
+    for row in _stage(run, DISTIL, "id", identifier):
         scores = zip(row["sources"], row["source_scores"], strict=True)
         behind = ", ".join(f"{source} (score {'unknown' if score is None else score})" for source, score in scores)
         steps.append(Step("distil", f"by {row['distiller']} from {behind}: {_excerpt(row['completion'])}"))
-    for row in _stage(run, "7_check", "id", identifier):
+    for row in _stage(run, CHECK, "id", identifier):
         rates = {"made up": row["novelty"], "kept": row["coverage"]}
         steps.append(Step("check", ", ".join(f"{name} {_share(rate)}" for name, rate in rates.items())))
-    steps += _reason(run, "7_check", identifier)
-    for row in _stage(run, "8_rate_again", "id", identifier):
+    steps += _reason(run, CHECK, identifier)
+    for row in _stage(run, RERATE, "id", identifier):
         steps.append(Step("rate again", row["rating_error"] if row["score"] is None else f"score {row['score']}"))
     if steps:
         there = any(identifier in pq.read_table(path, columns=["id"])["id"].to_pylist() for path in _shards(run))
@@ -216,7 +223,7 @@ def _raw_rows(run: Path, named: dict[str, list[str]]) -> set[str]:
 
 def _distilled(run: Path, identifiers: list[str]) -> str:
     """What to withdraw instead of distilled rows; nothing if none of the rows is one."""
-    found = _stage(run, "7_distil", "id", *identifiers)
+    found = _stage(run, DISTIL, "id", *identifiers)
     rows = [f"{row['id']!r} is distilled from {', '.join(map(repr, row['sources']))}" for row in found[:SHOWN]]
     return f" Raw rows are withdrawn: {'; '.join(rows)}." if rows else ""
 
@@ -252,7 +259,7 @@ def _having(table: pa.Table, column: str, values: Sequence[Any]) -> list[dict[st
 
 
 def _attempts(run: Path, identifier: str) -> list[dict[str, Any]]:
-    path = run / STAGES / "7_distil" / ATTEMPTS
+    path = run / STAGES / DISTIL / ATTEMPTS
     rows = read_arrow(path).to_pylist() if path.is_file() else []
     return [row for row in rows if identifier in row["sources"]]
 

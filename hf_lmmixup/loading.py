@@ -46,6 +46,7 @@ MAX_TEXT = 1_000_000
 """Longest prompt or completion in characters; a longer one is a reject, not an instruction."""
 
 PARQUET = ".parquet"
+FILES = (*SUFFIXES, PARQUET)
 
 FLUSH_ROWS = 20_000
 
@@ -63,7 +64,7 @@ def load_rows(source: str | Path, *, limit: int | None = None, split: str = "tra
 
     Args:
         source: A `.jsonl`, `.json` or `.parquet` file, a folder written by `Dataset.save_to_disk`, a folder that
-            `load_dataset` understands, or a Hub dataset id.
+            `load_dataset` understands, or a Hub dataset id, as `owner/name` or `owner/name:configuration`.
         limit: Read at most this many raw rows.
         split: Which split to take where the source has several.
 
@@ -239,11 +240,19 @@ def check_source(source: str | Path) -> None:
         ValueError: If its suffix is unknown.
     """
     path = Path(source)
-    is_file, accepted = path.is_file(), path.suffix in (*SUFFIXES, PARQUET)
+    is_file, accepted = path.is_file(), path.suffix in FILES
     if accepted and not is_file:
         raise FileNotFoundError(f"No file at {path}.")
     if is_file and not accepted:
         raise ValueError(f"{path} ends in {path.suffix!r}. Accepted files: .jsonl, .json, .parquet.")
+
+
+def short_name(source: str) -> str:
+    """What a source is called: a file's name without its suffix, the last part of a folder or a Hub id."""
+    path = Path(source)
+    if path.is_dir():
+        return path.resolve().name
+    return path.stem if path.suffix in FILES else path.name
 
 
 def _parquet_rows(path: Path) -> Iterator[RawRow]:
@@ -272,11 +281,15 @@ def _dataset_rows(source: str | Path, split: str) -> Iterator[RawRow]:
         # The cache of `datasets` knows a folder by the words of its card, so another folder's rows may be in it.
         loaded = load_dataset(str(source), streaming=True)
     elif str(source).count("/") <= 1:
+        name, _, configuration = str(source).partition(":")
         try:
-            loaded = load_dataset(str(source))
+            loaded = load_dataset(name, configuration or None)
         except (DatasetNotFoundError, ConnectionError) as error:
             known = f"{source} is neither a file nor a folder, nor found on the Hub"
             raise FileNotFoundError(f"{known}: {error}") from error
+        except ValueError as error:
+            advice = f"A configuration is named as {name}:CONFIGURATION."
+            raise ValueError(f"{source} cannot be loaded from the Hub: {error} {advice}") from error
     else:
         raise FileNotFoundError(f"{source} is neither a file, a folder nor a Hub dataset id (name or owner/name).")
     if isinstance(loaded, dict):

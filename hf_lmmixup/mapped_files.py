@@ -33,5 +33,4 @@ def map_file(path: Path) -> mmap.mmap:
 def let_go_of_pages() -> None:
     """Of all mapped files."""
     for mapped in list(_maps):
-        if hasattr(mapped, "madvise"):  # not on Windows
-            mapped.madvise(mmap.MADV_DONTNEED)
+        mapped.madvise(mmap.MADV_DONTNEED)

@@ -37,7 +37,7 @@ class Limits:
 
     Attributes:
         saturated: Mean reward at or above which completions no longer differ.
-        starved: Mean reward at or below which nothing is learnt from it.
+        starved: Mean reward at or below which nothing is learned from it.
         growth: Factor by which the length may leave its baseline, up or down.
         copying: How far the copy rate may rise above its baseline.
         variety: Share of the baseline's distinct word pairs that must remain.
@@ -97,7 +97,7 @@ class RewardMonitor:
             if len(values) == PATIENCE and max(values) <= self.limits.starved:
                 yield (
                     f"{name} starved",
-                    f"The reward '{name}' has been {max(values):.2f} or less for {PATIENCE} steps: nothing is learnt "
+                    f"The reward '{name}' has been {max(values):.2f} or less for {PATIENCE} steps: nothing is learned "
                     "from it. Train the cold start longer, sample more completions a prompt, or raise temperature.",
                 )
             abstained = self.history[-1].get(f"{name}_abstained", 0.0)

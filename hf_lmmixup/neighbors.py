@@ -1,11 +1,11 @@
 """Nearest rows by cosine similarity: one exact search and one graph that five stages share.
 
-Embeddings are unit rows, so the inner product is the cosine. No n x n matrix is ever built: FAISS keeps k neighbours a
-row. A row is never its own neighbour, and it is left out by its number, not by its position, because the row in first
+Embeddings are unit rows, so the inner product is the cosine. No n x n matrix is ever built: FAISS keeps k neighbors a
+row. A row is never its own neighbor, and it is left out by its number, not by its position, because the row in first
 place may be an exact duplicate.
 
 Up to `EXACT_BELOW` rows the graph is exact. Above, it is an inverted file: k-means cells, and each row is compared
-with the rows of the cells nearest to it. How many cells is not guessed: on a sample of rows the exact neighbours are
+with the rows of the cells nearest to it. How many cells is not guessed: on a sample of rows the exact neighbors are
 found, the fewest cells that hold 95 % of them are taken, and the share they hold is logged and kept as `recall`.
 
 One row of a graph::
@@ -34,10 +34,10 @@ EXACT_BELOW = 50_000
 """Row count up to which the graph is exact; of 384 dimensions it then takes about five seconds on two cores."""
 
 MIN_RECALL = 0.95
-"""Share of a sample's exact neighbours that the searched cells must hold."""
+"""Share of a sample's exact neighbors that the searched cells must hold."""
 
 SAMPLE_ROWS = 512
-"""Rows whose exact neighbours are found to measure recall."""
+"""Rows whose exact neighbors are found to measure recall."""
 
 ROWS_PER_CELL = 256
 """Mean rows of a cell: few enough to skip most of the data, enough for matrix products to run at full speed."""
@@ -53,7 +53,7 @@ BLOCK = 65_536
 """Rows converted to another precision at a time."""
 
 NO_HORIZON = -2.0
-"""Below every cosine: the horizon of a row whose neighbours are all other rows."""
+"""Below every cosine: the horizon of a row whose neighbors are all other rows."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class NeighborGraph:
 
     Attributes:
         indices: Row numbers (n, k), int32, most similar first, equal similarities by ascending row number. -1 is a
-            hole: a neighbour that is not among the rows (see `take`); holes come last.
+            hole: a neighbor that is not among the rows (see `take`); holes come last.
         similarities: Their cosines (n, k), float32; -1 at a hole.
-        horizon: No row that is missing from a row's neighbours is more similar than this (n,), float32.
-        recall: Share of the true neighbours that were found, measured on a sample; 1.0 where the search was exact.
+        horizon: No row that is missing from a row's neighbors is more similar than this (n,), float32.
+        recall: Share of the true neighbors that were found, measured on a sample; 1.0 where the search was exact.
     """
 
     indices: np.ndarray
@@ -83,7 +83,7 @@ class NeighborGraph:
         return f"neighbor graph: {self.recall:.1%} of the true neighbors, measured on {sample} rows"
 
     def take(self, rows: np.ndarray) -> "NeighborGraph":
-        """The graph of some of the rows, in the given order; neighbours that are not among them leave holes.
+        """The graph of some of the rows, in the given order; neighbors that are not among them leave holes.
 
         Args:
             rows: Distinct row numbers (m,); place i of the result is row `rows[i]`.
@@ -146,7 +146,7 @@ def top_k(embeddings: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarr
     Args:
         embeddings: Unit rows (n, d) to search, float32.
         queries: Unit rows (m, d).
-        k: How many neighbours; at most n are returned.
+        k: How many neighbors; at most n are returned.
 
     Returns:
         Similarities (m, min(k, n)) float32 in descending order and row numbers (m, min(k, n)) int64.
@@ -174,11 +174,11 @@ def rounded(cosines: np.ndarray) -> np.ndarray:
 
 
 def build_graph(embeddings: np.ndarray, k: int, *, exact_below: int = EXACT_BELOW, seed: int = 0) -> NeighborGraph:
-    """The neighbour graph of a set of unit rows.
+    """The neighbor graph of a set of unit rows.
 
     Args:
         embeddings: Unit rows (n, d), float32 or float16.
-        k: Neighbours per row; at most n - 1 exist.
+        k: Neighbors per row; at most n - 1 exist.
         exact_below: Row count up to which the search is exact.
         seed: Seed of the cells and of the sample that measures recall.
 
@@ -225,7 +225,7 @@ def _centers(embeddings: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _measure(embeddings: np.ndarray, centers: np.ndarray, width: int, seed: int) -> tuple[int, float]:
-    """The fewest cells that hold `MIN_RECALL` of the exact neighbours of a sample, and the share they hold.
+    """The fewest cells that hold `MIN_RECALL` of the exact neighbors of a sample, and the share they hold.
 
     Where even the most cells allowed hold less (rows without any structure), the most are taken.
     """
@@ -247,14 +247,14 @@ def _measure(embeddings: np.ndarray, centers: np.ndarray, width: int, seed: int)
 
 
 def _others(found: np.ndarray, cosines: np.ndarray, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `width` best of the found neighbours (m, >= width), the row itself left out by its number."""
+    """The `width` best of the found neighbors (m, >= width), the row itself left out by its number."""
     # Behind everything else, which also covers a row that its own duplicates crowded out.
     indices, similarities = _ordered(found, np.where(found == rows[:, None], np.float32(-np.inf), rounded(cosines)))
     return indices[:, :width], similarities[:, :width]
 
 
 def _ordered(indices: np.ndarray, similarities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours by similarity, highest first, then by row number; holes last."""
+    """Neighbors by similarity, highest first, then by row number; holes last."""
     order = np.lexsort((indices, -similarities, indices < 0), axis=1)
     ordered = np.take_along_axis(indices, order, axis=1).astype(np.int32)
     return ordered, np.take_along_axis(similarities, order, axis=1)

@@ -25,7 +25,7 @@ _LARGEST = 10**27
 """A number above it ends before the next scale: no decimal holds what a megabyte of `trillion` would make."""
 
 UNSPACED = re.compile("[\u2e80-\u9fff]")
-"""Scripts without spaces between words (Han, Kana): their words are pairs of neighbouring characters."""
+"""Scripts without spaces between words (Han, Kana): their words are pairs of neighboring characters."""
 
 _FIGURE = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
 _LONGEST_FIGURE = 30

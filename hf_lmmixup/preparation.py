@@ -17,16 +17,17 @@ from datasets import Dataset, concatenate_datasets
 
 from hf_lmmixup import bundled, clustering, rating
 from hf_lmmixup.attachment import attach
-from hf_lmmixup.datastore import ScoredDatastore, build
+from hf_lmmixup.datastore import ScoredDatastore
 from hf_lmmixup.decontamination import decontaminate
 from hf_lmmixup.deduplication import find_duplicates
 from hf_lmmixup.earlier_run import EarlierRun
 from hf_lmmixup.encoder import CachedEncoder, Encoder, load_encoder
 from hf_lmmixup.evaluation_sets import read_evaluations
 from hf_lmmixup.loading import load_rows
+from hf_lmmixup.raters import BUNDLED, named_datastore
 from hf_lmmixup.recipe import Recipe
 from hf_lmmixup.records import CLUSTERED, LOADED, RATED, Outcome
-from hf_lmmixup.run_directory import LOAD, TEXTS
+from hf_lmmixup.run_directory import CLEAN, CLUSTER, EMBED, LOAD, RATE, TEXTS, UNIQUE
 from hf_lmmixup.stages import Stages
 from hf_lmmixup.tables import rows_at, table_of, without
 from hf_lmmixup.vectors import BLOCK, KnownTexts, Vectors, embed
@@ -34,7 +35,6 @@ from hf_lmmixup.writers import Writer
 
 
 DATASTORE = "datastore"
-EMBED, CLEAN, RATE, UNIQUE, CLUSTER = "2_embed", "2_decontaminate", "3_rate", "3_deduplicate", "4_cluster"
 
 JUDGED = tuple(name for name in RATED if name not in TEXTS)
 """What is known of a rated row besides its texts."""
@@ -94,15 +94,12 @@ class Preparation:
     def _datastore(self) -> ScoredDatastore:
         if self.earlier is not None and (self.earlier.path / DATASTORE).is_dir():
             return ScoredDatastore.load(self.earlier.path / DATASTORE)
-        if self.recipe.datastore != "bundled":
-            return ScoredDatastore.from_pretrained(self.recipe.datastore)
-        texts, scores, kinds, *_ = zip(*bundled.rated_texts("train"), strict=True)
-        return build(texts, scores, kinds, self.encoder)
+        return named_datastore(self.recipe.datastore, self.encoder)[0]
 
     @property
     def source(self) -> str:
         """Where the raw rows are."""
-        if self.recipe.input == "bundled":
+        if self.recipe.input == BUNDLED:
             return str(bundled.pool_file())
         return self.recipe.input
 

@@ -1,6 +1,6 @@
-"""What leaves the machine: the named files of one artefact, each with the digests by which the Hub is checked.
+"""What leaves the machine: the named files of one artifact, each with the digests by which the Hub is checked.
 
-Nothing is published because it lies in a folder; a file leaves only if its name is on the artefact's list, it is a
+Nothing is published because it lies in a folder; a file leaves only if its name is on the artifact's list, it is a
 regular file reached without a symbolic link, and it holds no token. One file::
 
     PublishedFile(name="data/train-00000-of-00001.parquet", content=Path("runs/pile/dataset/data/..."), size=81220,

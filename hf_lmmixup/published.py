@@ -200,7 +200,7 @@ def read_clusters(file: MixtureFile, instructions: Iterable[str] = ()) -> Iterat
 
 
 def known_instructions(files: Iterable[MixtureFile]) -> tuple[str, ...]:
-    """The instructions of some files, learnt from their first rows.
+    """The instructions of some files, learned from their first rows.
 
     Rows for SFT name theirs. Rows for GRPO carry it in front of the input, the same one for all rows of a task type:
     it is what their inputs begin with in common, up to the end of a line.

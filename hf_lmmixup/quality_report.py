@@ -18,7 +18,7 @@ from hf_lmmixup.transition import estimate, neighbor_counts, posterior
 
 FOLDS = 5
 MIN_ROWS = 100
-"""Fewer rows cannot tell a good head from a lucky one; the datastore then keeps to its neighbours."""
+"""Fewer rows cannot tell a good head from a lucky one; the datastore then keeps to its neighbors."""
 MAX_ROWS = 20_000
 """Rows that a head learns from; its errors stop shrinking long before."""
 CALIBRATION_BINS = 10
@@ -37,7 +37,7 @@ def folds(kinds: np.ndarray) -> np.ndarray:
 
 
 def learnable_rows(scores: np.ndarray) -> np.ndarray:
-    """The rows from which a head is learnt: all, evenly thinned out if too many, none if it could not be measured."""
+    """The rows from which a head is learned: all, evenly thinned out if too many, none if it could not be measured."""
     high = int((scores >= HIGH_SCORE).sum())
     if len(scores) < MIN_ROWS or min(high, len(scores) - high) < FOLDS:
         return np.zeros(0, np.int64)
@@ -65,7 +65,7 @@ def measure(posteriors: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """AUC of high against low scores, rank correlation, and calibration error of the chance of a high score.
 
     Args:
-        posteriors: Distribution over the classes for rows that were not learnt from (n, C).
+        posteriors: Distribution over the classes for rows that were not learned from (n, C).
         scores: Their scores.
 
     Returns:
@@ -102,13 +102,13 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def compare_judges(
     design: Design, scores: np.ndarray, k: int, k_transition: int
 ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray]]:
-    """Let neighbours and head judge each fold from the other folds.
+    """Let neighbors and head judge each fold from the other folds.
 
     Args:
         design: The rows of a datastore.
         scores: Their scores.
-        k: Neighbours that judge a row.
-        k_transition: Neighbours counted into the transition.
+        k: Neighbors that judge a row.
+        k_transition: Neighbors counted into the transition.
 
     Returns:
         The report, and the head's calibration: thresholds and slopes, fitted to values of rows it had not seen.

@@ -23,7 +23,7 @@ from hf_lmmixup.distillation import Messages
 from hf_lmmixup.encoder import Encoder, load_encoder
 from hf_lmmixup.preparation import Tools
 from hf_lmmixup.rating import rate_with_datastore
-from hf_lmmixup.recipe import DistillerRecipe, Recipe
+from hf_lmmixup.recipe import TRAINING_FREE, DistillerRecipe, Recipe
 from hf_lmmixup.records import RATED, Outcome, pair_text
 from hf_lmmixup.vectors import texts_of
 from hf_lmmixup.writers import Writer, count_characters, open_writer, writing_settings
@@ -88,7 +88,6 @@ def spread(
     open_worker: Callable[[], Callable[[list[Any]], list[Any]]],
     pool: Pool,
     *,
-    block: int = BLOCK,
     on_result: Callable[[int, Any], None] | None = None,
 ) -> list[Any]:
     """Map items by actors that hold what is slow to open.
@@ -97,7 +96,6 @@ def spread(
         items: Plain data.
         open_worker: Called once in each actor; makes the function from some items to as many results.
         pool: The actors.
-        block: Items at a time.
         on_result: Called with place and result as soon as a block is back, in any order.
 
     Returns:
@@ -117,13 +115,13 @@ def spread(
     results: list[Any] = [None] * len(items)
     if not len(items):
         return results
-    blocks = max(1, -(-len(items) // block))
+    blocks = max(1, -(-len(items) // BLOCK))
     data = ray.data.from_items(
         [{"place": n, "item": item} for n, item in enumerate(items)], override_num_blocks=blocks
     )
     mapped = data.map_batches(
         Worker,
-        batch_size=block,
+        batch_size=BLOCK,
         concurrency=pool.actors,
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
@@ -216,7 +214,7 @@ def cluster_tools(recipe: Recipe, pool: Pool) -> Tools:
     local = load_encoder(recipe.encoder)
     name, options = recipe.encoder, recipe.distiller
     encoder = ClusterEncoder(lambda: load_encoder(name), local.name, pool, local.revision)
-    if options.mode != "training-free":
+    if options.mode != TRAINING_FREE:
         return Tools(encoder, JOURNEY, rater=cluster_rater(pool))
     return Tools(encoder, JOURNEY, rater=cluster_rater(pool), writer=_cluster_writer(options, pool))
 

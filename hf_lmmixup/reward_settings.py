@@ -68,7 +68,7 @@ def quality_mode() -> str:
 
 
 def quality_judge() -> str | None:
-    """Who finds the expected score; `None` leaves it to the datastore. The published code asks the neighbours."""
+    """Who finds the expected score; `None` leaves it to the datastore. The published code asks the neighbors."""
     chosen = _choice("HF_LMMIXUP_QUALITY_JUDGE", QUALITY_JUDGES)
     if chosen == "default":
         return "neighbors" if quality_mode() == "upstream" else None

@@ -110,7 +110,7 @@ def quality_reward(
     """How good the datastore expects the answer to be: 1 for classes 4 and 5, 0.3 for class 3, 0 below.
 
     The class is the nearest one to the expected score; in the mode `upstream` it is found as in the published code,
-    from the neighbours, where class 3 is met by exact equality only. The reward abstains without a datastore, without
+    from the neighbors, where class 3 is met by exact equality only. The reward abstains without a datastore, without
     rows of the task type, and where the reference (without one: the answer) is too far from all rows. The reference
     decides, so that an answer cannot escape judgement by leaving the subject.
 

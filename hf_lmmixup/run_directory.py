@@ -35,8 +35,9 @@ from hf_lmmixup.tables import GATHERED, best_first, dataset_of, gathered, places
 MANIFEST, LOCK, STAGES = "manifest.json", ".lock", "stages"
 ROWS, DROPPED, ATTEMPTS = "rows.arrow", "dropped.json", "attempts.arrow"
 
-LOAD = "1_load"
-"""The stage that brings the raw rows."""
+LOAD, EMBED, CLEAN, RATE, UNIQUE = "1_load", "2_embed", "2_decontaminate", "3_rate", "3_deduplicate"
+CLUSTER, TRAIN, DISTIL, CHECK, RERATE = "4_cluster", "6_train", "7_distil", "7_check", "8_rate_again"
+"""The folders of the stages. The first one brings the raw rows; `CLEAN` is there if evaluation sets are named."""
 
 TEXTS = ("prompt", "completion", "source")
 """Columns of a raw row that no later stage changes, so the later stages leave them where they were loaded."""

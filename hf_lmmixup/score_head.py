@@ -1,6 +1,6 @@
 """A small linear judge of texts: ridge regression on counts, hashed words and the embedding, calibrated to classes.
 
-Neighbours in embedding space share a subject more than a quality, so on unseen subjects they say little about a score.
+Neighbors in embedding space share a subject more than a quality, so on unseen subjects they say little about a score.
 A linear head on the same embedding plus plain counts does better (see docs/quality.md for the figures). It is a few
 thousand numbers: no code is stored and none is run when it is loaded.
 

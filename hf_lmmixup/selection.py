@@ -1,7 +1,7 @@
 """The best and rarest rows of a set, and originals and distilled rows in one.
 
 Rows are ordered by score, then by how rare they are (the long-tail score), then by id, and taken from the top. The
-long-tail score of a row is its mean cosine distance to its 15 nearest neighbours: `1 - mean_j cos(x, x_j)`. It is
+long-tail score of a row is its mean cosine distance to its 15 nearest neighbors: `1 - mean_j cos(x, x_j)`. It is
 min-max normalized over the set it is compared within (arXiv 2510.20449, code).
 
 One row after merging::
@@ -26,7 +26,7 @@ from hf_lmmixup.tables import best_first, dataset_of, rows_at, table_of, text_pa
 
 
 LONG_TAIL_NEIGHBORS = 15
-"""Neighbours whose distance says how rare a row is (arXiv 2510.20449, code)."""
+"""Neighbors whose distance says how rare a row is (arXiv 2510.20449, code)."""
 
 CHARACTERS_PER_TOKEN = 4
 """Rule of thumb for English under byte-pair tokenizers; pass `count_tokens` where the budget must be exact."""
@@ -45,15 +45,15 @@ SAME_AS_ORIGINAL = "merge: same text as an original"
 def long_tail_scores(
     embeddings: np.ndarray, k: int = LONG_TAIL_NEIGHBORS, graph: NeighborGraph | None = None
 ) -> np.ndarray:
-    """How far each row lies from its nearest others: `1 - mean_j cos(x, x_j)` over k neighbours, itself excluded.
+    """How far each row lies from its nearest others: `1 - mean_j cos(x, x_j)` over k neighbors, itself excluded.
 
     Args:
         embeddings: Unit rows (n, d).
-        k: Neighbours; all others where there are fewer.
-        graph: The rows' neighbour graph, if it is at hand and at least k wide.
+        k: Neighbors; all others where there are fewer.
+        graph: The rows' neighbor graph, if it is at hand and at least k wide.
 
     Returns:
-        Mean cosine distances (n,) float32, in [0, 2]; a lone row has no neighbours and gets 0.
+        Mean cosine distances (n,) float32, in [0, 2]; a lone row has no neighbors and gets 0.
 
     Raises:
         ValueError: If the graph belongs to another number of rows or is too narrow.
@@ -100,7 +100,7 @@ def select(
         min_score: Smallest score; `None` also takes rows without a score, after all others.
         max_similarity: Highest cosine to a row already taken; a row above it is passed over. Needs embeddings.
         embeddings: Unit rows (n, d); the long-tail score is computed from them, normalized over all rows given.
-        graph: The rows' neighbour graph, if it is at hand.
+        graph: The rows' neighbor graph, if it is at hand.
         count_tokens: Tokens of a text (`records.pair_text`); by default a quarter of its characters, rounded up.
 
     Returns:

@@ -1,4 +1,4 @@
-"""YAML files of settings, read strictly: bounded, without aliases and code, every key and type known.
+"""YAML files of settings, read strictly: bounded, without aliases and code, every key known and there once.
 
 A mapping becomes a dataclass; a key that the dataclass lacks, or a value of another type, is an error that says so::
 
@@ -20,7 +20,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is too large, not YAML, holds aliases or is not a mapping.
+        ValueError: If it is too large, not YAML, holds aliases or a key twice, or is not a mapping.
     """
     if not path.is_file():
         raise FileNotFoundError(f"No recipe at {path}.")
@@ -30,12 +30,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ValueError(f"{path} holds a YAML alias (*name). Write the value out.")
+        _refuse_doubled_keys(path, yaml.compose(text, yaml.SafeLoader))
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{path} must hold a mapping of names to values.")
     return values
+
+
+def _refuse_doubled_keys(path: Path, node: yaml.Node | None) -> None:
+    """Of a key that is there twice YAML takes the last value and says nothing."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    seen = set[str]()
+    for key, _ in pairs:
+        name = key.value if isinstance(key, yaml.ScalarNode) else ""  # no other key is one that a recipe may have
+        if name in seen:
+            raise ValueError(f"{path}:{key.start_mark.line + 1} has the key {name!r} again. Keep one of them.")
+        seen.add(name)
+    for one in node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]:
+        _refuse_doubled_keys(path, one)
 
 
 def fill(kind: Any, values: dict[str, Any], where: str) -> Any:

@@ -46,7 +46,7 @@ def rows_at(dataset: Dataset, places: Sequence[int] | np.ndarray) -> Dataset:
         is_wanted = np.zeros(len(table), bool)
         is_wanted[wanted] = True
         return dataset_of(table if is_wanted.all() else table.filter(pa.array(is_wanted)))
-    return dataset_of(pa.concat_tables(gathered(table, wanted, GATHERED) if len(wanted) else [table.slice(0, 0)]))
+    return dataset_of(pa.concat_tables(gathered(table, wanted, GATHERED)))
 
 
 def gathered(table: pa.Table, places: np.ndarray, size: int) -> Iterator[pa.Table]:

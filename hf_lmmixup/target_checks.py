@@ -51,7 +51,7 @@ def check_cluster(target: str, variants: Sequence[str], task_type: TaskType | st
 
 
 def leaks(target: str, variant: str) -> bool:
-    """Whether a variant holds the target's last labelled part, or more than `MAX_RUN` of it in one piece.
+    """Whether a variant holds the target's last labeled part, or more than `MAX_RUN` of it in one piece.
 
     Words are compared without case and marks, so a target with other punctuation is still the target.
     """

@@ -1,16 +1,15 @@
-"""What the scores of a text's neighbours say about its own score: transition matrix, prior, posterior.
+"""What the scores of a text's neighbors say about its own score: transition matrix, prior, posterior.
 
 Rows that lie close to each other in embedding space tend to be equally good. `estimate` counts, over a scored
-datastore, how often a row of score i has a neighbour of score j; `posterior` turns the scores seen around a new text
-into a distribution over its own score (arXiv 2510.20449; the neighbour co-occurrence of its code, not the consensus
+datastore, how often a row of score i has a neighbor of score j; `posterior` turns the scores seen around a new text
+into a distribution over its own score (arXiv 2510.20449; the neighbor co-occurrence of its code, not the consensus
 estimator of DS2).
 
-One text among sixteen neighbours, twelve of score 4 and four of score 2::
+One text among sixteen neighbors, twelve of score 4 and four of score 2::
 
     counts = [0, 0, 4, 0, 12, 0]   ->   posterior = [0.00, 0.00, 0.02, 0.01, 0.96, 0.01]   expected score 3.97
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +29,11 @@ LOG_FLOOR = 1e-12
 
 @dataclass(frozen=True)
 class ScoreTransition:
-    """How scores neighbour each other.
+    """How scores neighbor each other.
 
     Attributes:
         classes: The possible scores (C,), ascending.
-        matrix: `matrix[i, j]`, (C, C) float64: the chance that a neighbour of a row with score i has score j.
+        matrix: `matrix[i, j]`, (C, C) float64: the chance that a neighbor of a row with score i has score j.
         prior: The frequency of each score (C,).
     """
 
@@ -67,20 +66,17 @@ def class_indices(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return positions
 
 
-def estimate(
-    scores: np.ndarray, neighbor_indices: np.ndarray, classes: Sequence[int] | np.ndarray = SCORES
-) -> ScoreTransition:
-    """Count neighbouring scores: `T[i, j] ~ 0.01 + #(neighbours of score j around rows of score i)`, rows sum to 1.
+def estimate(scores: np.ndarray, neighbor_indices: np.ndarray) -> ScoreTransition:
+    """Count neighboring scores: `T[i, j] ~ 0.01 + #(neighbors of score j around rows of score i)`, rows sum to 1.
 
     Args:
         scores: Score of each row (n,).
-        neighbor_indices: Row numbers of each row's neighbours (n, k), self excluded; negative numbers are holes.
-        classes: The possible scores, ascending.
+        neighbor_indices: Row numbers of each row's neighbors (n, k), self excluded; negative numbers are holes.
 
     Returns:
         The transition with the scores' frequencies as prior.
     """
-    ladder = np.asarray(classes)
+    ladder = np.array(SCORES)
     own = class_indices(np.asarray(scores), ladder)
     size = len(ladder)
     valid = neighbor_indices >= 0
@@ -92,7 +88,7 @@ def estimate(
 
 
 def neighbor_counts(scores: np.ndarray, neighbor_indices: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """How often each class occurs among the neighbours of each query: (m, k) row numbers -> (m, C) counts."""
+    """How often each class occurs among the neighbors of each query: (m, k) row numbers -> (m, C) counts."""
     size, m = len(classes), len(neighbor_indices)
     own = class_indices(np.asarray(scores), classes)
     flat = own[neighbor_indices] + size * np.arange(m)[:, None]
@@ -103,7 +99,7 @@ def posterior(counts: np.ndarray, transition: ScoreTransition) -> np.ndarray:
     """Distribution over the own score: `softmax_i(log p_i + sum_j counts_j log T_ij)`.
 
     Args:
-        counts: How often each class was seen among the neighbours (m, C).
+        counts: How often each class was seen among the neighbors (m, C).
         transition: Matrix and prior.
 
     Returns:
@@ -114,6 +110,6 @@ def posterior(counts: np.ndarray, transition: ScoreTransition) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True)
 
 
-def expected_score(posterior: np.ndarray, classes: Sequence[int] | np.ndarray = SCORES) -> np.ndarray:
+def expected_score(posterior: np.ndarray) -> np.ndarray:
     """The mean score under each posterior (m,)."""
-    return posterior @ np.asarray(classes, dtype=np.float64)
+    return posterior @ np.array(SCORES, np.float64)

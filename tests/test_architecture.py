@@ -1,11 +1,17 @@
 """The law of the house, read from the sources: imports go down, files stay small, nothing unpickles or prints."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+
+import hf_lmmixup
+import hf_lmmixup.sftmix
 
 
 PACKAGE = REPOSITORY / "hf_lmmixup"
@@ -157,6 +163,16 @@ def _imported(node) -> list[str]:
     return [(node.module or "").split(".")[0]] if isinstance(node, ast.ImportFrom) else []
 
 
+def test_what_is_imported_at_the_top_is_a_declared_dependency():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=]", one)[0].lower() for one in project["dependencies"]}
+    called = {"faiss": "faiss-cpu", "yaml": "pyyaml"}
+    ours = {*sys.stdlib_module_names, PACKAGE.name}
+    own = [path for path in FILES if module_of(path) not in ("sftmix", "lm_eval_tasks")]  # loaded with their extras
+    imported = {name for path in own for name in top_level_imports(ast.parse(path.read_text()))} - ours
+    assert {called.get(name, name) for name in imported} == declared
+
+
 def test_public_names_exist_and_the_import_is_light():
     program = (
         "import sys, hf_lmmixup\n"
@@ -166,3 +182,14 @@ def test_public_names_exist_and_the_import_is_light():
     )
     told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert told.stdout == "True\n"
+
+
+@pytest.mark.parametrize("package", [hf_lmmixup, hf_lmmixup.sftmix], ids=lambda package: package.__name__)
+def test_a_type_checker_sees_what_stands_behind_the_lazy_names(package):
+    tree = ast.parse(Path(package.__file__).read_text())
+    (known,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    named = {alias.name: node.module for node in known.body for alias in node.names}
+    assert named == {name: f"{package.__name__}.{module}" for name, module in package._MODULE_OF.items()}
+    assert set(package.__all__) - {"__version__"} == set(named)
+    # A `__getattr__` that a type checker sees makes every misspelt name a good one.
+    assert not [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__getattr__"]

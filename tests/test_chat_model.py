@@ -18,7 +18,7 @@ from stub_client import running_stub
 
 from hf_lmmixup import dispatch, endpoint, pacing
 from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped, Stop
-from hf_lmmixup.dispatch import as_generate, ask_all, finish_on_signals
+from hf_lmmixup.dispatch import ask_all, finish_on_signals
 from hf_lmmixup.endpoint import EndpointModel
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.local_model import GeneratorModel, VLLMModel
@@ -269,18 +269,6 @@ def test_outside_the_main_thread_signals_are_left_alone():
     thread.start()
     thread.join()
     assert seen == [False] and signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_chat_model_can_write_completions():
-    model = Scripted(**{"0": ["one"], "1": [{"error": "down", "answered": False}], "2": [{"error": "refusal"}]})
-    heard = []
-    conversations = [USER, USER, USER]
-    completions = as_generate(model)(
-        conversations, seeds=[5, 6, 7], on_reply=lambda place, text: heard.append((place, text))
-    )
-    assert completions == ["one", None, None]
-    assert heard == [(0, "one"), (2, None)]  # the second can be asked again later
-    assert [request.seed for request in model.asked] == [5, 6, 7]
 
 
 # ---- endpoint ----

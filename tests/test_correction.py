@@ -58,7 +58,7 @@ def test_right_ratings_are_left_alone(noisy):
 
 
 def test_scores_that_neighbors_say_nothing_about_are_left_alone(caplog):
-    """The published method replaces a quarter of scores that are independent of their neighbours'."""
+    """The published method replaces a quarter of scores that are independent of their neighbors'."""
     generator = np.random.default_rng(1)
     given, indices = generator.integers(0, 6, 3000), generator.integers(0, 3000, (3000, 10))
     found = correct(given, indices)
@@ -182,7 +182,7 @@ def test_the_estimate_is_that_of_a_plain_loop_and_its_likelihood_rises(noisy, mo
 def test_agreement_is_cohens_kappa():
     counts = np.zeros((2, 2, 2), int)
     counts[0, 0, 1], counts[0, 1, 0], counts[1, 1, 1], counts[1, 0, 1] = 40, 10, 30, 20
-    # Of 100 rows 70 agree with their nearest neighbour; by chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5 would.
+    # Of 100 rows 70 agree with their nearest neighbor; by chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5 would.
     assert neighbor_agreement(counts) == pytest.approx(((0.7 - 0.5) / 0.5, 0.1))
     assert neighbor_agreement(np.zeros((2, 2, 2), int)) == (0.0, 1.0)
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_corrected():
         correct(np.array([7]), np.zeros((1, 0), int))
     with pytest.raises(ValueError, match="min_confidence=2 must lie between 0 and 1"):
         correct(np.array([1]), np.zeros((1, 0), int), min_confidence=2)
-    assert correct(np.array([1, 2]), np.array([[1], [0]])).scores.tolist() == [1, 2]  # one neighbour tells nothing
+    assert correct(np.array([1, 2]), np.array([[1], [0]])).scores.tolist() == [1, 2]  # one neighbor tells nothing
     assert correct(np.zeros(0, int), np.zeros((0, 0), int)).scores.tolist() == []
 
 

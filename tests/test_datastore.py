@@ -70,7 +70,7 @@ def test_few_rows_leave_the_neighbors_as_only_judge():
 
 
 def test_neighbors_are_fewer_than_k_in_a_small_datastore():
-    """Published code asks an index of fewer than 16 rows for 16 neighbours and fails for the whole batch."""
+    """Published code asks an index of fewer than 16 rows for 16 neighbors and fails for the whole batch."""
     store = build(*scored(3), HashingEncoder())
     posterior = store.posterior(HashingEncoder().encode(["Q: a\nA: b"]), "qa", k=16)
     assert posterior.shape == (1, 6) and posterior.sum() == pytest.approx(1)

@@ -1,6 +1,7 @@
 import json
 import logging
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +89,16 @@ def test_user_turns_of_a_chat_evaluation_are_searched_for(tmp_path, row, texts):
     assert evaluations == {"chat": texts}
     recited = [f"{SYSTEM['content']} Go.", f"Hi. {NATALIA} Why?"]  # what all share gives no row away
     assert list(decontaminate(rows(recited), evaluations).dropped) == ["b"]
+
+
+def test_names_of_evaluation_sets(tmp_path, monkeypatch):
+    texts = {"own": ["a"], "mmlu-v1.0": ["b"], "mmlu-v1.5:main": ["c"], "set.v2": ["d"]}
+    (tmp_path / "set.v2").mkdir()
+    monkeypatch.setattr("hf_lmmixup.evaluation_sets._hub", lambda name: [{"text": texts[Path(name).name][0]}])
+    file = chat_set(tmp_path / "own.jsonl", {"text": "a"})
+    assert read_evaluations([*file, "ada/mmlu-v1.0", "ada/mmlu-v1.5:main", f"{tmp_path}/set.v2/"]) == texts
+    with pytest.raises(ValueError, match="Two evaluation sets are called 'own'"):
+        read_evaluations([*file, "ada/own"])
 
 
 def test_a_chat_evaluation_that_asks_nothing_is_refused(tmp_path):

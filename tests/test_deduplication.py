@@ -59,7 +59,7 @@ def test_a_prompt_and_a_completion_are_two_texts():
 @given(pairs=st.integers(1, 20), seed=st.integers(0, 999), k=st.sampled_from([None, 1, 10]))
 @settings(max_examples=40, deadline=None)
 def test_of_every_pair_exactly_one_stays_and_it_is_the_better_one(pairs, seed, k):
-    """Peers drop both members of a pair, because each is the other's neighbour."""
+    """Peers drop both members of a pair, because each is the other's neighbor."""
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(pairs, 64))
     vectors = np.concatenate([vectors, vectors + 1e-3 * rng.normal(size=vectors.shape)]).astype(np.float32)

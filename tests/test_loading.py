@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hf_lmmixup.loading import load_rows, normalize_rows
+from hf_lmmixup.loading import load_rows, normalize_rows, short_name
 from hf_lmmixup.records import LOADED, row_id
 
 
@@ -149,6 +149,30 @@ def test_what_is_neither_here_nor_on_the_hub_is_named(tmp_path, monkeypatch, nam
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"^{name} is neither a file nor a folder, nor found on the Hub: "):
         load_rows(name)
+
+
+def test_a_configuration_of_the_hub_is_named_behind_a_colon(monkeypatch):
+    asked = []
+
+    def load(name, configuration):
+        asked.append((name, configuration))
+        if configuration is None:
+            raise ValueError("Config name is missing.")
+        return {"train": [{"prompt": "p", "completion": "c"}]}
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    assert load_rows("ada/pile:main").dataset["source"][:] == ["pile:main"]
+    with pytest.raises(ValueError, match="Config name is missing. A configuration is named as ada/pile:CONFIGURATION"):
+        load_rows("ada/pile")
+    assert asked == [("ada/pile", "main"), ("ada/pile", None)]
+
+
+def test_names_of_sources(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "june.v2").mkdir()
+    names = {"a/pile.jsonl": "pile", "pile.parquet": "pile", "ada/pile-1.5": "pile-1.5", "june.v2/": "june.v2"}
+    names |= {"ada/pile:main": "pile:main", ".": tmp_path.name}
+    assert {source: short_name(source) for source in names} == names
 
 
 def test_many_rows_cross_the_flush_border():

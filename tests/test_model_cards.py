@@ -38,7 +38,7 @@ def test_card_is_whole(name):
 
 def test_the_page_on_quality_says_what_the_card_says():
     page = (REPOSITORY / "docs" / "quality.md").read_text(encoding="utf-8")
-    for row, judge in (("its own folds | head", "head"), ("the same | neighbours", "neighbors")):
+    for row, judge in (("its own folds | head", "head"), ("the same | neighbors", "neighbors")):
         figures = FACTS["datastore"]["report"][judge]
         told = " | ".join(f"{figures[measure]:.3f}" for measure in ("auc", "spearman", "calibration_error"))
         assert f"| {row} | {told} |" in page

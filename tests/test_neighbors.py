@@ -117,7 +117,7 @@ def test_two_bytes_a_similarity(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"indices": np.array([[1], [9]], np.int32)},  # a neighbour beyond the rows
+        {"indices": np.array([[1], [9]], np.int32)},  # a neighbor beyond the rows
         {"indices": np.array([[1], [-2]], np.int32)},
         {"horizon": np.zeros(3, np.int32)},  # another number of rows
         {"similarities": np.zeros((2, 2), np.int16)},

@@ -15,7 +15,7 @@ from hf_lmmixup.records import LOADED, RATED, RATING_AXES, row_id
 
 
 class LengthEncoder:
-    """Places a text on the unit circle by the number of its words: texts of like length are neighbours."""
+    """Places a text on the unit circle by the number of its words: texts of like length are neighbors."""
 
     name, revision = "length", None
 

@@ -65,6 +65,12 @@ def test_the_citation_names_this_version():
     assert citation["version"] == hf_lmmixup.__version__
 
 
+def test_the_citation_names_the_papers_of_the_readme():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    named = {one["url"].rpartition("/")[2] for one in citation["references"]}
+    assert named == set(re.findall(r"arxiv\.org/abs/([\d.]+)", README))
+
+
 def test_pre_commit_lets_our_own_files_in():
     config = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())
     hooks = {hook["id"]: hook.get("args", []) for repository in config["repos"] for hook in repository["hooks"]}

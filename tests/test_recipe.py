@@ -35,6 +35,11 @@ BAD = [
     ("name: !!python/object/apply:os.system ['true']", r"not valid YAML"),
     ("a: &a [1]\nname: *a", r"alias"),
     ("folder: /x\nname: x", r"folder"),
+    ("name: x\nselect: {min_score: 3}\nselect: {size: 9}", r"r.yaml:3 has the key 'select' again"),
+    ("name: x\nselect:\n  size: 1\n  size: 2", r":4 has the key 'size' again"),
+    ("name: x\ndecontaminate: {evaluations: [{a: 1, a: 2}]}", r"the key 'a' again"),
+    ("name: x\n? [a]\n: 1", r"not valid YAML"),
+    ("[" * 5000, r"not valid YAML"),
 ]
 
 

@@ -82,7 +82,7 @@ def test_rows_too_similar_to_a_better_one_are_passed_over():
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     data = rows([4, 5, 4, 4])
     outcome = select(data, embeddings=vectors, max_similarity=0.9)
-    # the best row stays, and both of its neighbours go
+    # the best row stays, and both of its neighbors go
     assert outcome.dataset["id"][:] == ["b", "d"]
     assert outcome.dropped == dict.fromkeys("ac", TOO_SIMILAR.format("b"))
     # a row that does not fit the budget blocks nothing

@@ -187,7 +187,7 @@ def test_lines_that_cannot_be_read_are_counted_by_every_stage(tmp_path, monkeypa
     ("cluster_ids", "code", "message"),
     [
         ([0, 0, 1], 4, "Nothing came out: none of 2 clusters became a row."),
-        ([None] * 3, 0, "dropped: distil: row has no cluster"),
+        ([None] * 3, 0, "dropped: distill: row has no cluster"),
         ([], 0, "What became of the rows"),
     ],
 )

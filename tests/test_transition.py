@@ -107,7 +107,7 @@ def test_a_transition_that_is_none_is_refused(matrix, prior, message):
 
 
 def test_the_own_row_is_left_out_by_number_so_duplicates_do_not_hide_it():
-    """Published code drops the first neighbour, which among duplicates is another row."""
+    """Published code drops the first neighbor, which among duplicates is another row."""
     from hf_lmmixup.neighbors import build_graph
 
     embeddings = np.tile(np.array([[1.0, 0.0]], np.float32), (4, 1))

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import console, errors, progress_bar
+from hf_lmmixup.console import console, errors, progress_bar, say
 
 
 Input = Annotated[
@@ -101,11 +101,7 @@ def mosaic(
                 progress=told,
             )
     console.print(_mosaic_table(report, rejected))
-    console.print(
-        f"Wrote {report.examples:,} examples of {report.rows:,} rows to {escape(str(output))}.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"Wrote {report.examples:,} examples of {report.rows:,} rows to {escape(str(output))}.")
 
 
 def confidence(
@@ -154,7 +150,7 @@ def confidence(
     """
     from hf_lmmixup.stage_files import check_output, read_rows, write_rows
 
-    with errors():
+    with errors(resumes=run_directory is not None):
         _check_confidence(output, model, checkpoint, online)
         if rows is not None:
             check_output(rows)
@@ -173,11 +169,7 @@ def confidence(
         if rows is not None:
             write_rows(attach_confidence(read.dataset, table), rows)
     console.print(_confidence_table(table, len(read.dataset), read.dropped))
-    console.print(
-        f"Wrote {len(table):,} confidences to {escape(str(output))}; see {escape(str(drawn))}.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"Wrote {len(table):,} confidences to {escape(str(output))}; see {escape(str(drawn))}.")
 
 
 def _weights(strategies: list[str]) -> dict[str, float]:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from hf_lmmixup.console import console, errors, progress_bar
+from hf_lmmixup.console import errors, progress_bar, say
 
 
 def compare(
@@ -53,7 +54,7 @@ def compare(
     from hf_lmmixup.run_facts import add_facts
 
     folder = output or run / "comparison"
-    with errors():
+    with errors(resumes=True):
         plan = Comparison(
             model=model,
             recipe=find_recipe(recipe),
@@ -73,8 +74,9 @@ def compare(
         text = markdown(entries)
         (folder / "comparison.md").write_text(text, encoding="utf-8")
         report = add_facts(run, arms=entries)
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Tested on {len(rows.test)} rows that no arm saw. Wrote {folder / 'comparison.md'}; see {report}.")
+    say(escape(text))
+    wrote = escape(f"Wrote {folder / 'comparison.md'}; see {report}.")
+    say(f"Tested on {len(rows.test)} rows that no arm saw. {wrote}")
 
 
 def _listed(text: str | None) -> list[str]:

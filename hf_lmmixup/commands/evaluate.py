@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import console, errors, progress_bar
+from hf_lmmixup.console import console, errors, progress_bar, say
 
 
 def evaluate(
@@ -73,9 +74,9 @@ def evaluate(
         (folder / "evaluation.md").write_text(markdown(results), encoding="utf-8")
         report = add_facts(run, mixture_test=results) if run and output is None else None
     console.print(_table(results))
-    console.print(f"Wrote {folder / 'evaluation.md'}, evaluation.json and completions.jsonl.", highlight=False)
+    say(f"Wrote {escape(str(folder / 'evaluation.md'))}, evaluation.json and completions.jsonl.")
     if report:
-        console.print(f"They are in [bold]{report}[/] too, and in the distiller's card when it is pushed.")
+        say(f"They are in [bold]{escape(str(report))}[/] too, and in the distiller's card when it is pushed.")
 
 
 def benchmark(
@@ -119,7 +120,7 @@ def benchmark(
             add_facts(run, evaluations=merge_evaluations(read_facts(run).get("evaluations") or [], entries))
         elif Path(model).is_dir():
             store_beside(model, entries)
-    table = Table(title=f"{model}: benchmarks")
+    table = Table(title=f"{escape(model)}: benchmarks")
     for title in ("benchmark", "metric", "percent", "how"):
         table.add_column(title, justify="right" if title == "percent" else "left")
     for entry in entries:
@@ -159,7 +160,7 @@ def _table(results: dict[str, Any]) -> Table:
     table = Table(title=f"{results['data']}: {results['rows']} prompts")
     table.add_column("score")
     for system in systems:
-        table.add_column(system["system"], justify="right")
+        table.add_column(escape(system["system"]), justify="right")
     table.add_row("prompts", *(str(system["rows"]) for system in systems))
     for name in [name for name in SCORES if any(name in system["means"] for system in systems)]:
         table.add_row(score_title(name), *(score_text(name, system["means"].get(name)) for system in systems))

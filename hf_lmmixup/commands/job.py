@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import console, errors, progress_bar
+from hf_lmmixup.console import console, errors, progress_bar, say
 
 
 ENGINES = ("local", "ray")
@@ -25,9 +26,15 @@ def run(
     ],
     input: Annotated[  # noqa: A002 -- the option's name
         str | None,
-        typer.Option("--input", "-i", help="A .jsonl, .json or .parquet file, a dataset folder, or a Hub id."),
+        typer.Option(
+            "--input",
+            "-i",
+            help="A .jsonl, .json or .parquet file, a dataset folder, or a Hub id (OWNER/NAME[:CONFIGURATION]).",
+        ),
     ] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="The run directory.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="The run directory; with --input by default in runs/.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that draws.")] = None,
     engine: Annotated[
@@ -58,30 +65,28 @@ def run(
 
         lmmixup run extractive --input june.jsonl --output runs/june --update runs/may
     """
+    from hf_lmmixup.loading import short_name
     from hf_lmmixup.pipeline import run as run_recipe
     from hf_lmmixup.recipe import find_recipe, load_recipe
 
     if input is not None and output is None:
-        output = f"runs/{Path(input).stem}"
-    with errors():
+        output = f"runs/{short_name(input)}"
+    with errors(resumes=True):
         loaded = load_recipe(find_recipe(recipe), input=input, output=output, limit=limit, seed=seed)
         started = time.perf_counter()
         with progress_bar() as told, _engine(engine, loaded, ray_address, ray_actors, ray_gpus) as tools:
             finished = run_recipe(loaded, progress=told, tools=tools, update=update)
+    directory = escape(str(finished.directory))
     if not finished.worked:
-        console.print(
-            f"[green]Nothing to do:[/] {finished.directory} holds this run, finished. Delete it to start anew."
-        )
+        say(f"[green]Nothing to do:[/] {directory} holds this run, finished. Delete it to start anew.")
         return
     console.print(_summary(finished.ledger))
     for note in finished.ledger["notes"]:
-        console.print(f"[yellow]Note:[/] {note}")
-    report = finished.directory / "report.html"
-    look = f" Look at [bold]{report}[/];" if report.is_file() else ""
-    console.print(
-        f"Done in {time.perf_counter() - started:.0f} s.{look}\n"
-        f'load the data with load_dataset("{finished.directory / "dataset"}").'
-    )
+        say(f"[yellow]Note:[/] {escape(note)}")
+    has_page = (finished.directory / "report.html").is_file()
+    look = f" Look at [bold]{directory}/report.html[/];" if has_page else ""
+    say(f"Done in {time.perf_counter() - started:.0f} s.{look}")
+    say(f'load the data with load_dataset("{directory}/dataset").')
 
 
 @contextmanager
@@ -114,7 +119,7 @@ def tiny(
 
     with errors():
         build_mini_distiller(path, seed=seed)
-    console.print(f"Wrote {path}.")
+    say(f"Wrote {escape(str(path))}.")
 
 
 def _summary(ledger: dict[str, Any]) -> Table:
@@ -125,5 +130,5 @@ def _summary(ledger: dict[str, Any]) -> Table:
     table.add_row("kept", str(ledger["kept"]))
     table.add_row(f"merged into {ledger['distilled_rows']} distilled rows", str(ledger["merged"]))
     for reason, count in ledger["dropped"].items():
-        table.add_row(f"dropped: {reason}", str(count))
+        table.add_row(f"dropped: {escape(reason)}", str(count))
     return table

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import console, errors
+from hf_lmmixup.console import console, errors, say
 
 
 Run = Annotated[Path, typer.Option("--run", help="The run directory.")]
@@ -57,16 +57,12 @@ def withdraw(
         if not named and not source:
             raise ValueError("Say what to withdraw: --id, --ids-file or --source.")
         done = take_out(run, output, ids=named, sources=source or [])
-    console.print(
+    say(
         f"{len(done.withdrawn):,} raw rows withdrawn, {len(done.dropped):,} rows of the dataset with them; "
-        f"{done.left:,} rows are left in {output}.",
-        highlight=False,
-        soft_wrap=True,
+        f"{done.left:,} rows are left in {escape(str(output))}."
     )
     if done.orphans:
-        console.print(
+        say(
             f"{len(done.orphans):,} other raw rows were merged into what is gone; they are listed in withdrawn.json. "
-            f"To distil them again, run the recipe on the remaining input with --update {run}.",
-            highlight=False,
-            soft_wrap=True,
+            f"To distil them again, run the recipe on the remaining input with --update {escape(str(run))}."
         )

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import console, errors
+from hf_lmmixup.console import console, errors, say
 
 
 UNKNOWN = "–"
@@ -37,6 +38,7 @@ def plan(
 
         lmmixup plan --run runs/pile
     """
+    from hf_lmmixup.loading import short_name
     from hf_lmmixup.planning import as_data
     from hf_lmmixup.planning import plan as estimate
     from hf_lmmixup.recipe import find_recipe, load_recipe
@@ -53,14 +55,14 @@ def plan(
             console.print(_table(planned, costs))
             return
         if input is not None and output is None:
-            output = f"runs/{Path(input).stem}"
+            output = f"runs/{short_name(input)}"
         loaded = load_recipe(find_recipe(str(recipe)), input=input, output=output, limit=limit)
         planned = as_data(estimate(loaded, sample=sample, tokens_per_second=tokens_per_second))
         folder = Path(loaded.output)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / PLAN, planned)
     console.print(_table(planned, []))
-    console.print(f"Kept in {folder / PLAN}.", highlight=False, soft_wrap=True)
+    say(f"Kept in {escape(str(folder / PLAN))}.")
 
 
 def _table(planned: list[dict[str, Any]], costs: list[dict[str, Any]]) -> Table:

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import console, errors
+from hf_lmmixup.console import console, errors, say
 
 
 app = typer.Typer(help="Publish what a run made on the Hub; private unless you say `--public`.", no_args_is_help=True)
@@ -124,13 +124,13 @@ def _push(
 ) -> None:
     from hf_lmmixup.hub import prepare, publish
 
-    with errors():
+    with errors(resumes=True):
         publication = prepare(kind, path, repo_id, **options)
         console.print(_contents(publication.files))
         licenses = ", ".join(publication.licenses)
-        console.print(f"License: {licenses}. Visible to {'everybody' if public else 'you alone'}.", highlight=False)
+        say(f"License: {licenses}. Visible to {'everybody' if public else 'you alone'}.")
         if dry_run:
-            console.print("Nothing was sent: this was a dry run.")
+            say("Nothing was sent: this was a dry run.")
             return
         if public and not yes and sys.stdin.isatty():
             typer.confirm(f"Publish {repo_id} for everybody?", abort=True, err=True)
@@ -140,8 +140,8 @@ def _push(
         done += f" and removed {len(pushed.deleted)}" if pushed.deleted else ""
     else:
         done = "[green]Nothing to send:[/] the Hub holds these files already"
-    console.print(f"{done}; read back and tagged {escape(pushed.tag)}.", highlight=False, soft_wrap=True)
-    console.print(f"{pushed.url} ({'private' if pushed.private else 'public'})", highlight=False, soft_wrap=True)
+    say(f"{done}; read back and tagged {escape(pushed.tag)}.")
+    say(f"{pushed.url} ({'private' if pushed.private else 'public'})")
 
 
 def _contents(files: Any) -> Table:

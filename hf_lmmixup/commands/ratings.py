@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar
+from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar, say
 
 
 JOURNALS = ".journal"
@@ -89,7 +89,7 @@ def rate(
         "key_variable": key_variable,
         "allow_http": allow_http,
     }
-    with errors():
+    with errors(resumes=datastore is None):
         check_output(output)
         _check_raters(datastore, endpoint, model)
         read = read_rows(input, limit=limit)
@@ -105,7 +105,7 @@ def rate(
         write_rows(final, output)
     unrated = _tell(final, read.dropped, output)
     if unrated > max_rejects * len(final):
-        console.print(f"[red]Too many rejects:[/] {unrated} of {len(final)} rows got no score; {max_rejects:.0%} may.")
+        say(f"[red]Too many rejects:[/] {unrated} of {len(final)} rows got no score; {max_rejects:.0%} may.")
         raise typer.Exit(TOO_MANY_REJECTS)
 
 
@@ -163,7 +163,7 @@ def _combined(rated: list[Any]) -> Any:
     for number, other in enumerate(rated[1:], start=2):
         found = agreement(rated[0]["score"][:], other["score"][:])
         kappa = "not defined" if found.kappa is None else f"{found.kappa:.2f}"
-        console.print(
+        say(
             f"Raters 1 and {number}: {found.exact:.0%} equal scores, {found.within_one:.0%} within one, kappa {kappa}."
         )
     return combine_ratings(rated).dataset
@@ -182,7 +182,7 @@ def _corrected(rated: Any, encoder: str | None, update: Callable[[str, int, int]
     update("correcting scores", 0, 0)
     corrected = correct_scores(rated, graph).dataset
     changed = sum(new != old for new, old in zip(corrected["score"], corrected["raw_score"], strict=True))
-    console.print(f"{changed} scores corrected by their neighbors.", highlight=False)
+    say(f"{changed} scores corrected by their neighbors.")
     return corrected
 
 
@@ -213,5 +213,5 @@ def _tell(rated: Any, unread: dict[str, str], output: Path) -> int:
     for reason, count in Counter(unread.values()).most_common():
         table.add_row(f"not read: {escape(reason)}", str(count))
     console.print(table)
-    console.print(f"Wrote {len(rated)} rows to {escape(str(output))}.", highlight=False, soft_wrap=True)
+    say(f"Wrote {len(rated)} rows to {escape(str(output))}.")
     return health.unrated

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar
+from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar, say
 
 
 Input = Annotated[
@@ -81,8 +81,8 @@ def cluster(
         _write(outcome.dataset, loaded.dropped | dropped | outcome.dropped, output)
     cohesion = "–" if inspection["cohesion"]["mean"] is None else f"{inspection['cohesion']['mean']:.3f}"
     told_of = f"{inspection['clusters']:,} clusters of {inspection['clustered']:,} rows, mean cosine {cohesion}, "
-    told_of += f"{inspection['singletons']:,} rows alone; see {page}."
-    console.print(told_of, highlight=False, soft_wrap=True)
+    told_of += f"{inspection['singletons']:,} rows alone; see {escape(str(page))}."
+    say(told_of)
 
 
 def distill(
@@ -138,7 +138,7 @@ def distill(
     from hf_lmmixup.stage_files import check_output, read_rows
     from hf_lmmixup.writers import writing_settings
 
-    with errors(), progress_bar() as told:
+    with errors(resumes=True), progress_bar() as told:
         check_output(output)
         if (model is None) != extractive:
             raise ValueError("Give --model, or --extractive, which needs none; one of the two.")
@@ -167,7 +167,7 @@ def distill(
         _write(checked.dataset, loaded.dropped | outcome.dropped | checked.dropped, output)
     clusters = len(set(clustered["cluster_id"]) - {None})
     if clusters and not len(checked.dataset):
-        console.print(f"[red]Nothing came out:[/] none of {clusters} clusters became a row.", highlight=False)
+        say(f"[red]Nothing came out:[/] none of {clusters} clusters became a row.")
         raise typer.Exit(TOO_MANY_REJECTS)
 
 

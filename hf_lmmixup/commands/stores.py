@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import console, errors, progress_bar
+from hf_lmmixup.console import console, errors, progress_bar, say
 
 
 app = typer.Typer(help="Rated texts as a memory that scores new ones.", no_args_is_help=True)
@@ -51,10 +51,10 @@ def build(
             rows = read_scored(input, task_type)
             store = build_store(rows.texts, rows.scores, rows.task_types, loaded or load_encoder())
             for reason, count in rows.dropped.items():
-                console.print(f"[yellow]Note:[/] {count} rows left out: {escape(reason)}.", highlight=False)
+                say(f"[yellow]Note:[/] {count} rows left out: {escape(reason)}.")
         store.save(output)
     _show(store)
-    console.print(f"Wrote {escape(str(output))}.", highlight=False, soft_wrap=True)
+    say(f"Wrote {escape(str(output))}.")
 
 
 @app.command()
@@ -77,11 +77,11 @@ def show(
 def _show(store: Any) -> None:
     console.print(_rows_table(store))
     revision = f" at {store.encoder_revision}" if store.encoder_revision else ""
-    console.print(f"Encoder: {escape(store.encoder)}{escape(revision)}, {store.embeddings.shape[1]} dimensions.")
-    console.print(f"Texts whose closest row has a cosine below {store.floor:.2f} are not judged.", highlight=False)
+    say(f"Encoder: {escape(store.encoder)}{escape(revision)}, {store.embeddings.shape[1]} dimensions.")
+    say(f"Texts whose closest row has a cosine below {store.floor:.2f} are not judged.")
     measured = {judge: store.report[judge] for judge in JUDGES if judge in store.report}
     if not measured:
-        console.print("Too few rows to measure how well it judges; its neighbors judge.")
+        say("Too few rows to measure how well it judges; its neighbors judge.")
         return
     table = Table(title="Judging rows of the held-out folds")
     table.add_column("judge")

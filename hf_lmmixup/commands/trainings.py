@@ -7,16 +7,18 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from hf_lmmixup.console import console, errors, progress_bar
+from hf_lmmixup.console import errors, progress_bar, say
 
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe of TRL's, such as one of ours.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe of TRL's: a file, or the name of one of ours.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Replace a key of the recipe; repeatable.")
 ]
 
 
-def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Look for mistakes in a TRL recipe before its model is loaded.
 
     Unknown keys, rewards that do not exist, a missing datastore, data that cannot be loaded, prompts longer than the
@@ -24,27 +26,26 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
     For example:
 
-        lmmixup check recipes/quickstart/grpo.yaml
+        lmmixup check quickstart/grpo --set model_name_or_path=models/tiny-distiller
 
         lmmixup check recipes/qwen2.5-1.5b/grpo.yaml --set model_name_or_path=models/mine
     """
     from hf_lmmixup.preflight import check as look_over
+    from hf_lmmixup.recipe import find_recipe
 
     with errors():
-        method, config = _read(recipe, overrides)
+        method, config = _read(find_recipe(recipe), overrides)
         found = look_over(method, config)
     for warning in found.warnings:
-        console.print(f"[yellow]Note:[/] {escape(warning)}", highlight=False)
+        say(f"[yellow]Note:[/] {escape(warning)}")
     limit = "no limit" if found.limit is None else f"limit {found.limit:,}"
-    console.print(
-        f"{escape(str(recipe))} is in order: {found.rows:,} rows; the longest prompt has {found.longest:,} tokens "
-        f"({limit}).",
-        highlight=False,
-        soft_wrap=True,
+    say(
+        f"{escape(recipe)} is in order: {found.rows:,} rows; the longest prompt has {found.longest:,} tokens "
+        f"({limit})."
     )
 
 
-def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def train(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Check a TRL recipe, then run it by `trl`, from its own last checkpoint if there is one.
 
     For example:
@@ -53,25 +54,27 @@ def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
         lmmixup train recipes/qwen2.5-1.5b/sft.yaml --set accelerate_config=recipes/accelerate/fsdp2.yaml
     """
+    from hf_lmmixup.recipe import find_recipe
     from hf_lmmixup.training import train as run
 
-    with errors(), progress_bar() as update:
-        method, config = _read(recipe, overrides)
+    with errors(resumes=True), progress_bar() as update:
+        file = find_recipe(recipe)
+        method, config = _read(file, overrides)
         folder = Path(config["output_dir"])
         replaced = {key: config[key] for key in _pairs(overrides) if key != "output_dir"}
         trained = run(
             method,
-            recipe,
+            file,
             replaced,
             folder,
             on_step=lambda done, total: update(f"trl {method}", done, total),
         )
-    console.print(f"Wrote {escape(str(trained.model))}; its log is {escape(str(folder.with_suffix('.log')))}.")
+    say(f"Wrote {escape(str(trained.model))}; its log is {escape(str(folder.with_suffix('.log')))}.")
 
 
 def _read(recipe: Path, overrides: list[str] | None) -> tuple[str, dict[str, Any]]:
     """The method and the keys of a recipe."""
-    from hf_lmmixup.recipe import read_yaml
+    from hf_lmmixup.strict_yaml import read_yaml
 
     config = read_yaml(recipe) | _pairs(overrides)
     for key in ("model_name_or_path", "output_dir"):

@@ -54,8 +54,12 @@ __all__ = [
     "split_by_confidence",
 ]
 
+if not TYPE_CHECKING:  # which would take it for a promise that every name exists
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}. It offers {sorted(_MODULE_OF)}.")
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+    def __dir__() -> list[str]:
+        return sorted(__all__)
