@@ -144,6 +144,16 @@ def test_a_merged_adapter_is_a_whole_model(hub, client, adapter, base):
     assert client.call("push", "distiller", adapter, "tester/merged", merge_adapter=True)["commits"] == 0
 
 
+def test_what_an_earlier_push_left_of_another_kind_goes(hub, client, run, adapter, base):
+    client.call("push", "distiller", run, "tester/turned")
+    client.call("push", "distiller", adapter, "tester/turned")
+    files = sorted(hub.store.files("models/tester/turned"))
+    assert files == [".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors"]
+    client.call("push", "distiller", adapter, "tester/turned", merge_adapter=True)
+    assert not [name for name in hub.store.files("models/tester/turned") if name.startswith("adapter")]
+    assert client.call("largest_difference", base, adapter, "tester/turned") < 1e-5
+
+
 def test_an_adapter_on_a_local_folder_needs_a_name_for_it(hub, client, run, base, tmp_path):
     client.call("write_adapter", tmp_path / "adapter", run / "distiller")
     with pytest.raises(Raised, match="base model is the local folder .* Push that first and name it"):
