@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_lmmixup.card_markup import decimal, dump_yaml, fenced, one_line, render_card
 from hf_lmmixup.figures import Facts, by_model, given_scores, score_text, score_title
-from hf_lmmixup.licenses import UNKNOWN, as_metadata
+from hf_lmmixup.licenses import OTHER, UNKNOWN, as_metadata
 from hf_lmmixup.recipe import EXTRACTIVE, TINY, TRAINED, TRAINED_BEFORE, UNTRAINED
 from hf_lmmixup.secrecy import public_name, public_settings
 
@@ -60,7 +60,7 @@ def render_dataset_card(facts: Facts) -> str:
     """
     head = {
         "language": _listed(facts.get("language")),
-        "license": as_metadata(licenses_of(facts)),
+        **as_metadata(licenses_of(facts)),
         "pretty_name": one_line(facts.get("name", "run")),
         "size_categories": [size_category(facts["rows"]["out"])],
         "task_categories": ["text-generation"],
@@ -93,11 +93,9 @@ def render_model_card(facts: Facts) -> str:
     """
     library, base = facts.get("library") or "transformers", facts.get("base_model")
     trained = _distiller(facts)["trained"]
-    licenses = licenses_of(facts)
     head = {
         "language": _listed(facts.get("language")),
-        "license": licenses[0] if len(licenses) == 1 else "other",
-        "license_name": None if len(licenses) == 1 else "-and-".join(licenses),
+        **as_metadata(licenses_of(facts), several=False),
         "library_name": library,
         "pipeline_tag": "text-generation",
         "base_model": base,
@@ -123,7 +121,7 @@ def render_datastore_card(facts: Facts) -> str:
     """
     head = {
         "language": _listed(facts.get("language")),
-        "license": as_metadata(licenses_of(facts)),
+        **as_metadata(licenses_of(facts)),
         "pretty_name": f"{one_line(facts.get('name', 'run'))} datastore",
         "size_categories": [size_category(facts["datastore"]["rows"])],
         "tags": [*TAGS, "embeddings"],
@@ -138,13 +136,12 @@ def render_datastore_card(facts: Facts) -> str:
 
 def render_space_card(facts: Facts) -> str:
     """The card of a report as a static Space."""
-    licenses = licenses_of(facts)
     head = {
         "title": one_line(f"{facts.get('name', 'run')} report")[:60],
         "sdk": "static",
         "app_file": "index.html",
         "pinned": False,
-        "license": licenses[0] if len(licenses) == 1 else "other",
+        **as_metadata(licenses_of(facts), several=False),
         "tags": list(TAGS),
     }
     return render_card("space_card.md.jinja", head, _common(facts))
@@ -219,7 +216,7 @@ def _common(facts: Facts) -> dict[str, Any]:
     return {
         "name": facts.get("name", "run"),
         "repo_id": one_line(facts.get("repo_id") or PLACE),
-        "licenses": licenses_of(facts),
+        "licenses": [value.removeprefix(f"{OTHER}:") for value in licenses_of(facts)],
         "plots": facts.get("plots") or [],
         "versions": facts.get("versions") or {},
         "recipe": fenced(dump_yaml(recipe), "yaml") if recipe else "",

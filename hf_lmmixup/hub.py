@@ -20,9 +20,10 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from huggingface_hub.utils import validate_repo_id
 
 from hf_lmmixup.artifacts import PREPARATIONS, SOURCES, Source
+from hf_lmmixup.card_markup import one_line
 from hf_lmmixup.cards import render_dataset_card
 from hf_lmmixup.hub_repository import HubRepository, PushError
-from hf_lmmixup.licenses import UNKNOWN, merge
+from hf_lmmixup.licenses import OTHER, UNKNOWN, merge
 from hf_lmmixup.patience import first_line, insist
 from hf_lmmixup.publication import Publication
 
@@ -215,7 +216,7 @@ def _licenses(api: HfApi, sources: Sequence[Source], given: str | None) -> tuple
         for source in sources
     }
     licenses = merge({name: value or given for name, value in known.items()})
-    if given and licenses != (given.lower(),):
+    if given and licenses != merge({"given": given}):
         asked = ", ".join(f"{name} ({value or 'not known'})" for name, value in known.items())
         raise ValueError(
             f"license={given!r} does not cover the sources {asked}: together they ask for {', '.join(licenses)}. "
@@ -231,10 +232,12 @@ def _license_on_hub(api: HfApi, source: Source) -> str | None:
     except (HTTPError, OfflineModeIsEnabled) as error:
         logger.warning("The license of %s is not known: %s", source.name, first_line(error))
         return None
-    card = getattr(info, "card_data", None)
-    value = card.get("license") if card is not None else None
+    card = getattr(info, "card_data", None) or {}
+    value = card.get("license")
     if isinstance(value, list):
         value = value[0] if len(value) == 1 else UNKNOWN
+    if value == OTHER and isinstance(name := card.get("license_name"), str):
+        value = f"{OTHER}:{one_line(name)}"
     return value if isinstance(value, str) and value != UNKNOWN else None
 
 

@@ -108,14 +108,14 @@ def write_repository(
     return [*files, card]
 
 
-def license_of(origins: Sequence[Origin]) -> str | list[str]:
-    """What the card's `license` says: the licenses that cover all origins, or `other` where one is not the Hub's.
+def license_of(origins: Sequence[Origin]) -> dict[str, Any]:
+    """What the card's head says: the licenses that cover all origins, or `other` where one is not the Hub's.
 
     Raises:
         ValueError: If an origin allows no adaptations, or two exclude each other.
     """
     merged = licenses.merge({f"{origin.source} under {origin.license}": origin.license for origin in origins})
-    return licenses.as_metadata(merged) if set(merged) <= licenses.LISTED else "other"
+    return licenses.as_metadata(merged) if set(merged) <= licenses.LISTED else {"license": licenses.OTHER}
 
 
 def _write_shards(
@@ -160,7 +160,7 @@ def _front_matter(
     rows = len(_distinct(configurations))
     size = next((name for limit, name in SIZE_CATEGORIES if rows < limit), "n>1M")
     return {
-        "license": license_of(origins),
+        **license_of(origins),
         "language": ["en"],
         "pretty_name": title,
         "task_categories": ["text-generation"],

@@ -242,7 +242,7 @@ def test_foreign_words_cannot_reach_the_front_matter(tmp_path):
     ],
 )
 def test_the_license_covers_all_origins(found, license_name):
-    assert license_of([Origin("notes", name, 1) for name in found]) == license_name
+    assert license_of([Origin("notes", name, 1) for name in found]) == {"license": license_name}
 
 
 def test_a_license_that_forbids_adaptations_is_refused_before_any_work(tmp_path, capsys):

@@ -180,6 +180,18 @@ def test_what_it_was_trained_on_is_in_the_card_and_its_license_counts(hub, clien
         client.call("push", "distiller", adapter, "tester/told", datasets=["rows.jsonl"])
 
 
+def test_a_license_that_is_none_of_the_hubs_keeps_its_name(hub, client, adapter, base):
+    hub.store.create("datasets/tester/named", private=False, user="tester")
+    card = b"---\nlicense: other\nlicense_name: qwen-research\nlicense_link: LICENSE\n---\n"
+    tree = {"README.md": hub.store.small_entry(card)}
+    hub.store.commit("datasets/tester/named", "main", None, tree, "card", "tester")
+    client.call("push", "distiller", adapter, "tester/passed-on", datasets=["tester/named"])
+    head = head_of(hub, "models/tester/passed-on")
+    assert (head["license"], head["license_name"]) == ("other", "qwen-research")
+    card = hub.store.files("models/tester/passed-on")["README.md"].decode()
+    assert "License: `qwen-research`, inherited" in card and "was not stated" not in card
+
+
 def test_a_folder_of_links_to_weights_is_no_model(client, run, tmp_path):
     for name in MODEL_FILES:
         (tmp_path / name).symlink_to(run / "distiller" / name)
