@@ -10,6 +10,7 @@ stopped anywhere is finished by the same push again.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+TAG = re.compile(r"(?!.*\.\.)[A-Za-z0-9](?:[A-Za-z0-9._+-]*[A-Za-z0-9_+-])?")
+"""Names that git, the Hub and addresses take as they are."""
 
 
 @dataclass(frozen=True)
@@ -186,10 +190,13 @@ def publish(
         What is on the Hub now.
 
     Raises:
+        ValueError: If the tag cannot be the name of one.
         PushError: If the Hub refuses for good or keeps failing, the repository is public and `public` is not set, the
             tag stands for other files, or the files read back are not those sent.
     """
     api = api or HfApi()
+    if tag is not None and not TAG.fullmatch(tag):
+        raise ValueError(f"tag={tag!r} cannot be the name of a tag. Expected one such as v1 or v1.0-rc.2.")
     try:
         return _publish(HubRepository(api, publication), public=public, tag=tag or f"content-{publication.digest}")
     except OfflineModeIsEnabled:
@@ -200,6 +207,7 @@ def publish(
 
 def _publish(repository: HubRepository, *, public: bool, tag: str) -> Pushed:
     private = repository.claim(public=public)
+    repository.tagged(tag)  # one that stands for other files is found before anything is sent
     commit, commits, uploaded, deleted = repository.upload()
     repository.read_back(commit)
     commit = repository.tag(tag, commit)
