@@ -137,6 +137,7 @@ def distiller_publication(
     facts["base_model"] = base or (start if start and is_repo_id(start) else None)
     facts["datasets"] = list(datasets) or facts.get("datasets")
     facts["library"] = "peft" if is_adapter(weights) else "transformers"
+    facts["own_tokenizer"] = any(file.name == "tokenizer_config.json" for file in files)
     facts["evaluations"] = facts.get("evaluations") or _kept_evaluations(folder)
     extra, facts["plots"] = _plots(facts, DISTILLER_PLOTS)
     if any(entry.get("dataset_id") for entry in facts["evaluations"]):

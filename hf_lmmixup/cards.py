@@ -3,7 +3,8 @@
     (folder / "README.md").write_text(render_dataset_card(facts), encoding="utf-8")
 
 Facts are what `facts.json` of a run directory holds, as far as it is known; a card leaves out the rest. A publication
-adds `repo_id`, `licenses`, `plots` (paths in the repository), and for a distiller `library`, `base_model` and `files`.
+adds `repo_id`, `licenses`, `plots` (paths in the repository), and for a distiller `library`, `base_model` and
+`own_tokenizer`.
 """
 
 import re
@@ -86,7 +87,8 @@ def render_model_card(facts: Facts) -> str:
 
     Args:
         facts: The facts of a run. Optional: `licenses`, `language`, `base_model` (Hub id), `library` (`transformers`
-            or `peft`), `datasets` (Hub ids it was trained on), `repo_id`, `plots`, `evaluations`, `mixture_test`.
+            or `peft`), `own_tokenizer` (whether an adapter comes with one), `datasets` (Hub ids it was trained on),
+            `repo_id`, `plots`, `evaluations`, `mixture_test`.
 
     Returns:
         The text of README.md, with the held-out rewards and `evaluations` as `model-index`.
@@ -105,7 +107,7 @@ def render_model_card(facts: Facts) -> str:
         "model-index": model_index(facts),
     }
     values = {"library": library, "base": base, "evaluations": facts.get("evaluations") or []}
-    values["test"] = _systems(facts)
+    values |= {"own_tokenizer": facts.get("own_tokenizer", False), "test": _systems(facts)}
     return render_card("model_card.md.jinja", head, _common(facts) | values)
 
 

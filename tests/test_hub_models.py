@@ -1,6 +1,7 @@
 """Distillers on a Hub on loopback: whole models, adapters and merged ones, loaded by the libraries that others use."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -142,6 +143,18 @@ def test_a_merged_adapter_is_a_whole_model(hub, client, adapter, base):
     assert "adapter_config.json" not in hub.store.files("models/tester/merged")
     assert client.call("largest_difference", base, adapter, "tester/merged") < 1e-5
     assert client.call("push", "distiller", adapter, "tester/merged", merge_adapter=True)["commits"] == 0
+
+
+def test_an_adapter_with_a_tokenizer_is_used_with_its_own(hub, client, run, adapter, tmp_path):
+    """The chat template of a base model is often the adapter's alone."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(run / "distiller" / name, folder)
+    client.call("push", "distiller", folder, "tester/with-tokenizer")
+    card = hub.store.files("models/tester/with-tokenizer")["README.md"].decode()
+    assert 'AutoTokenizer.from_pretrained("tester/with-tokenizer")' in card
+    assert client.call("run_card", "tester/with-tokenizer", "model")["text"] == "str"
 
 
 def test_what_an_earlier_push_left_of_another_kind_goes(hub, client, run, adapter, base):
