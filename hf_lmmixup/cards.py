@@ -9,6 +9,7 @@ adds `repo_id`, `licenses`, `plots` (paths in the repository), and for a distill
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.card_markup import decimal, dump_yaml, fenced, one_line, render_card
@@ -173,6 +174,14 @@ def is_repo_id(text: str) -> bool:
     """Whether a text is a Hub id with an owner, and not the path of a file."""
     named = re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", text) is not None
     return named and re.search(r"\.(jsonl?|parquet|csv|tsv|txt|arrow|gz|zst|ya?ml)$", text) is None
+
+
+def with_local_paths(settings: Any) -> Any:
+    """Settings in which no path of this machine looks like a Hub id: a folder `data/pile` becomes `./data/pile`."""
+    if isinstance(settings, Mapping):
+        return {name: with_local_paths(value) for name, value in settings.items()}
+    local = isinstance(settings, str) and is_repo_id(settings) and Path(settings).exists()
+    return f"./{settings}" if local else settings
 
 
 def ledger_rows(facts: Facts) -> list[tuple[str, str, int]]:
