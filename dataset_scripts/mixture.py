@@ -37,7 +37,7 @@ from hf_lmmixup.corruption import names
 from hf_lmmixup.datastore import build
 from hf_lmmixup.encoder import CachedEncoder, Encoder, load_encoder
 from hf_lmmixup.journal import Journal
-from hf_lmmixup.mixture_repository import Configuration, Origin, license_of, write_repository
+from hf_lmmixup.mixture_repository import Configuration, Origin, check_folder, license_of, write_repository
 from hf_lmmixup.offline_writer import OfflineWriter
 from hf_lmmixup.records import TaskType, row_id
 from hf_lmmixup.shipped_vectors import shipped_texts, write_vectors
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--docstrings", nargs="+", metavar="PACKAGE", help="installed packages; stdlib for Python's own"
     )
-    build.add_argument("--limit", type=int, help="use the first so many segments only")
+    build.add_argument("--limit", type=_count, help="use the first so many segments only")
     build.add_argument("--chat-model", help="model that writes, rates and spoils; without it all is done by rule")
     build.add_argument("--base-url", help="OpenAI-compatible address of that model, up to and with /v1")
     build.add_argument("--concurrency", type=int, default=16, help="requests in flight (default: 16)")
@@ -117,6 +117,13 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--output-price", type=float, default=0.0, help="money for a million tokens received")
     build.set_defaults(run=build_own)
     return whole
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
 
 
 def check_mini(options: argparse.Namespace) -> int:
@@ -177,7 +184,8 @@ def write_mini(options: argparse.Namespace) -> int:
 
 def build_own(options: argparse.Namespace) -> int:
     """A dataset from articles."""
-    start = time.perf_counter()
+    start, folder = time.perf_counter(), options.folder.resolve()
+    check_folder(folder)
     plan = Plan(seed=options.seed, test_share=options.test_share, sft_share=options.sft_share)
     cut = segment(_articles(options))
     segments = cut.segments[: options.limit]
@@ -190,6 +198,9 @@ def build_own(options: argparse.Namespace) -> int:
         return 0
     encoder = None if options.no_fusion else load_encoder(options.encoder)
     made, writer_name = _write(segments, plan, options, encoder)
+    print(
+        f"{made.count()} clusters; dropped: {dict(made.dropped)}; {made.fused} fused, {made.noisy} variants with typos"
+    )
     description = describe(made, plan, writer_name, None if encoder is None else encoder.name)
     configurations = [
         Configuration("sft", "sft", made.clusters["sft"]),
@@ -199,10 +210,7 @@ def build_own(options: argparse.Namespace) -> int:
         ),
     ]
     files = write_repository(
-        options.folder, configurations, title=options.folder.name, description=description, origins=_origins(segments)
-    )
-    print(
-        f"{made.count()} clusters; dropped: {dict(made.dropped)}; {made.fused} fused, {made.noisy} variants with typos"
+        folder, configurations, title=folder.name, description=description, origins=_origins(segments)
     )
     print(f"{len(files)} files in {options.folder}, {time.perf_counter() - start:.0f} s")
     return 0
@@ -271,12 +279,14 @@ def _write(
 
     model = EndpointModel(options.chat_model, options.base_url, concurrency=options.concurrency, max_tokens=4096)
     drafts = make_drafts(segments, plan)
-    with Journal(options.folder.with_suffix(".journal"), journal_settings(model, drafts, plan)) as journal:
+    folder = options.folder.resolve()
+    with Journal(folder.with_name(f"{folder.name}.journal"), journal_settings(model, drafts, plan)) as journal:
         return run(ChatWriter(model, journal, plan))
 
 
 def _origins(segments: list[Segment]) -> list[Origin]:
-    articles = Counter((part.source, part.license) for part in {part.article: part for part in segments}.values())
+    known = {(part.article, part.source, part.license) for part in segments}
+    articles = Counter((source, license_name) for _, source, license_name in known)
     return [Origin(source, license_name, count) for (source, license_name), count in sorted(articles.items())]
 
 

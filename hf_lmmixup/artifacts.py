@@ -38,9 +38,14 @@ FACTS, LONGEST_FACTS = "facts.json", 50_000_000
 
 DATA_FILES = r"data/(?:train|validation|test)-\d{5}-of-\d{5}\.parquet"
 DATASTORE_FILES = (r"datastore\.safetensors", r"datastore\.json")
+LEDGER, RECIPE = "run/ledger.json", "run/recipe.yaml"
 EVALUATIONS = ".eval_results/lmmixup.yaml"
 KEPT_EVALUATIONS = "evaluations.json"
 """Where a model folder that belongs to no run keeps the results of `lmmixup benchmark`."""
+
+DATASET_PLOTS = ("scores", "cluster-sizes")
+DISTILLER_PLOTS = ("held-out", "systems", "rewards-grpo", "loss-cold-start")
+"""Figures of a run that a card shows, by name."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +100,17 @@ def dataset_publication(path: Path, repo_id: str, *, licenses: Sequence[str]) ->
         raise ValueError(f"{folder} holds no dataset: there is no file such as data/train-00000-of-00001.parquet.")
     facts = read_facts(path)
     rows = sum(pq.read_metadata(file.content).num_rows for file in files)
-    splits = list(dict.fromkeys(re.split(r"[/-]", file.name)[1] for file in files))
-    facts = {"rows": {"out": rows}, **facts, "repo_id": repo_id, "licenses": list(licenses), "splits": splits}
+    facts = {"rows": {"out": rows}, **facts, "repo_id": repo_id, "licenses": list(licenses)}
     facts.setdefault("name", repo_id.partition("/")[2])
     given = (facts.get("recipe") or {}).get("input")
     facts["datasets"] = facts.get("datasets") or ([given] if given and is_repo_id(given) else None)
-    extra, facts["plots"] = _plots(facts, ("scores", "cluster-sizes"))
+    extra, facts["plots"] = _plots(facts, DATASET_PLOTS)
     if facts.get("ledger"):
-        extra.append(published_file("run/ledger.json", json.dumps(facts["ledger"], indent=2, sort_keys=True) + "\n"))
-        extra.append(published_file("run/recipe.yaml", dump_yaml(public_settings(facts.get("recipe") or {}))))
+        extra.append(published_file(LEDGER, json.dumps(facts["ledger"], indent=2, sort_keys=True) + "\n"))
+        extra.append(published_file(RECIPE, dump_yaml(public_settings(facts.get("recipe") or {}))))
     card = published_file("README.md", render_dataset_card(facts))
-    return Publication("dataset", repo_id, "dataset", (card, *files, *extra), DATA_FILES, tuple(licenses))
+    replaces = _any_of(DATA_FILES, *map(re.escape, (LEDGER, RECIPE, *map(_plot_file, DATASET_PLOTS))))
+    return Publication("dataset", repo_id, "dataset", (card, *files, *extra), replaces, tuple(licenses))
 
 
 def distiller_publication(
@@ -132,12 +137,13 @@ def distiller_publication(
     facts["base_model"] = base or (start if start and is_repo_id(start) else None)
     facts["datasets"] = list(datasets) or facts.get("datasets")
     facts["library"] = "peft" if is_adapter(weights) else "transformers"
+    facts["own_tokenizer"] = any(file.name == "tokenizer_config.json" for file in files)
     facts["evaluations"] = facts.get("evaluations") or _kept_evaluations(folder)
-    extra, facts["plots"] = _plots(facts, ("held-out", "systems", "rewards-grpo", "loss-cold-start"))
+    extra, facts["plots"] = _plots(facts, DISTILLER_PLOTS)
     if any(entry.get("dataset_id") for entry in facts["evaluations"]):
         extra.append(published_file(EVALUATIONS, evaluation_results(facts["evaluations"])))
     card = published_file("README.md", render_model_card(facts))
-    replaces = r"[^/]+\.safetensors(?:\.index\.json)?"
+    replaces = _any_of(*MODEL_FILES, *map(re.escape, (EVALUATIONS, *map(_plot_file, DISTILLER_PLOTS))))
     return Publication(
         "distiller", repo_id, "model", (card, *files, *extra), replaces, tuple(licenses), workspace=workspace
     )
@@ -263,5 +269,13 @@ def _plots(facts: dict[str, Any], names: Sequence[str]) -> tuple[list[PublishedF
     from hf_lmmixup.run_figures import run_figures
 
     figures = [figure for figure in run_figures(facts) if figure.name in names]
-    files = [published_file(f"plots/{figure.name}.svg", draw(figure)) for figure in figures]
-    return files, [(figure.title, f"plots/{figure.name}.svg") for figure in figures]
+    files = [published_file(_plot_file(figure.name), draw(figure)) for figure in figures]
+    return files, [(figure.title, _plot_file(figure.name)) for figure in figures]
+
+
+def _plot_file(name: str) -> str:
+    return f"plots/{name}.svg"
+
+
+def _any_of(*patterns: str) -> str:
+    return "|".join(f"(?:{pattern})" for pattern in patterns)

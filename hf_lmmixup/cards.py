@@ -3,16 +3,18 @@
     (folder / "README.md").write_text(render_dataset_card(facts), encoding="utf-8")
 
 Facts are what `facts.json` of a run directory holds, as far as it is known; a card leaves out the rest. A publication
-adds `repo_id`, `licenses`, `plots` (paths in the repository), and for a distiller `library`, `base_model` and `files`.
+adds `repo_id`, `licenses`, `plots` (paths in the repository), and for a distiller `library`, `base_model` and
+`own_tokenizer`.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.card_markup import decimal, dump_yaml, fenced, one_line, render_card
 from hf_lmmixup.figures import Facts, by_model, given_scores, score_text, score_title
-from hf_lmmixup.licenses import UNKNOWN, as_metadata
+from hf_lmmixup.licenses import OTHER, UNKNOWN, as_metadata
 from hf_lmmixup.recipe import EXTRACTIVE, TINY, TRAINED, TRAINED_BEFORE, UNTRAINED
 from hf_lmmixup.secrecy import public_name, public_settings
 
@@ -60,7 +62,7 @@ def render_dataset_card(facts: Facts) -> str:
     """
     head = {
         "language": _listed(facts.get("language")),
-        "license": as_metadata(licenses_of(facts)),
+        **as_metadata(licenses_of(facts)),
         "pretty_name": one_line(facts.get("name", "run")),
         "size_categories": [size_category(facts["rows"]["out"])],
         "task_categories": ["text-generation"],
@@ -86,18 +88,17 @@ def render_model_card(facts: Facts) -> str:
 
     Args:
         facts: The facts of a run. Optional: `licenses`, `language`, `base_model` (Hub id), `library` (`transformers`
-            or `peft`), `datasets` (Hub ids it was trained on), `repo_id`, `plots`, `evaluations`, `mixture_test`.
+            or `peft`), `own_tokenizer` (whether an adapter comes with one), `datasets` (Hub ids it was trained on),
+            `repo_id`, `plots`, `evaluations`, `mixture_test`.
 
     Returns:
         The text of README.md, with the held-out rewards and `evaluations` as `model-index`.
     """
     library, base = facts.get("library") or "transformers", facts.get("base_model")
     trained = _distiller(facts)["trained"]
-    licenses = licenses_of(facts)
     head = {
         "language": _listed(facts.get("language")),
-        "license": licenses[0] if len(licenses) == 1 else "other",
-        "license_name": None if len(licenses) == 1 else "-and-".join(licenses),
+        **as_metadata(licenses_of(facts), several=False),
         "library_name": library,
         "pipeline_tag": "text-generation",
         "base_model": base,
@@ -107,7 +108,7 @@ def render_model_card(facts: Facts) -> str:
         "model-index": model_index(facts),
     }
     values = {"library": library, "base": base, "evaluations": facts.get("evaluations") or []}
-    values["test"] = _systems(facts)
+    values |= {"own_tokenizer": facts.get("own_tokenizer", False), "test": _systems(facts)}
     return render_card("model_card.md.jinja", head, _common(facts) | values)
 
 
@@ -123,7 +124,7 @@ def render_datastore_card(facts: Facts) -> str:
     """
     head = {
         "language": _listed(facts.get("language")),
-        "license": as_metadata(licenses_of(facts)),
+        **as_metadata(licenses_of(facts)),
         "pretty_name": f"{one_line(facts.get('name', 'run'))} datastore",
         "size_categories": [size_category(facts["datastore"]["rows"])],
         "tags": [*TAGS, "embeddings"],
@@ -138,13 +139,12 @@ def render_datastore_card(facts: Facts) -> str:
 
 def render_space_card(facts: Facts) -> str:
     """The card of a report as a static Space."""
-    licenses = licenses_of(facts)
     head = {
         "title": one_line(f"{facts.get('name', 'run')} report")[:60],
         "sdk": "static",
         "app_file": "index.html",
         "pinned": False,
-        "license": licenses[0] if len(licenses) == 1 else "other",
+        **as_metadata(licenses_of(facts), several=False),
         "tags": list(TAGS),
     }
     return render_card("space_card.md.jinja", head, _common(facts))
@@ -174,6 +174,14 @@ def is_repo_id(text: str) -> bool:
     """Whether a text is a Hub id with an owner, and not the path of a file."""
     named = re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", text) is not None
     return named and re.search(r"\.(jsonl?|parquet|csv|tsv|txt|arrow|gz|zst|ya?ml)$", text) is None
+
+
+def with_local_paths(settings: Any) -> Any:
+    """Settings in which no path of this machine looks like a Hub id: a folder `data/pile` becomes `./data/pile`."""
+    if isinstance(settings, Mapping):
+        return {name: with_local_paths(value) for name, value in settings.items()}
+    local = isinstance(settings, str) and is_repo_id(settings) and Path(settings).exists()
+    return f"./{settings}" if local else settings
 
 
 def ledger_rows(facts: Facts) -> list[tuple[str, str, int]]:
@@ -219,7 +227,7 @@ def _common(facts: Facts) -> dict[str, Any]:
     return {
         "name": facts.get("name", "run"),
         "repo_id": one_line(facts.get("repo_id") or PLACE),
-        "licenses": licenses_of(facts),
+        "licenses": [value.removeprefix(f"{OTHER}:") for value in licenses_of(facts)],
         "plots": facts.get("plots") or [],
         "versions": facts.get("versions") or {},
         "recipe": fenced(dump_yaml(recipe), "yaml") if recipe else "",

@@ -10,6 +10,7 @@ stopped anywhere is finished by the same push again.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from huggingface_hub.utils import validate_repo_id
 
 from hf_lmmixup.artifacts import PREPARATIONS, SOURCES, Source
+from hf_lmmixup.card_markup import one_line
 from hf_lmmixup.cards import render_dataset_card
 from hf_lmmixup.hub_repository import HubRepository, PushError
-from hf_lmmixup.licenses import UNKNOWN, merge
+from hf_lmmixup.licenses import OTHER, UNKNOWN, merge
 from hf_lmmixup.patience import first_line, insist
 from hf_lmmixup.publication import Publication
 
@@ -40,6 +42,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+TAG = re.compile(r"(?!.*\.\.)[A-Za-z0-9](?:[A-Za-z0-9._+-]*[A-Za-z0-9_+-])?")
+"""Names that git, the Hub and addresses take as they are."""
 
 
 @dataclass(frozen=True)
@@ -185,10 +190,13 @@ def publish(
         What is on the Hub now.
 
     Raises:
+        ValueError: If the tag cannot be the name of one.
         PushError: If the Hub refuses for good or keeps failing, the repository is public and `public` is not set, the
             tag stands for other files, or the files read back are not those sent.
     """
     api = api or HfApi()
+    if tag is not None and not TAG.fullmatch(tag):
+        raise ValueError(f"tag={tag!r} cannot be the name of a tag. Expected one such as v1 or v1.0-rc.2.")
     try:
         return _publish(HubRepository(api, publication), public=public, tag=tag or f"content-{publication.digest}")
     except OfflineModeIsEnabled:
@@ -199,6 +207,7 @@ def publish(
 
 def _publish(repository: HubRepository, *, public: bool, tag: str) -> Pushed:
     private = repository.claim(public=public)
+    repository.tagged(tag)  # one that stands for other files is found before anything is sent
     commit, commits, uploaded, deleted = repository.upload()
     repository.read_back(commit)
     commit = repository.tag(tag, commit)
@@ -215,7 +224,7 @@ def _licenses(api: HfApi, sources: Sequence[Source], given: str | None) -> tuple
         for source in sources
     }
     licenses = merge({name: value or given for name, value in known.items()})
-    if given and licenses != (given.lower(),):
+    if given and licenses != merge({"given": given}):
         asked = ", ".join(f"{name} ({value or 'not known'})" for name, value in known.items())
         raise ValueError(
             f"license={given!r} does not cover the sources {asked}: together they ask for {', '.join(licenses)}. "
@@ -231,10 +240,12 @@ def _license_on_hub(api: HfApi, source: Source) -> str | None:
     except (HTTPError, OfflineModeIsEnabled) as error:
         logger.warning("The license of %s is not known: %s", source.name, first_line(error))
         return None
-    card = getattr(info, "card_data", None)
-    value = card.get("license") if card is not None else None
+    card = getattr(info, "card_data", None) or {}
+    value = card.get("license")
     if isinstance(value, list):
         value = value[0] if len(value) == 1 else UNKNOWN
+    if value == OTHER and isinstance(name := card.get("license_name"), str):
+        value = f"{OTHER}:{one_line(name)}"
     return value if isinstance(value, str) and value != UNKNOWN else None
 
 

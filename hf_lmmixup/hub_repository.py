@@ -3,7 +3,8 @@
 Every step looks first at what is there, so each can be repeated: after a lost answer, after another writer, after a
 kill. The steps, for a repository that does not exist yet::
 
-    claim -> upload (one commit on top of the commit seen) -> read_back -> tag -> make_public, where asked for
+    claim -> tagged (is the tag free?) -> upload (one commit on top of the commit seen) -> read_back -> tag
+          -> make_public, where asked for
 
 Only `upload` writes files, and only as one commit with the seen commit as its parent: if anything was written in
 between, the Hub answers 412 and the differences are taken anew.
@@ -132,17 +133,22 @@ class HubRepository:
         hf_raise_for_status(response)
         return bytes(response.content)
 
+    def tagged(self, name: str) -> str | None:
+        """The commit that has the tag; None if there is no such tag.
+
+        Raises:
+            PushError: If the tag stands for other files.
+        """
+        tags = {tag.name: tag.target_commit for tag in insist(lambda: self.api.list_repo_refs(**self.place)).tags}
+        if name in tags and self.differences(self.tree(tags[name])) != ([], []):
+            raise PushError(f"The tag {name} of {self.publication.repo_id} stands for other files. Choose another.")
+        return tags.get(name)
+
     def tag(self, name: str, commit: str) -> str:
         """Put the tag on the commit, unless it is on the same files already; the commit that has it."""
         for _ in range(ATTEMPTS):
-            tags = {tag.name: tag.target_commit for tag in insist(lambda: self.api.list_repo_refs(**self.place)).tags}
-            if name in tags:
-                new, old = self.differences(self.tree(tags[name]))
-                if not new and not old:
-                    return tags[name]
-                raise PushError(
-                    f"The tag {name} of {self.publication.repo_id} stands for other files. Choose another."
-                )
+            if (known := self.tagged(name)) is not None:
+                return known
             # a tag that was set but whose answer was lost is found in the next round
             insist(lambda: self.api.create_tag(**self.place, tag=name, revision=commit, exist_ok=True))
         raise PushError(f"The Hub did not keep the tag {name} on {self.publication.repo_id}. Push again.")

@@ -8,14 +8,20 @@ allow that, and must pass on what each source asks for::
     >>> merge({"a": "cc-by-4.0", "b": "apache-2.0"})
     ('apache-2.0', 'cc-by-4.0')
 
-Identifiers are the Hub's (https://huggingface.co/docs/hub/repositories-licenses). The table is a careful reading of
-the licenses, not legal advice; what is not in it counts as unknown.
+Identifiers are the Hub's (https://huggingface.co/docs/hub/repositories-licenses); a license that has none is `other:`
+and the `license_name` of its card, such as `other:qwen-research`. The table is a careful reading of the licenses, not
+legal advice; what is not in it counts as unknown.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 UNKNOWN = "unknown"
+
+OTHER = "other"
+"""The Hub's id of all licenses that have none of their own."""
 
 DEDICATED = frozenset(["cc0-1.0", "pddl", "unlicense", "wtfpl", "0bsd"])
 """Nothing is asked for."""
@@ -56,7 +62,7 @@ REFUSED_BY = {"gpl-2.0": frozenset(["apache-2.0"])}
 NONCOMMERCIAL = frozenset(["cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0"])
 """Commercial use is not allowed."""
 
-NO_ADAPTATIONS = frozenset(["cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0"])
+NO_ADAPTATIONS = re.compile(r"cc-by-(?:nc-)?nd-.*")
 """Adaptations may not be shared at all."""
 
 RESTRICTED = frozenset(
@@ -86,18 +92,27 @@ def merge(sources: Mapping[str, str | None]) -> tuple[str, ...]:
     Raises:
         IncompatibleLicenses: If a source forbids adaptations, or two ask for what excludes each other; names both.
     """
-    known = {name: value.lower() for name, value in sources.items() if value}
+    plain = {name: _plain(value) for name, value in sources.items()}
+    known = {name: value for name, value in plain.items() if value != UNKNOWN}
     for name, value in known.items():
-        if value in NO_ADAPTATIONS:
+        if NO_ADAPTATIONS.fullmatch(value):
             raise IncompatibleLicenses(
                 f"{name} is licensed {value}, which allows no adaptations, and distilled rows are adaptations. "
                 "Leave this source out."
             )
     result = _strongest(known)
-    distinct = {value.lower() if value else UNKNOWN for value in sources.values()}
+    distinct = set(plain.values())
     if distinct <= LISTED and distinct:
         return result
+    named = {value for value in distinct if value.startswith(f"{OTHER}:")}
+    if named and distinct - named <= DEDICATED | PERMISSIVE:
+        return tuple(sorted(named))
     return tuple(distinct) if len(distinct) == 1 else (UNKNOWN,)
+
+
+def _plain(value: str | None) -> str:
+    """An id as the Hub writes it; SPDX adds to some whether later versions will do."""
+    return (value or UNKNOWN).lower().removesuffix("-only").removesuffix("-or-later")
 
 
 def _strongest(known: Mapping[str, str]) -> tuple[str, ...]:
@@ -135,6 +150,14 @@ def _conflict(by_license: Mapping[str, str], *values: str) -> IncompatibleLicens
     )
 
 
-def as_metadata(licenses: Sequence[str]) -> str | list[str]:
-    """The form of a card's `license`: one id, or a list of them."""
-    return licenses[0] if len(licenses) == 1 else list(licenses)
+def as_metadata(licenses: Sequence[str], *, several: bool = True) -> dict[str, Any]:
+    """The entries of a card's head: `license`, and `license_name` where the Hub has no id.
+
+    Args:
+        licenses: What `merge` returned.
+        several: Whether the card may list several ids, as that of a dataset; others join them to one name.
+    """
+    names = [value.removeprefix(f"{OTHER}:") for value in licenses]
+    if tuple(names) != tuple(licenses) or (len(names) > 1 and not several):
+        return {"license": OTHER, "license_name": "-and-".join(names)}
+    return {"license": names[0] if len(names) == 1 else names}

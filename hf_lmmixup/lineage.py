@@ -46,6 +46,9 @@ EXCERPT = 200
 SHOWN = 5
 """Ids and sources that a message names."""
 
+TEXTS = ("examples", "map")
+"""Facts that hold texts of raw rows."""
+
 WITHDRAWN = "withdraw: withdrawn"
 ORPHANED = f"{LOST}withdraw: another of its sources is withdrawn"
 
@@ -159,7 +162,8 @@ def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Itera
 
     Args:
         run: The run directory; it is not changed.
-        output: Folder of the new dataset.
+        output: Folder of the new dataset, with its card, the facts that `lmmixup push dataset` makes one from, and
+            `withdrawn.json`.
         ids: Ids of raw rows.
         sources: Values of their column `source`; all rows of them go.
 
@@ -194,7 +198,9 @@ def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Itera
         left = pa.concat_tables(parts)
         done = Withdrawn(sorted(gone), dropped, sorted(orphans), len(left))
         write_json(partial / "withdrawn.json", vars(done))
-        (partial / "README.md").write_text(_card(run, done, left), encoding="utf-8")
+        facts = _facts(run, done, left)
+        write_json(partial / "facts.json", facts)
+        (partial / "README.md").write_text(render_dataset_card(facts), encoding="utf-8")
     return done
 
 
@@ -228,14 +234,14 @@ def _distilled(run: Path, identifiers: list[str]) -> str:
     return f" Raw rows are withdrawn: {'; '.join(rows)}." if rows else ""
 
 
-def _card(run: Path, done: Withdrawn, left: pa.Table) -> str:
-    """The card of the rows that are left, with the run's books as they are now."""
-    facts = read_json(run / "facts.json")
+def _facts(run: Path, done: Withdrawn, left: pa.Table) -> dict[str, Any]:
+    """The run's facts as they are now, for the card of the rows that are left and for those who publish them."""
+    facts = {name: value for name, value in read_json(run / "facts.json").items() if name not in TEXTS}
     note = f"{len(done.withdrawn)} raw rows were withdrawn, and with them {len(done.dropped)} rows of the dataset."
     notes = [*facts["ledger"]["notes"], note]
     books = Ledger(facts["ledger"]["rows_in"], pq.read_table(run / "rows.parquet"), notes)
     reasons = dict.fromkeys(done.orphans, ORPHANED) | dict.fromkeys(done.withdrawn, WITHDRAWN)
-    return render_dataset_card(facts | dataset_facts(left, books.without(reasons).summary(), facts["scores"]))
+    return facts | dataset_facts(left, books.without(reasons).summary(), facts["scores"])
 
 
 def _check(run: Path) -> None:

@@ -12,7 +12,7 @@ Words that come from outside, such as titles and licenses, are escaped in the ca
 """
 
 import hashlib
-import shutil
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ import yaml
 from datasets import Dataset
 
 from hf_lmmixup import licenses
+from hf_lmmixup.cards import size_category
 from hf_lmmixup.mixture_rows import FORMS
 from hf_lmmixup.records import TaskType
 
@@ -30,7 +31,11 @@ from hf_lmmixup.records import TaskType
 ROWS_PER_SHARD = 20_000
 """About 40 MB of Parquet for clusters of ordinary size."""
 
-SIZE_CATEGORIES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+TAGS = ("instruction-distillation", "lm-mixup", "trl")
+
+CARD, PARTIAL = "README.md", ".partial"
+WRITTEN = re.compile(rf"(?:train|test)-[0-9a-f]{{8}}-\d{{5}}-of-\d{{5}}\.parquet|\..+\.parquet{re.escape(PARTIAL)}")
+"""Names of the files that a build leaves in the folder of a configuration, or left when it was stopped."""
 
 KINDS = {
     TaskType.QA: "question and answer",
@@ -74,10 +79,10 @@ def write_repository(
     origins: Sequence[Origin],
     rows_per_shard: int = ROWS_PER_SHARD,
 ) -> list[Path]:
-    """Write the Parquet files and the card; what an earlier build left in the configurations' folders is removed.
+    """Write the Parquet files, then the card; what an earlier build left in the configurations' folders goes last.
 
     Args:
-        folder: Where the repository shall be.
+        folder: Where the repository shall be; files that no build wrote stay as they are.
         configurations: The first is the default one.
         title: Headline of the card.
         description: Text of the card below it, in Markdown, by the caller: it is not escaped.
@@ -88,34 +93,52 @@ def write_repository(
         The files written, in order, card last.
 
     Raises:
-        ValueError: If there is no row at all, or the licenses cannot be combined.
+        ValueError: If there is no row at all, the licenses cannot be combined, or the folder is something else's.
     """
     if not any(clusters for configuration in configurations for clusters in configuration.clusters.values()):
         raise ValueError("There is no cluster to write; see the counts of dropped ones for the reason.")
     folder, files = Path(folder), []
+    check_folder(folder)
     patterns: dict[str, dict[str, str]] = {}
     for configuration in configurations:
-        shutil.rmtree(folder / configuration.name, ignore_errors=True)
-        (folder / configuration.name).mkdir(parents=True)
+        (folder / configuration.name).mkdir(parents=True, exist_ok=True)
         patterns[configuration.name] = {}
         for split, clusters in configuration.clusters.items():
             part = folder / configuration.name, split, configuration.form, clusters, rows_per_shard
             stem, shards = _write_shards(*part)
             patterns[configuration.name][split] = f"{configuration.name}/{stem}-*.parquet"
             files += shards
-    card = folder / "README.md"
-    card.write_text(_card(configurations, patterns, title, description, origins), encoding="utf-8")
+    card, partial = folder / CARD, folder / f".{CARD}{PARTIAL}"
+    partial.write_text(_card(configurations, patterns, title, description, origins), encoding="utf-8")
+    partial.replace(card)
+    for configuration in configurations:
+        for path in (folder / configuration.name).iterdir():
+            if WRITTEN.fullmatch(path.name) and path not in files:
+                path.unlink()
     return [*files, card]
 
 
-def license_of(origins: Sequence[Origin]) -> str | list[str]:
-    """What the card's `license` says: the licenses that cover all origins, or `other` where one is not the Hub's.
+def check_folder(folder: Path) -> None:
+    """Refuse a place that is not for a repository of clusters, before anything is computed.
+
+    Raises:
+        ValueError: If it is a file, or a folder with the README.md of something else.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file. Name a folder for the dataset.")
+    card = folder / CARD
+    if card.is_file() and f"\n- {TAGS[1]}\n" not in card.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(f"{card} is not the card of such a dataset, and would be overwritten. Name another folder.")
+
+
+def license_of(origins: Sequence[Origin]) -> dict[str, Any]:
+    """What the card's head says: the licenses that cover all origins, or `other` where one is not the Hub's.
 
     Raises:
         ValueError: If an origin allows no adaptations, or two exclude each other.
     """
     merged = licenses.merge({f"{origin.source} under {origin.license}": origin.license for origin in origins})
-    return licenses.as_metadata(merged) if set(merged) <= licenses.LISTED else "other"
+    return licenses.as_metadata(merged) if set(merged) <= licenses.LISTED else {"license": licenses.OTHER}
 
 
 def _write_shards(
@@ -130,11 +153,12 @@ def _write_shards(
         part = clusters[shard * rows_per_shard : (shard + 1) * rows_per_shard]
         rows = [row(cluster) for cluster in part]
         columns = {name: [cells[name] for cells in rows] for name in features}
-        path = folder / f"{split}{number}"
+        path = folder / f".{split}{number}{PARTIAL}"
         Dataset.from_dict(columns, features=features).to_parquet(path)
         content.update(path.read_bytes())
     stem = f"{split}-{content.hexdigest()[:8]}"
-    return stem, [(folder / f"{split}{number}").rename(folder / f"{stem}{number}") for number in numbered]
+    partial = [folder / f".{split}{number}{PARTIAL}" for number in numbered]
+    return stem, [path.replace(folder / f"{stem}{number}") for path, number in zip(partial, numbered, strict=True)]
 
 
 def _card(
@@ -157,15 +181,13 @@ def _front_matter(
     title: str,
     origins: Sequence[Origin],
 ) -> dict[str, Any]:
-    rows = len(_distinct(configurations))
-    size = next((name for limit, name in SIZE_CATEGORIES if rows < limit), "n>1M")
     return {
-        "license": license_of(origins),
+        **license_of(origins),
         "language": ["en"],
         "pretty_name": title,
         "task_categories": ["text-generation"],
-        "size_categories": [size],
-        "tags": ["instruction-distillation", "lm-mixup", "trl"],
+        "size_categories": [size_category(len(_distinct(configurations)))],
+        "tags": list(TAGS),
         "configs": [
             {
                 "config_name": configuration.name,

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 from datasets import Dataset
 
-from hf_lmmixup.hub import render_dataset_card
+from hf_lmmixup.cards import render_dataset_card, with_local_paths
 from hf_lmmixup.ledger import DROPPED, MERGED, Ledger
 from hf_lmmixup.recipe import Recipe, SelectRecipe
 from hf_lmmixup.records import Outcome
@@ -192,7 +192,7 @@ def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> 
     sizes = pc.value_counts(numbers).field("counts")
     return {
         "name": recipe.name,
-        "recipe": recipe.settings(),
+        "recipe": with_local_paths(recipe.settings()),
         "versions": results.versions,
         **dataset_facts(
             table_of(results.merged),

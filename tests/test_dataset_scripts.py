@@ -14,7 +14,7 @@ from datasets import Dataset, get_dataset_config_names, load_dataset
 from safetensors.numpy import load_file
 
 from hf_lmmixup import bundled, mixture, shipped_vectors
-from hf_lmmixup.articles import segment
+from hf_lmmixup.articles import read_articles, segment
 from hf_lmmixup.corruption import names
 from hf_lmmixup.mixture_repository import Configuration, Origin, escape, license_of, write_repository
 from hf_lmmixup.mixture_rows import GRPO, RAW, SFT
@@ -166,6 +166,73 @@ def test_own_articles_end_to_end(articles, tmp_path, capsys):
     assert again[:] == sets["grpo"]["train"][:]
 
 
+def test_nothing_of_others_in_the_folder_is_lost(articles, tmp_path, capsys):
+    """A folder `raw` is what many projects keep their own files in."""
+    folder = tmp_path / "data"
+    (folder / "raw").mkdir(parents=True)
+    mine = [folder / "raw" / name for name in ("articles.jsonl", "train-00000-of-00001.parquet")]
+    for path in mine:
+        path.write_bytes(articles.read_bytes())
+    command = ["build", str(folder), "--articles", str(mine[0]), "--no-fusion"]
+    assert script.main(command) == 0
+    stale = folder / "sft" / "train-0123abcd-00000-of-00001.parquet"
+    stale.write_text("of an earlier build")
+    assert script.main([*command, "--seed", "1"]) == 0
+    assert all(path.read_bytes() == articles.read_bytes() for path in mine) and not stale.exists()
+    assert sorted(len(list((folder / form).glob("*.parquet"))) for form in FORMS) == [2, 2, 3]
+    (folder / "README.md").write_text("# My project\n")
+    capsys.readouterr()
+    assert script.main(command) == 1
+    assert "README.md is not the card of such a dataset" in capsys.readouterr().err
+    assert (folder / "README.md").read_text() == "# My project\n"
+    assert script.main(["build", str(mine[0]), *command[2:]]) == 1 and "is a file" in capsys.readouterr().err
+
+
+def test_a_build_that_is_stopped_leaves_the_one_before(articles, tmp_path, monkeypatch):
+    folder = tmp_path / "own"
+    command = ["build", str(folder), "--articles", str(articles), "--no-fusion"]
+    assert script.main(command) == 0
+    before = load_dataset(str(folder), "raw", split="train", cache_dir=str(tmp_path / "before"))[:]
+    monkeypatch.setattr("hf_lmmixup.mixture_repository._card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        script.main([*command, "--seed", "1"])
+    assert load_dataset(str(folder), "raw", split="train", cache_dir=str(tmp_path / "after"))[:] == before
+
+
+def test_an_article_in_two_rows_keeps_both_licenses(tmp_path):
+    text = "The Moon pulls the sea on the near side of Earth more strongly than on the far side {}. " * 3
+    rows = [
+        {"title": "Tides", "text": text.format(word, word, word), "source": word, "license": name}
+        for word, name in (("here", "CC-BY-SA-4.0"), ("there", "MIT"))
+    ]
+    (tmp_path / "articles.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = script._origins(segment(read_articles(tmp_path / "articles.jsonl")).segments)
+    assert found == [Origin("here", "CC-BY-SA-4.0", 1), Origin("there", "MIT", 1)]
+    assert license_of(found) == {"license": "cc-by-sa-4.0"}
+
+
+def test_every_dataset_has_a_journal_of_its_own(articles, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_lmmixup.endpoint.MAX_ATTEMPTS", 1)
+    monkeypatch.setattr("hf_lmmixup.endpoint.SINGLE_FAILURES", 1)
+    monkeypatch.chdir(tmp_path)
+    model = ["--chat-model", "m", "--base-url", "http://127.0.0.1:9/v1", "--concurrency", "1"]
+    for name in ("own.v1", "own.v2"):
+        assert script.main(["build", name, "--articles", str(articles), "--no-fusion", *model]) == 3
+        assert (tmp_path / f"{name}.journal").exists()
+
+
+def test_where_no_cluster_comes_out_the_reasons_are_told(tmp_path, capsys):
+    row = {"title": "a", "text": "and so on it goes with this and that " * 4, "source": "s", "license": "MIT"}
+    (tmp_path / "poor.jsonl").write_text(json.dumps(row))
+    command = ["build", str(tmp_path / "own"), "--articles", str(tmp_path / "poor.jsonl"), "--no-fusion"]
+    assert script.main(command) == 1
+    said = capsys.readouterr()
+    assert "There is no cluster to write" in said.err and "0 clusters; dropped: {'" in said.out
+    with pytest.raises(SystemExit):
+        script.main([*command, "--limit", "-1"])
+    assert "-1 is not 1 or more" in capsys.readouterr().err
+
+
 def test_limit_and_dry_run(articles, tmp_path, capsys):
     command = ["build", str(tmp_path / "own"), "--articles", str(articles), "--limit", "10", "--dry-run"]
     assert script.main(command) == 0
@@ -242,7 +309,7 @@ def test_foreign_words_cannot_reach_the_front_matter(tmp_path):
     ],
 )
 def test_the_license_covers_all_origins(found, license_name):
-    assert license_of([Origin("notes", name, 1) for name in found]) == license_name
+    assert license_of([Origin("notes", name, 1) for name in found]) == {"license": license_name}
 
 
 def test_a_license_that_forbids_adaptations_is_refused_before_any_work(tmp_path, capsys):

@@ -336,8 +336,17 @@ def test_a_tag_of_other_files_is_refused(hub, client, run, name):
     client.call("push", "dataset", run, name, tag="v1")
     assert client.call("push", "dataset", run, name, tag="v1")["commits"] == 0
     (run / "facts.json").write_text(json.dumps({**FACTS, "name": "another"}))
+    hub.requests.clear()
     with pytest.raises(Raised, match="The tag v1 of .* stands for other files. Choose another"):
         client.call("push", "dataset", run, name, tag="v1")
+    assert requests_of(hub, "^(POST|PUT|DELETE)") == []
+
+
+@pytest.mark.parametrize("tag", ["v 1", "", "-v1", "v1.", "a..b", "a/b", "v1\n", "v~1"])
+def test_what_cannot_be_a_tag_is_refused_before_anything_leaves(hub, client, run, name, tag):
+    with pytest.raises(Raised, match="ValueError: tag=.* cannot be the name of a tag"):
+        client.call("push", "dataset", run, name, tag=tag)
+    assert f"datasets/{name}" not in hub.store.repositories
 
 
 # Kills

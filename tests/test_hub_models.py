@@ -1,6 +1,7 @@
 """Distillers on a Hub on loopback: whole models, adapters and merged ones, loaded by the libraries that others use."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -144,6 +145,28 @@ def test_a_merged_adapter_is_a_whole_model(hub, client, adapter, base):
     assert client.call("push", "distiller", adapter, "tester/merged", merge_adapter=True)["commits"] == 0
 
 
+def test_an_adapter_with_a_tokenizer_is_used_with_its_own(hub, client, run, adapter, tmp_path):
+    """The chat template of a base model is often the adapter's alone."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(run / "distiller" / name, folder)
+    client.call("push", "distiller", folder, "tester/with-tokenizer")
+    card = hub.store.files("models/tester/with-tokenizer")["README.md"].decode()
+    assert 'AutoTokenizer.from_pretrained("tester/with-tokenizer")' in card
+    assert client.call("run_card", "tester/with-tokenizer", "model")["text"] == "str"
+
+
+def test_what_an_earlier_push_left_of_another_kind_goes(hub, client, run, adapter, base):
+    client.call("push", "distiller", run, "tester/turned")
+    client.call("push", "distiller", adapter, "tester/turned")
+    files = sorted(hub.store.files("models/tester/turned"))
+    assert files == [".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors"]
+    client.call("push", "distiller", adapter, "tester/turned", merge_adapter=True)
+    assert not [name for name in hub.store.files("models/tester/turned") if name.startswith("adapter")]
+    assert client.call("largest_difference", base, adapter, "tester/turned") < 1e-5
+
+
 def test_an_adapter_on_a_local_folder_needs_a_name_for_it(hub, client, run, base, tmp_path):
     client.call("write_adapter", tmp_path / "adapter", run / "distiller")
     with pytest.raises(Raised, match="base model is the local folder .* Push that first and name it"):
@@ -168,6 +191,18 @@ def test_what_it_was_trained_on_is_in_the_card_and_its_license_counts(hub, clien
         client.call("push", "distiller", adapter, "tester/told", datasets=["tester/closed"])
     with pytest.raises(Raised, match="'rows.jsonl' is no dataset on the Hub"):
         client.call("push", "distiller", adapter, "tester/told", datasets=["rows.jsonl"])
+
+
+def test_a_license_that_is_none_of_the_hubs_keeps_its_name(hub, client, adapter, base):
+    hub.store.create("datasets/tester/named", private=False, user="tester")
+    card = b"---\nlicense: other\nlicense_name: qwen-research\nlicense_link: LICENSE\n---\n"
+    tree = {"README.md": hub.store.small_entry(card)}
+    hub.store.commit("datasets/tester/named", "main", None, tree, "card", "tester")
+    client.call("push", "distiller", adapter, "tester/passed-on", datasets=["tester/named"])
+    head = head_of(hub, "models/tester/passed-on")
+    assert (head["license"], head["license_name"]) == ("other", "qwen-research")
+    card = hub.store.files("models/tester/passed-on")["README.md"].decode()
+    assert "License: `qwen-research`, inherited" in card and "was not stated" not in card
 
 
 def test_a_folder_of_links_to_weights_is_no_model(client, run, tmp_path):

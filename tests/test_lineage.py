@@ -1,11 +1,15 @@
 """The story of one row, and what goes when its sources are withdrawn."""
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
 from borrowed_tools import tools
+from datasets import load_dataset
 from test_modes import ROWS, TRAINING_FREE, recipe
 from test_stage_commands import lmmixup
 
+from hf_lmmixup.artifacts import dataset_publication
 from hf_lmmixup.lineage import story, withdraw
 from hf_lmmixup.pipeline import run
 from hf_lmmixup.records import row_id
@@ -103,6 +107,18 @@ def test_card_after_a_withdrawal_counts_the_rows_that_are_left(finished, tmp_pat
     assert lines["dropped", orphaned] == len(done.orphans) > 0
     assert ("dropped", "cluster: no related rows") not in lines  # row 28, which is withdrawn
     assert sum(int(line[-1]) for line in table_of_card(card, "| score |")) == len(rows)
+
+
+def test_what_is_left_is_published_with_its_books_and_without_withdrawn_texts(finished, tmp_path):
+    withdraw(finished, tmp_path / "new", ids=[identifier(3)])
+    publication = dataset_publication(tmp_path / "new", "ada/rest", licenses=["mit"])
+    files = {file.name: file.content for file in publication.files}
+    here = (tmp_path / "new/README.md").read_text().partition("## What became of the raw rows")[2].partition("##")[0]
+    assert here and here in files["README.md"].decode()
+    assert json.loads(files["run/ledger.json"])["dropped"]["withdraw: withdrawn"] == 1
+    assert ROWS[3]["completion"] not in (tmp_path / "new/facts.json").read_text()
+    loaded = load_dataset(str(tmp_path / "new"), split="train", cache_dir=str(tmp_path))
+    assert loaded["id"][:] == pq.read_table(tmp_path / "new/data")["id"].to_pylist()
 
 
 UNKNOWN = [  # ids, sources, words of the message

@@ -17,6 +17,7 @@ from borrowed_tools import CopyingWriter, judge, raw_rows, tools
 from datasets import Dataset
 
 from hf_lmmixup import results
+from hf_lmmixup.artifacts import dataset_sources
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.pipeline import run
@@ -266,6 +267,15 @@ def test_a_changed_folder_or_evaluation_set_is_another_run(tmp_path):
     (tmp_path / "other").rename(pile)
     with pytest.raises(ValueError, match=r"holds a run with input\.bytes="):
         run(mine, tools=tools())
+
+
+def test_a_local_folder_is_not_taken_for_a_dataset_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Dataset.from_list(list(ROWS)).save_to_disk("data/pile")
+    run(recipe(tmp_path, input="data/pile"), tools=tools())
+    assert [source.repo_type for source in dataset_sources(tmp_path / "run")] == [None]  # no license is looked up
+    card = (tmp_path / "run/dataset/README.md").read_text()
+    assert "The raw rows are pile." in card and "data/pile" not in card.partition("<details>")[0]
 
 
 def test_a_run_with_a_missing_evaluation_set_claims_no_directory(tmp_path):
