@@ -13,7 +13,6 @@ Source: Mosaic-IT, arXiv 2405.13326; the sentences are our own.
 
 import gc
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from hf_lmmixup.mosaic_rows import RowForm, RowReader, answers_of
 from hf_lmmixup.mosaic_stream import MosaicDataset, MosaicWindow, epoch_key
 from hf_lmmixup.mosaic_text import Layout
 from hf_lmmixup.mosaic_tokens import KeptColumn, TokenCounter, checked_counts, describe_all, row_numbers
+from hf_lmmixup.stage_files import check_output, write_rows
 
 
 logger = logging.getLogger(__name__)
@@ -144,22 +144,18 @@ def mosaic_file(
         The books of the pass, and place -> reason for every row that could not be read.
 
     Raises:
-        ValueError: If the output is neither `.parquet` nor `.jsonl`, or as in `mosaic` and `load_rows`.
+        ValueError: If the output is neither `.parquet` nor `.jsonl` or is the source, or as in `mosaic` and
+            `load_rows`.
     """
     output = Path(output)
-    if output.suffix not in (".parquet", ".jsonl"):
-        raise ValueError(f"{output} ends in {output.suffix!r}. Mosaics are written as .parquet or .jsonl.")
+    check_output(output)
+    if output.exists() and Path(source).exists() and output.samefile(source):
+        raise ValueError(f"{output} is the input, whose rows mosaics would replace. Name another file to write.")
     loaded = read_turns(source, limit=limit, split=split)
     examples, report = build_mosaics(
         loaded.dataset, tokenizer, config, num_proc=num_proc, epoch=epoch, progress=progress
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    if output.suffix == ".parquet":
-        examples.to_parquet(str(partial))
-    else:
-        examples.to_json(str(partial), force_ascii=False)
-    os.replace(partial, output)
+    write_rows(examples, output)
     return report, loaded.dropped
 
 
@@ -206,6 +202,13 @@ def _counter(tokenizer: Any, config: MosaicConfig, token_counts: Sequence[int] |
     return TokenCounter(tokenizer)
 
 
+def _check_columns(columns: Sequence[str], config: MosaicConfig, token_counts: Sequence[int] | str | None) -> None:
+    asked = {"keep_apart": config.keep_apart, "token_counts": token_counts if isinstance(token_counts, str) else None}
+    for option, column in asked.items():
+        if column is not None and column not in columns:
+            raise ValueError(f"{option}={column!r} is no column of the rows; they have {sorted(columns)}.")
+
+
 def _passes(
     dataset: Dataset,
     counter: TokenCounter,
@@ -217,6 +220,9 @@ def _passes(
     """Count a dataset once."""
     if not len(dataset):
         raise ValueError("The dataset is empty, so there is nothing to join.")
+    if dataset.format["type"] != "custom":
+        dataset = dataset.with_format(None)  # NumPy's texts, for one, are no Python texts
+    _check_columns(dataset.column_names, config, token_counts)
     form = RowForm(dataset[0], dataset.features)
     known = token_counts is not None or config.max_tokens is None
     reader = RowReader(dataset, form)
@@ -244,7 +250,8 @@ def _stream(
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError("The dataset is empty, so there is nothing to join.")
-    window = MosaicWindow(RowForm(first, dataset.features), counter, config, token_counts)
+    _check_columns(list(first), config, token_counts)
+    window = MosaicWindow(RowForm(first, dataset.features), counter, config, token_counts, dataset.features)
     return dataset.shuffle(seed=config.seed, buffer_size=buffer_size).map(
         window,
         batched=True,

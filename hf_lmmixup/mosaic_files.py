@@ -17,7 +17,7 @@ from datasets import Dataset, Features, List, Value
 from hf_lmmixup.jsonl import Reject
 from hf_lmmixup.loading import ROLES, RawRow, load_rows, normalize_rows, raw_rows
 from hf_lmmixup.records import Outcome
-from hf_lmmixup.stage_files import read_rows
+from hf_lmmixup.stage_files import WRITTEN, read_rows
 
 
 CONVERSATIONS = Features(
@@ -33,7 +33,7 @@ def read_turns(source: str | Path, *, limit: int | None = None, split: str = "tr
     """Read rows of any form, conversations with their turns.
 
     Args:
-        source: What `load_rows` reads, or a Parquet file of this package, of which every column is kept.
+        source: What `load_rows` reads, or a file that a stage wrote, of which every column is kept.
         limit: Read at most this many raw rows.
         split: Which split of the source.
 
@@ -46,7 +46,7 @@ def read_turns(source: str | Path, *, limit: int | None = None, split: str = "tr
     """
     first = next((row for _, row in raw_rows(source, split) if not isinstance(row, Reject)), {})
     if _spoken(first) is None:
-        if Path(source).suffix == ".parquet":
+        if Path(source).suffix in WRITTEN:
             return read_rows(source, limit=limit)
         return load_rows(source, limit=limit, split=split)
     spoken: dict[str, list[Any] | None] = {}

@@ -42,11 +42,17 @@ def fit_length(planner: PassPlanner, plans: list[MosaicPlan], target: int) -> li
             return None
         plans = merged
     while len(plans) < target:
-        cut = _cut(plans, target - len(plans))
+        cut = _cut(planner, plans, target - len(plans))
         if len(cut) == len(plans):
             return None
         plans = cut
     return plans
+
+
+def reworded(planner: PassPlanner, plan: MosaicPlan, draws: Draws) -> MosaicPlan:
+    """A mosaic with other sentences, orders and gaps; as it was where these would exceed the budget."""
+    other = replace(plan, draws=draws)
+    return other if planner.size(other) <= planner.budget else plan
 
 
 def _merge(planner: PassPlanner, plans: list[MosaicPlan], surplus: int) -> list[MosaicPlan]:
@@ -72,7 +78,7 @@ def _merge(planner: PassPlanner, plans: list[MosaicPlan], surplus: int) -> list[
     return [joined_at.get(place, plan) for place, plan in enumerate(plans) if place not in gone]
 
 
-def _cut(plans: list[MosaicPlan], missing: int) -> list[MosaicPlan]:
+def _cut(planner: PassPlanner, plans: list[MosaicPlan], missing: int) -> list[MosaicPlan]:
     """One round of at most `missing` cuts: the mosaics with most rows fall into halves."""
     free = [place for place, plan in enumerate(plans) if len(plan.rows) > 1 and not plan.masked]
     chosen = set(sorted(free, key=lambda place: (-len(plans[place].rows), place))[:missing])
@@ -83,5 +89,5 @@ def _cut(plans: list[MosaicPlan], missing: int) -> list[MosaicPlan]:
             continue
         half = len(plan.rows) // 2
         cut.append(replace(plan, rows=plan.rows[:half]))
-        cut.append(replace(plan, rows=plan.rows[half:], draws=Draws(*plan.draws[::-1])))
+        cut.append(reworded(planner, replace(plan, rows=plan.rows[half:]), Draws(*plan.draws[::-1])))
     return cut

@@ -12,7 +12,7 @@ One example of a pass (text rows; conversations have `messages`, or lists of mes
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -23,7 +23,7 @@ from datasets.fingerprint import Hasher
 
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.mosaic_costs import template_costs
-from hf_lmmixup.mosaic_length import fit_length, target_length
+from hf_lmmixup.mosaic_length import fit_length, reworded, target_length
 from hf_lmmixup.mosaic_plan import UNLIMITED, Draws, MosaicPlan, PassPlanner, RowNumbers
 from hf_lmmixup.mosaic_rows import Item, RowReader, conversation_id
 from hf_lmmixup.mosaic_templates import load_templates
@@ -203,7 +203,9 @@ class MosaicPasses:
             self._length = len(fitted)
         fitted_plans = fit_length(self.planner, plans, self._length)
         if fitted_plans is None:  # the rows of the first pass stay together; wording and orders are new
-            return [_reworded(plan, rng) for plan in self._plan(0)]
+            first = self._plan(0)
+            draws = rng.random((len(first), len(Draws._fields))).tolist()
+            return [reworded(self.planner, plan, Draws(*row)) for plan, row in zip(first, draws, strict=True)]
         return fitted_plans
 
     def _example(self, plan: MosaicPlan, items: list[Item], ids: list[str]) -> dict[str, Any]:
@@ -258,7 +260,3 @@ def _fingerprint(table: pa.Table) -> str:
 
 def _strategy(plan: MosaicPlan) -> str:
     return plan.strategy if len(plan.rows) > 1 else plan.reason or "single"
-
-
-def _reworded(plan: MosaicPlan, rng: np.random.Generator) -> MosaicPlan:
-    return replace(plan, draws=Draws(*rng.random(len(plan.draws)).tolist()))

@@ -112,10 +112,19 @@ class MosaicWindow:
         counter: Counts tokens.
         config: The settings.
         token_counts: Column that holds the tokens, instead.
+        features: Features of the rows, where the stream knows them.
     """
 
-    def __init__(self, form: RowForm, counter: TokenCounter, config: MosaicConfig, token_counts: str | None) -> None:
+    def __init__(
+        self,
+        form: RowForm,
+        counter: TokenCounter,
+        config: MosaicConfig,
+        token_counts: str | None = None,
+        features: Features | None = None,
+    ) -> None:
         self.form, self.counter, self.config, self.token_counts = form, counter, config, token_counts
+        self.features = features
         self.writer = load_writer(config, counter)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
@@ -138,7 +147,7 @@ class MosaicWindow:
             described["tokens"] = checked_counts(batch[self.token_counts], len(reader))
         kept = None
         if config.keep_apart is not None:
-            kept = KeptColumn.find(config.keep_apart, batch[config.keep_apart], None)
+            kept = KeptColumn.find(config.keep_apart, batch[config.keep_apart], self.features)
         numbers = row_numbers(
             described, self.form, self.counter, kept, budgeted=config.max_tokens is not None, words=reader.words
         )

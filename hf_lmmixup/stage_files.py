@@ -29,8 +29,8 @@ from hf_lmmixup.tables import dataset_of
 WRITTEN = (".parquet", ".jsonl")
 RECORD = ("id", "prompt", "completion")
 
-STAGED = ("score", "cluster_id")
-"""Columns of which every stage writes one."""
+STAGED = ("score", "cluster_id", "confidence")
+"""Columns of which every stage, and `lmmixup confidence --rows`, writes one."""
 
 TYPES = {
     field.name: field.type

@@ -140,8 +140,8 @@ def training_set(
     """The rows as conversations, or mosaics of them, another pass in every epoch."""
     known_median = script.mosaic_items > 1 and training.mixup_weight and isinstance(rows, Dataset)
     if known_median and training.confidence_threshold is None:
-        known = [value for value in rows[training.confidence_column] if value is not None]
-        training.confidence_threshold = float(np.median(known))
+        known = np.array(rows[training.confidence_column][:], dtype=np.float64)  # None becomes NaN
+        training.confidence_threshold = float(np.nanmedian(known))
     rows = as_conversation(rows, tokenizer)
     if script.mosaic_items <= 1:
         return rows

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from hf_lmmixup.mosaic import build_mosaics, mosaic_file, read_responses
+from hf_lmmixup.mosaic import build_mosaics, mosaic, mosaic_file, read_responses
 from hf_lmmixup.mosaic_config import MASKS, NUMBERS, ORDERS, STRATEGIES, MosaicConfig, item_probabilities
 from hf_lmmixup.mosaic_rows import RowForm, RowReader
 from hf_lmmixup.mosaic_templates import FOLDER, PLACEHOLDERS, load_templates
@@ -612,6 +612,25 @@ def test_all_epochs_have_one_length_and_every_row(strategies, settings):
     assert len(lengths) == 1
 
 
+@pytest.mark.parametrize(
+    ("number", "seed", "words"),
+    [
+        ("max_length", 123, [75, 5, 85]),  # a later pass has the rows of the first one and other sentences
+        ("max_length", 266, [5, 90, 70]),
+        ("fixed", 126, [1, 90, 70, 60, 90, 90, 70, 60]),  # a mosaic is cut, and its second half gets sentences
+        ("fixed", 118, [60, 75, 5, 80, 75, 1, 75, 80]),
+    ],
+)
+def test_no_later_pass_exceeds_the_budget(number, seed, words):
+    data = Dataset.from_dict(
+        {"prompt": [f"p{i}" for i in range(len(words))], "completion": [" ".join(["w"] * count) for count in words]}
+    )
+    config = MosaicConfig(strategies={"format": 1.0}, number=number, max_tokens=200, seed=seed)
+    for epoch in range(4):
+        examples, _ = build_mosaics(data, Words(), config, epoch=epoch)
+        assert max(TokenCounter(Words())([r["prompt"] + " " + r["completion"] for r in examples])) <= 199
+
+
 # ----------------------------------------------------------------- forms of rows
 
 
@@ -757,8 +776,18 @@ def test_file_to_file(tmp_path, suffix):
         f"«{i}»" for i in range(40)
     )
     assert list(output.parent.iterdir()) == [output]
-    with pytest.raises(ValueError, match=r"'.csv'. Mosaics are written as"):
+    with pytest.raises(ValueError, match=r"'.csv'. Accepted outputs: .parquet, .jsonl."):
         mosaic_file(source, tmp_path / "out.csv")
+
+
+def test_the_input_is_not_written_over(tmp_path):
+    source, other = tmp_path / "in.jsonl", tmp_path / "other.jsonl"
+    source.write_text(json.dumps({"instruction": "Say 1", "output": "1"}))
+    other.symlink_to(source)
+    for output in (source, other):
+        with pytest.raises(ValueError, match="is the input"):
+            mosaic_file(source, output, config=MosaicConfig(max_tokens=None))
+    assert json.loads(source.read_text()) == {"instruction": "Say 1", "output": "1"}
 
 
 @pytest.mark.parametrize(
@@ -788,6 +817,21 @@ def test_rows_are_checked():
         RowForm({"text": "x"})
     with pytest.raises(ValueError, match="keep_apart='when'"):
         build_mosaics(rows(2).add_column("when", [["a"], ["b"]]), config=only("format", keep_apart="when"))
+    for make, data in ((build_mosaics, rows(2)), (mosaic, rows(2).to_iterable_dataset())):
+        with pytest.raises(ValueError, match="keep_apart='half' is no column of the rows; they have .'completion'"):
+            make(data, config=only("format", keep_apart="half"))
+        with pytest.raises(ValueError, match="token_counts='half' is no column"):
+            make(data, config=only("format"), token_counts="half")
+
+
+@pytest.mark.parametrize("form", ["numpy", "torch", "arrow"])
+def test_the_format_of_a_dataset_does_not_matter(form):
+    data, config = rows(30).add_column("confidence", [-float(i) for i in range(30)]), only("format")
+    apart = only("format", keep_apart="confidence")
+    for settings_ in (config, apart):
+        expected, report = build_mosaics(data, config=settings_)
+        examples, again = build_mosaics(data.with_format(form), config=settings_)
+        assert examples.to_list() == expected.to_list() and again == report
 
 
 def test_a_tampered_mosaic_is_found_out():

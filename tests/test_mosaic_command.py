@@ -100,6 +100,11 @@ def test_conversations_keep_their_turns_and_tables_their_columns(tmp_path):
         assert len({int(source[1:]) < 10 for source in row["sources"]}) == 1
         assert row["confidence"] == pytest.approx(-sum(int(s[1:]) for s in row["sources"]) / len(row["sources"]))
 
+    # What `lmmixup confidence --rows rows.jsonl` writes is the same table.
+    (tmp_path / "rows.jsonl").write_text(Dataset.from_dict(table).to_pandas().to_json(orient="records", lines=True))
+    lmmixup("mosaic", tmp_path / "rows.jsonl", "-o", tmp_path / "k2.jsonl", *apart)
+    assert written(tmp_path / "k2.jsonl") == written(tmp_path / "k.jsonl")
+
 
 @pytest.mark.parametrize(
     ("options", "message"),

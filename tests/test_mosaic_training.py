@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.data_loader import IterableDatasetShard
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, Value
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
@@ -178,6 +178,9 @@ def test_a_stream_in_is_a_stream_out(tokenizer):
     assert list(stream) == epochs[0]
     counted = data.add_column("length", [9] * 300).to_iterable_dataset()
     assert len(list(mosaic(counted, None, CONFIG, token_counts="length"))) < 300
+    unknown = data.add_column("confidence", [None] + [-1.5] * 299, feature=Value("float64")).to_iterable_dataset()
+    apart = mosaic(unknown, None, MosaicConfig(max_tokens=None, keep_apart="confidence"))
+    assert apart.features["confidence"] == Value("float64")  # whatever the first row holds
     with pytest.raises(ValueError, match="as the name of a column"):
         mosaic(counted, None, CONFIG, token_counts=[9] * 300)
     with pytest.raises(ValueError, match="nothing to join"):

@@ -2,10 +2,12 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -428,6 +430,21 @@ def test_parts_are_logged_and_add_up(tmp_path, tokenizer):
         assert 0 < row["mixup_share"] <= 1
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_parts_add_up_over_steps_of_different_sizes(tmp_path, tokenizer, counted):
+    rows = random_rows(4, count=10)  # in steps of four and of one micro-batch
+    changes = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 2, "num_train_epochs": 2}
+    trainer = mix_trainer(
+        tmp_path, tokenizer, tiny_model(), rows, logging_strategy="steps", logging_steps=2, **changes
+    )
+    trainer.model_accepts_loss_kwargs = counted
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "mixup_loss" in row]
+    assert len(logged) == 2
+    for row in logged:
+        assert math.isclose(row["loss"], row["ntp_loss"] + 0.2 * row["mixup_loss"], rel_tol=1e-5)
+
+
 def test_evaluation_is_not_mixed(tmp_path, tokenizer):
     rows = random_rows(5)
     evaluation = Dataset.from_list(random_rows(6)).select_columns(["input_ids", "labels"])
@@ -541,6 +558,15 @@ def test_a_stream_loses_no_row_and_keeps_pairs_whole(confidences, window, epoch)
     assert [row[ROW] for row in stream] == [row[ROW] for row in found]  # the same again
 
 
+def test_a_stream_on_one_side_of_the_threshold_is_reported_once(caplog):
+    rows = [{"input_ids": [i], "labels": [i], "confidence": -float(i)} for i in range(40)]
+    assert list(stream_of(rows)) and not caplog.records
+    stream = stream_of(rows, threshold=0.5)
+    assert len(list(stream)) == len(list(stream)) == 40
+    (record,) = caplog.records
+    assert "No pair to mix in the first 16 rows" in record.message and "'confidence'" in record.message
+
+
 def test_a_balanced_stream_is_paired_almost_wholly():
     rng = np.random.default_rng(0)
     rows = [{"input_ids": [i], "labels": [i], "confidence": float(-rng.random())} for i in range(1000)]
@@ -644,6 +670,7 @@ def test_mosaics_without_confidence_are_refused(tmp_path, tokenizer):
         ({"packing": True}, "packing=True joins the rows"),
         ({"padding_free": True, "max_length": None}, "padding_free=True joins the rows"),
         ({"per_device_train_batch_size": 3}, "even number"),
+        ({"accelerator_config": {"split_batches": True}}, "split_batches"),
         ({"train_sampling_strategy": "group_by_length"}, "'group_by_length'"),
         ({"mixup_alpha": 0.0}, "mixup_alpha=0.0"),
         ({"mixup_weight": -0.1}, "mixup_weight=-0.1"),
@@ -691,6 +718,15 @@ def test_sharded_heads(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("hf_lmmixup.sftmix.sftmix_trainer.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match="ZeRO-3"):
         mix_trainer(tmp_path, tokenizer, tiny_model(), random_rows(0))
+
+
+@pytest.mark.parametrize("spread", ["cp_enabled", "sp_enabled"])
+def test_rows_that_are_spread_over_processes(tmp_path, tokenizer, monkeypatch, spread):
+    plain = {"cp_enabled": False, "sp_enabled": False, "sp_backend": None, "tp_size": 1}
+    trainer = mix_trainer(tmp_path, tokenizer, tiny_model(), random_rows(0))
+    monkeypatch.setattr(Accelerator, "parallelism_config", SimpleNamespace(**plain | {spread: True}))
+    with pytest.raises(ValueError, match="context and sequence parallelism"):
+        trainer._refuse_what_cannot_be_mixed()
 
 
 def test_a_head_that_fsdp2_shards_by_itself(tmp_path, tokenizer):

@@ -203,6 +203,26 @@ def test_attach():
     assert attach_confidence(joined, table).to_list() == joined.to_list()  # joined anew, not twice
 
 
+def test_rows_that_were_not_measured_are_counted(caplog):
+    table = record_of([("a", 1, 2.0, 2)]).to_dataset()
+    attach_confidence(Dataset.from_dict({"id": ["a"]}), table)
+    assert not caplog.records
+    attach_confidence(Dataset.from_dict({"id": ["b", "a", "c"]}), table)
+    assert "2 of 3 rows are not in the confidence table" in caplog.text
+
+
+def test_columns_are_read_at_once():
+    class Column(list):
+        def __getitem__(self, key):
+            assert isinstance(key, slice)  # single values of a column of `datasets` take 100 us each
+            return super().__getitem__(key)
+
+        def __iter__(self):
+            raise AssertionError("so do these")
+
+    assert split_by_confidence(Column([-1.0, None, -5.0]), Column("bac")).tolist() == [1, 0, -1]
+
+
 def test_attach_refuses_strangers():
     table = record_of([("a", 1, 2.0, 2)]).to_dataset()
     with pytest.raises(ValueError, match="None of the 1 row ids"):
@@ -416,6 +436,21 @@ def test_reference_run_and_its_checkpoints(tmp_path):
         rows, model, tmp_path / "c2.parquet", checkpoints=2, run_directory=tmp_path / "run", **options
     )
     assert again.to_list() == table.to_list()
+    # Nor does a run of other rows, of another model or of other settings go on from its checkpoints.
+    other_rows = rows.map(lambda row: {"id": row["id"] + "x"})
+    for data, reference, change, named in (
+        (other_rows, model, {}, "rows"),
+        (rows, tmp_path / "other", {}, "reference model"),
+        (rows, model, {"epochs": 4, "checkpoints": 3}, "measurements, epochs"),
+    ):
+        with pytest.raises(ValueError, match=f"with another value of: {named}. Delete it to begin anew"):
+            record_confidence(
+                data,
+                reference,
+                tmp_path / "c3.parquet",
+                **{"checkpoints": 2, "run_directory": tmp_path / "run"} | options | change,
+            )
+    assert not (tmp_path / "c3.parquet").exists()
 
 
 def test_reference_run_with_lora_online(tmp_path):

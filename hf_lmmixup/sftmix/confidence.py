@@ -10,6 +10,7 @@ What is stored per row is the sum over the response's tokens, so parts can be me
      "perplexity": [17.53, 9.62], "confidence": -13.57}
 """
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
+
+logger = logging.getLogger(__name__)
 
 CONFIDENCE = Features(
     {
@@ -144,20 +147,22 @@ def attach_confidence(dataset: Dataset, table: Dataset, *, column: str = "confid
         column: Name of the column to write.
 
     Returns:
-        The dataset with the column; rows that nobody measured hold `None`.
+        The dataset with the column; rows that nobody measured hold `None`, and a warning counts them.
 
     Raises:
         ValueError: If the dataset has no ids, or none of them is in the table.
     """
     if "id" not in dataset.column_names:
         raise ValueError(f"The dataset has no `id` column to join by; it has {dataset.column_names}.")
-    measured = dict(zip(table["id"], table["confidence"], strict=True))
-    values = [measured.get(identifier) for identifier in dataset["id"]]
+    measured = dict(zip(table["id"][:], table["confidence"][:], strict=True))
+    values = [measured.get(identifier) for identifier in dataset["id"][:]]
     if values and all(value is None for value in values):
         raise ValueError(
             f"None of the {len(values)} row ids is in the confidence table ({len(measured)} rows): it was made from "
             "other data. Ids are hashes of the content; record the confidence of this very dataset."
         )
+    if missing := values.count(None):
+        logger.warning("%d of %d rows are not in the confidence table; they train unmixed.", missing, len(values))
     if column in dataset.column_names:
         dataset = dataset.remove_columns(column)
     return dataset.add_column(column, values, feature=Value("float64"))
@@ -181,7 +186,8 @@ def split_by_confidence(confidence: Sequence[float | None], ids: Sequence[str] |
         >>> split_by_confidence([-2.0, -9.0, -2.0, None, -4.0], ids=["b", "x", "a", "y", "z"]).tolist()
         [1, -1, 1, 0, -1]
     """
-    tie = [str(identifier) for identifier in ids] if ids is not None else [""] * len(confidence)
+    confidence = confidence[:]  # a column of `datasets` finds single values slowly
+    tie = [str(identifier) for identifier in ids[:]] if ids is not None else [""] * len(confidence)
     known = [i for i, value in enumerate(confidence) if value is not None and not math.isnan(value)]
     ranked = sorted(known, key=lambda i: (-float(confidence[i] or 0.0), tie[i], i))
     half = len(ranked) // 2

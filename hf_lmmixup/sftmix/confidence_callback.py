@@ -72,7 +72,7 @@ class ConfidenceCallback(TrainerCallback):
         self.checkpoints = checkpoints
         self.online = online
         self.output = Path(output if output is not None else f"{trainer.args.output_dir}/{FILE_NAME}")
-        self.ids: list[str] = [str(identifier) for identifier in trainer.train_dataset[id_column]]  # type: ignore[index]
+        self.ids: list[str] = [str(identifier) for identifier in trainer.train_dataset[id_column][:]]  # type: ignore[index]
         self.batch_size = batch_size or trainer.args.per_device_eval_batch_size
         self.record = ConfidenceRecord()
         self.table: Dataset | None = None

@@ -6,6 +6,7 @@ the stream they pass unpaired. One row as it comes out: `{"input_ids": [...], "l
 "mixup_half": 1}`, followed by its partner with `"mixup_half": -1`.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,6 +18,8 @@ from hf_lmmixup.sftmix.confidence import CONFIDENT, UNCONFIDENT, UNPAIRED
 from hf_lmmixup.sftmix.pairing import pair_order
 from hf_lmmixup.sftmix.response_nll import row_key
 
+
+logger = logging.getLogger(__name__)
 
 ROW, HALF = "mixup_row", "mixup_half"
 """Columns of a prepared training set: the row's number (of a stream: a hash of its content) and its half."""
@@ -41,6 +44,7 @@ class PairStream(IterableDataset):
     ) -> None:
         self.rows, self.column, self.threshold = rows, column, threshold
         self.seed, self.window, self.epoch = seed, window, 0
+        self._looked = False
 
     def __len__(self) -> int:
         return len(self.rows)  # type: ignore[arg-type]  # a stream without a length raises TypeError, as it should
@@ -70,6 +74,15 @@ class PairStream(IterableDataset):
             return [], []
         rng = np.random.default_rng([self.seed, self.epoch, rows[0][ROW]])
         halves = np.array([row[HALF] for row in rows])
+        if not self._looked and not {CONFIDENT, UNCONFIDENT} <= set(halves.tolist()):
+            logger.warning(
+                "No pair to mix in the first %d rows of the stream: all confidences in %r lie on one side of %s. "
+                "Set confidence_threshold to their median.",
+                len(rows),
+                self.column,
+                self.threshold,
+            )
+        self._looked = True
         surplus = (halves == CONFIDENT).sum() - (halves == UNCONFIDENT).sum()
         keeps = 0 if last or abs(surplus) * 2 > len(rows) else abs(surplus)
         longer = np.flatnonzero(halves == (CONFIDENT if surplus > 0 else UNCONFIDENT))

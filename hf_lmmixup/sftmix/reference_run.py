@@ -6,6 +6,7 @@ The reference may be the model to be trained later, or a smaller one: a weaker r
     {"id": "5f1d0c8f1f0b7a52", "checkpoints": [4, 8, 12], ..., "confidence": -13.57}
 """
 
+import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,9 +28,13 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from hf_lmmixup.run_directory import read_json, write_json
 from hf_lmmixup.sftmix.confidence import ConfidenceRecord
 from hf_lmmixup.sftmix.confidence_callback import DEFAULT_CHECKPOINTS, ConfidenceCallback
 
+
+CLAIM = "reference.json"
+"""Says in a run directory what its checkpoints were made from."""
 
 LEARNING_RATE, LORA_LEARNING_RATE = 2e-5, 2e-4
 """TRL's default for full fine-tuning, and ten times as much for LoRA, as its guide advises."""
@@ -109,14 +114,29 @@ def record_confidence(
         The confidence table.
 
     Raises:
-        ValueError: If the dataset has no ids or no rows remain after cutting.
+        ValueError: If the dataset has no ids, no rows remain after cutting, or the run directory holds checkpoints of
+            other rows, another reference model or other settings.
     """
     if "id" not in dataset.column_names:
         raise ValueError(f"The dataset has no `id` column to key confidences by; it has {dataset.column_names}.")
+    if learning_rate is None:
+        learning_rate = LORA_LEARNING_RATE if lora_rank else LEARNING_RATE
+    claim = {
+        "rows": hashlib.sha256("\n".join(map(str, dataset["id"][:])).encode()).hexdigest(),
+        "reference model": str(reference),
+        "measurements": "online" if online else checkpoints,
+        "epochs": epochs,
+        "learning rate": learning_rate,
+        "batch size": batch_size,
+        "maximum length": max_length,
+        "LoRA rank": lora_rank,
+        "seed": seed,
+    }
+    last = _last_checkpoint(run_directory, claim)
     with TemporaryDirectory() as scratch:
         values: dict[str, Any] = {
             "num_train_epochs": epochs,
-            "learning_rate": learning_rate or (LORA_LEARNING_RATE if lora_rank else LEARNING_RATE),
+            "learning_rate": learning_rate,
             "per_device_train_batch_size": batch_size,
             "save_strategy": "no" if run_directory is None else "epoch",
             "save_total_limit": 1,
@@ -132,7 +152,9 @@ def record_confidence(
             trainer.add_callback(_Told(progress))
         callback = ConfidenceCallback(trainer, checkpoints=checkpoints, online=online, output=output)
         trainer.add_callback(callback)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(run_directory))
+        if run_directory is not None and trainer.is_world_process_zero():
+            write_json(Path(run_directory) / CLAIM, claim)
+        trainer.train(resume_from_checkpoint=last)
     assert callback.table is not None
     return callback.table
 
@@ -222,8 +244,18 @@ def _load(model: str | Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
 
 
-def _last_checkpoint(run_directory: str | Path | None) -> str | None:
+def _last_checkpoint(run_directory: str | Path | None, claim: dict[str, Any]) -> str | None:
+    """The checkpoint from which a run goes on, if it is one of the same run."""
     if run_directory is None:
         return None
     found = [path for path in Path(run_directory).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return str(max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if found else None
+    if not found:
+        return None
+    written = Path(run_directory) / CLAIM
+    earlier = read_json(written) if written.is_file() else claim
+    if changed := [name for name, value in claim.items() if earlier.get(name) != value]:
+        raise ValueError(
+            f"{run_directory} holds checkpoints of a reference run with another value of: {', '.join(changed)}. "
+            "Delete it to begin anew, or name another folder."
+        )
+    return str(max(found, key=lambda path: int(path.name.rsplit("-", 1)[1])))

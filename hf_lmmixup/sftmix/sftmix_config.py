@@ -71,6 +71,11 @@ class SFTMixConfig(SFTConfig):
                 f"per_device_train_batch_size={self.per_device_train_batch_size} would tear pairs apart: SFTMix needs "
                 "an even number. Use 2 and halve gradient_accumulation_steps to keep the size of a step."
             )
+        if self.accelerator_config.split_batches:  # type: ignore[union-attr]
+            raise ValueError(
+                "accelerator_config: {split_batches: true} shares out the rows of a batch and would tear pairs apart. "
+                "Leave it false: every process then has batches of per_device_train_batch_size."
+            )
         if self.train_sampling_strategy != "random":
             raise ValueError(
                 f"train_sampling_strategy={self.train_sampling_strategy!r} cannot be combined with SFTMix, which "

@@ -86,6 +86,7 @@ class SFTMixTrainer(SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._positions: MixedPositions | None = None
         self._mixed_sum: Tensor | None = None
+        self._parts: Tensor | float = 0.0
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, SFTMixConfig):
             raise ValueError(f"SFTMixTrainer needs an SFTMixConfig as `args`, got {type(self.args).__name__}.")
@@ -105,6 +106,12 @@ class SFTMixTrainer(SFTTrainer):
             raise ValueError("SFTMix mixes text rows; this dataset has images. Use trl.SFTTrainer for it.")
         if is_deepspeed_zero3_enabled():
             raise ValueError("SFTMix reads the whole head, which DeepSpeed ZeRO-3 has sharded. Use ZeRO-2 or FSDP2.")
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
+            raise ValueError(
+                "SFTMix mixes two rows position by position, and context and sequence parallelism spread the "
+                "positions of a row over processes. Set cp_size and sp_size to 1."
+            )
         adapters = getattr(self.model, "peft_config", {})
         for name, config in adapters.items():
             if getattr(config, "is_prompt_learning", False):
@@ -129,14 +136,14 @@ class SFTMixTrainer(SFTTrainer):
                 f"The training set has no column {column!r}; it has {dataset.column_names}. Measure it with `lmmixup "
                 "confidence` and join it with `attach_confidence`, or name another column in `confidence_column`."
             )
-        ids = dataset["id"] if "id" in dataset.column_names else None
+        values = dataset[column][:]
         if threshold is None:
-            self.halves = split_by_confidence(dataset[column], ids)
+            self.halves = split_by_confidence(values, dataset["id"][:] if "id" in dataset.column_names else None)
         else:
-            self.halves = np.array([half_of(value, threshold) for value in dataset[column]], dtype=np.int8)
+            self.halves = np.array([half_of(value, threshold) for value in values], dtype=np.int8)
         pairs = min(int((self.halves == half).sum()) for half in (CONFIDENT, UNCONFIDENT))
         if not pairs:
-            known = sum(value is not None for value in dataset[column])
+            known = sum(value is not None for value in values)
             raise ValueError(
                 f"There is no pair to mix: {known} of {len(dataset)} rows have a confidence in {column!r}, and "
                 f"{int((self.halves == CONFIDENT).sum())} of them count as confident."
@@ -176,9 +183,9 @@ class SFTMixTrainer(SFTTrainer):
         ntp = result[0] if return_outputs else result
         tokens = (labels[:, 1:] != IGNORED).sum()
         mixed = self._scaled(self._mixed_sum, tokens, num_items_in_batch, ntp)
-        # Over an optimizer step, `Trainer` sums these losses and averages logged metrics.
-        parts = 1 if num_items_in_batch is None else getattr(self, "current_gradient_accumulation_steps", 1)
-        self._note(ntp.detach() * parts, mixed.detach() * parts, tokens, 2 * len(self._positions.targets))
+        # Losses over `num_items_in_batch` add up to that of the step; without it, `Trainer` takes their mean.
+        parts = 1 if num_items_in_batch is not None else getattr(self, "current_gradient_accumulation_steps", 1)
+        self._note(ntp.detach() / parts, mixed.detach() / parts, tokens, 2 * len(self._positions.targets))
         self._positions = self._mixed_sum = None
         loss = ntp + self.args.mixup_weight * mixed
         return (loss, result[1]) if return_outputs else loss
@@ -220,8 +227,12 @@ class SFTMixTrainer(SFTTrainer):
         return scaled
 
     def _note(self, ntp: Tensor, mixed: Tensor, tokens: Tensor, taken: int) -> None:
-        local = torch.stack([ntp, mixed, tokens.to(ntp), tokens.new_tensor(taken).to(ntp)])
-        mean_ntp, mean_mixed, mean_tokens, mean_taken = self.accelerator.gather(local[None]).mean(0).tolist()
+        """Add a micro-batch to its optimizer step, which is logged when it is whole."""
+        self._parts = self._parts + torch.stack([ntp, mixed, tokens.to(ntp), tokens.new_tensor(taken).to(ntp)])
+        if not self.accelerator.sync_gradients:
+            return
+        mean_ntp, mean_mixed, mean_tokens, mean_taken = self.accelerator.gather(self._parts[None]).mean(0).tolist()
+        self._parts = 0.0
         metrics = self._metrics["train"]
         metrics["ntp_loss"].append(mean_ntp)
         metrics["mixup_loss"].append(mean_mixed)
