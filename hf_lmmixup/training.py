@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from hf_lmmixup.checkpoints import alone, own_checkpoint, read_history, training_mark
+from hf_lmmixup.fingerprint import input_fingerprint
 from hf_lmmixup.preflight import LAUNCH_KEYS, check
 from hf_lmmixup.process_environment import ENVIRONMENT
 from hf_lmmixup.recipe import read_yaml
@@ -105,7 +106,7 @@ def train(
     config = training_config(method, recipe, overrides, folder, dict(environment or {}))
     for warning in check(method, config, environment).warnings:
         logger.warning("%s: %s", recipe.name, warning)
-    mark = training_mark(method, config, dict(environment or {}))
+    mark = training_mark(method, config | {"contents": _contents(config, environment or {})}, dict(environment or {}))
     config["run_name"] = f"{config.get('run_name') or folder.name}-{mark}"
     if (checkpoint := own_checkpoint(folder, mark)) is not None:
         config["resume_from_checkpoint"] = str(checkpoint)
@@ -184,10 +185,24 @@ def beside(folder: Path, suffix: str) -> Path:
 
 def copy_model(source: Path, target: Path) -> None:
     """Copy the files of a model, and only those, into an existing folder."""
+    for file in _model_files(source):
+        shutil.copyfile(file, target / file.name)
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
     for pattern in MODEL_FILES:
-        for file in sorted(source.glob(pattern)):
+        for file in sorted(folder.glob(pattern)):
             if file.name not in NOT_MODEL_FILES and file.is_file() and not file.is_symlink():
-                shutil.copyfile(file, target / file.name)
+                yield file
+
+
+def _contents(config: Mapping[str, Any], environment: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What lies where the settings point to on this machine: other rows or weights make another training."""
+    variables = (config.get("env") or {}) | dict(environment)
+    named = [config.get("dataset_name"), *(part.get("path") for part in config.get("datasets") or ())]
+    found = [str(name) for name in (*named, variables.get("HF_LMMIXUP_DATASTORE")) if name and Path(name).exists()]
+    weights = map(str, _model_files(Path(str(config.get("model_name_or_path")))))
+    return [input_fingerprint(name) for name in (*found, *weights)]
 
 
 def _run(

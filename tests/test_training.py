@@ -132,6 +132,21 @@ def test_a_training_goes_on_from_its_own_checkpoint_only(recipe, tmp_path):
         train("sft", recipe, {}, tmp_path / "out", environment={"HF_LMMIXUP_DATASTORE": "there"})
 
 
+@pytest.mark.parametrize("changed", ["data/train.jsonl", "model/model.safetensors", "datastore/scores.json"])
+def test_other_rows_or_weights_in_the_same_place_make_another_training(recipe, tmp_path, changed):
+    for name in ("data/train.jsonl", "model/model.safetensors", "datastore/scores.json", "model/training_args.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("before")
+    overrides = {"model_name_or_path": str(tmp_path / "model"), "dataset_name": str(tmp_path / "data")}
+    environment = {"HF_LMMIXUP_DATASTORE": str(tmp_path / "datastore")}
+    train("sft", recipe, overrides, tmp_path / "out", environment=environment)
+    (tmp_path / "model" / "training_args.bin").write_text("is no part of a model")
+    train("sft", recipe, overrides, tmp_path / "out", environment=environment)
+    (tmp_path / changed).write_text("after!")
+    with pytest.raises(ValueError, match="its settings, model or data differ"):
+        train("sft", recipe, overrides, tmp_path / "out", environment=environment)
+
+
 def test_a_folder_has_one_training_at_a_time(recipe, tmp_path):
     (tmp_path / "trl.py").write_text("import time; print('started', flush=True); time.sleep(60)")
     first = f"""
