@@ -4,8 +4,9 @@
                                             trainer_state.json}
 
 Resuming reads files that can do harm, and the state of another training would be taken over without a word. So a
-training carries a mark, a digest of its settings at the end of `run_name`, which the trainer itself writes into every
-checkpoint; a checkpoint without the mark is refused. The mark is looked for in the bytes; nothing is unpickled.
+training carries a mark, a digest of its settings, model and data at the end of `run_name`, which the trainer itself
+writes into every checkpoint; a checkpoint without the mark is refused. The mark is looked for in the bytes; nothing is
+unpickled.
 """
 
 import fcntl
@@ -92,8 +93,8 @@ def own_checkpoint(folder: Path, mark: str) -> Path | None:
     linked = [path for path in (checkpoint, *checkpoint.rglob("*")) if path.is_symlink()]
     if linked or not arguments.is_file() or mark.encode() not in arguments.read_bytes():
         raise ValueError(
-            f"{checkpoint} was not made by this training: its settings differ, or it comes from elsewhere. Delete it "
-            "or move it away to start anew, or train into another folder."
+            f"{checkpoint} was not made by this training: its settings, model or data differ, or it comes from "
+            "elsewhere. Delete it or move it away to start anew, or train into another folder."
         )
     return checkpoint
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from hf_lmmixup.batch_state import BatchState
 from hf_lmmixup.bounds import LOCAL_MODEL, check
-from hf_lmmixup.prompts import ANSWER_CLOSE
+from hf_lmmixup.prompts import ANSWER_CLOSE, render
 from hf_lmmixup.token_choice import gumbel_noise, without_repeats
 
 
@@ -167,7 +167,7 @@ class LocalGenerator:
             `max_prompt_tokens` (prompts are never cut; the number of such rows is logged).
 
         Raises:
-            ValueError: If the numbers of seeds and conversations differ.
+            ValueError: If the numbers of seeds and conversations differ, or the chat template refuses the messages.
         """
         if seeds is not None and len(seeds) != len(conversations):
             raise ValueError(f"{len(seeds)} seeds for {len(conversations)} conversations; give one each.")
@@ -198,8 +198,7 @@ class LocalGenerator:
         return replies
 
     def _prompt_tokens(self, messages: Messages) -> list[int]:
-        text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(render(self.tokenizer, messages), add_special_tokens=False)["input_ids"]
 
     def _write(self, waiting: list[Row], take: Callable[[int, str | None], None]) -> None:
         """Write rows until none waits, taking the longest first from the end of `waiting`."""

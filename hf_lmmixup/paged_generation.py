@@ -9,6 +9,7 @@ same bytes for any batch matter, and this one where only the rate does. One call
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.generation import LocalGenerator, Row
@@ -28,7 +29,15 @@ class PagedGenerator(LocalGenerator):
 
     Rows that are asked again with a seed are few, and the scheduler knows no seed of a row: those run as in
     `LocalGenerator`.
+
+    Raises:
+        ValueError: With `no_repeat_ngram_size`, which the scheduler does not know.
     """
+
+    def __init__(self, model_path: str | Path, **options: Any) -> None:
+        if options.get("no_repeat_ngram_size"):
+            raise ValueError("The paged scheduler does not know no_repeat_ngram_size. Use LocalGenerator.")
+        super().__init__(model_path, **options)
 
     def _write(self, waiting: list[Row], take: Callable[[int, str | None], None]) -> None:
         if not waiting or waiting[0].seed is not None:

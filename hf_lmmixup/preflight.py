@@ -9,6 +9,7 @@ the rewards and a missing datastore folder by itself, since it imports the rewar
 limit for prompts.
 """
 
+import argparse
 import difflib
 import importlib
 import logging
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from hf_lmmixup.prompt_lengths import measure_prompts
@@ -88,18 +90,21 @@ def check(method: str, config: Mapping[str, Any], environment: Mapping[str, str]
     if method == "grpo":
         check_rewards(config.get("reward_funcs") or [])
         _check_group(config)
+        written = _whole(_defaults(method, config), "max_completion_length")
         with _variables(variables):
             _check_variables()
             warnings += _abstaining(config.get("reward_funcs") or [])
             limits = {MAX_PROMPT: int(os.environ[MAX_PROMPT])} if os.environ.get(MAX_PROMPT) else {}
-        room = _whole(config, "vllm_max_model_length") - _whole(config, "max_completion_length")
+        room = _whole(config, "vllm_max_model_length") - written
         if room > 0:
             limits["vllm_max_model_length - max_completion_length"] = room
     else:
         _check_name(config)
+        written = 0
         limits = {"max_length": _whole({"max_length": DEFAULT_MAX_LENGTH, **config}, "max_length")}
+    check_values(method, config)
     limits = {name: limit for name, limit in limits.items() if limit}
-    return _check_prompts(method, config, limits, warnings)
+    return _check_prompts(method, config, limits, written, warnings)
 
 
 def check_keys(method: str, config: Mapping[str, Any]) -> None:
@@ -109,15 +114,51 @@ def check_keys(method: str, config: Mapping[str, Any]) -> None:
         ImportError: If TRL is not installed.
         ValueError: If a key is unknown.
     """
-    try:
-        script = importlib.import_module(f"trl.scripts.{method}")
-        parser = script.make_parser()
-    except ImportError as error:
-        raise ImportError('Training needs TRL: pip install "hf-lmmixup[train]".') from error
-    known = [action.dest for action in parser._actions] + list(LAUNCH_KEYS)
+    known = [*_actions(method), *LAUNCH_KEYS]
     for key in config:
         if key not in known:
             raise ValueError(f"Unknown key {key!r} for `trl {method}`.{_suggestion(key, known)}")
+
+
+def check_values(method: str, config: Mapping[str, Any]) -> None:
+    """Refuse values that TRL's parser would refuse, and texts in its lists of numbers, which it takes as they are.
+
+    Raises:
+        ImportError: If TRL is not installed.
+        ValueError: If a value is a text that is no number, or none of the words that the key knows.
+    """
+    for key, value in config.items():
+        action = _actions(method).get(key)
+        for one in value if isinstance(value, list) else [value]:
+            if action is None or one is None:
+                continue
+            if isinstance(one, str) and callable(action.type):
+                try:
+                    is_number = isinstance(action.type(one), (int, float))
+                except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+                    raise ValueError(f"{key}={value!r} is not what `trl {method}` takes: {error}.") from error
+                if is_number and isinstance(value, list):
+                    raise ValueError(f"{key}={value!r} holds the text {one!r}. YAML's numbers have a point: 1.0e-5.")
+            if action.choices is not None and one not in action.choices:
+                raise ValueError(
+                    f"{key}={value!r} is unknown.{_suggestion(str(one), list(action.choices))} Expected one of "
+                    f"{list(action.choices)}, in quotation marks where YAML reads something else."
+                )
+
+
+@cache
+def _actions(method: str) -> dict[str, argparse.Action]:
+    """What TRL's parser knows of each key."""
+    try:
+        parser = importlib.import_module(f"trl.scripts.{method}").make_parser()
+    except ImportError as error:
+        raise ImportError('Training needs TRL: pip install "hf-lmmixup[train]".') from error
+    return {action.dest: action for action in reversed(parser._actions)}  # the first one, not its `--no_...`
+
+
+def _defaults(method: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe, and TRL's defaults of the others."""
+    return {key: action.default for key, action in _actions(method).items()} | dict(config)
 
 
 def check_rewards(paths: Sequence[str]) -> None:
@@ -156,6 +197,14 @@ def _check_group(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"num_generations={config['num_generations']}: GRPO compares those of one prompt. Expected at least 2."
         )
+    known = _defaults("grpo", config)
+    steps = _whole(known, "steps_per_generation") or _whole(known, "gradient_accumulation_steps")
+    batch = _whole(known, "generation_batch_size") or _whole(known, "per_device_train_batch_size") * steps
+    if (group := _whole(known, "num_generations")) and batch % group:
+        raise ValueError(
+            f"{batch} completions are sampled at a time (generation_batch_size, or per_device_train_batch_size x "
+            f"steps_per_generation), which do not part into groups of num_generations={group}."
+        )
 
 
 def _whole(config: Mapping[str, Any], key: str) -> int:
@@ -192,14 +241,16 @@ def _abstaining(paths: Sequence[str]) -> list[str]:
     return []
 
 
-def _check_prompts(method: str, config: Mapping[str, Any], limits: Mapping[str, int], warnings: list[str]) -> Checked:
+def _check_prompts(
+    method: str, config: Mapping[str, Any], limits: Mapping[str, int], written: int, warnings: list[str]
+) -> Checked:
     measured = measure_prompts(config, at_least=AT_LEAST_MEASURED, at_most=MOST_MEASURED)
     if method == "grpo" and measured.room is not None:
-        left = measured.room - _whole(config, "max_completion_length")
-        limits = {**limits, "the model's positions - max_completion_length": left}
+        limits = {**limits, "the model's positions - max_completion_length": measured.room - written}
     name, limit = min(limits.items(), key=lambda item: item[1], default=("", None))
     if limit is not None and measured.longest > limit:
-        advice = "Make clusters smaller" if method == "grpo" else "Raise max_length"
+        advice = "Raise max_length" if method == "sft" else "Make clusters smaller"
+        advice = advice if limit > 0 else "Lower max_completion_length"
         raise ValueError(
             f"The prompt of row {measured.row} of {config.get('dataset_name')} has {measured.longest:,} tokens; the "
             f"limit is {limit:,} ({name}), which {measured.over(limit):,} of {measured.rows:,} rows pass. {advice} "

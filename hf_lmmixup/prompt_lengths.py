@@ -9,7 +9,10 @@ a large dataset only the longest texts need counting.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from hf_lmmixup.prompts import render
 
 
 BATCH = 1000
@@ -68,11 +71,11 @@ def measure_prompts(config: Mapping[str, Any], *, at_least: int = 100, at_most: 
     for name in RESERVED:
         if name in columns:
             raise ValueError(f"The dataset has a column {name!r}, which clashes with TRL's own. Rename it.")
-    found = [name for name in ("prompt", "messages", "text") if name in columns]
+    found = [name for name in ("prompt", "messages", config.get("dataset_text_field") or "text") if name in columns]
     if not found:
         raise ValueError(f"The dataset has no column `prompt`, only {list(columns)}.")
     tokenizer, room = _tokenizer(config)
-    texts = [_rendered(tokenizer, value) for value in rows[found[0]]]
+    texts = [_rendered(tokenizer, value, row) for row, value in enumerate(rows[found[0]])]
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row].encode()))
     counts: dict[int, int] = {}
     for start in range(0, min(len(order), at_most), BATCH):
@@ -109,9 +112,19 @@ def _tokenizer(config: Mapping[str, Any]) -> tuple[Any, int | None]:
     from transformers import AutoConfig, AutoTokenizer
 
     model, revision = str(config.get("model_name_or_path")), config.get("model_revision") or "main"
+    if Path(model, "adapter_config.json").is_file() and not Path(model, "config.json").is_file():
+        raise ValueError(
+            f"model_name_or_path={model!r} is an adapter, and `trl` trains whole models. Merge it into its base model "
+            "first, as `recipes/qlora.py --merge_to FOLDER` and `hf_lmmixup.four_bit.merge_adapter` do."
+        )
+    template = config.get("chat_template_path")
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
         found = AutoConfig.from_pretrained(model, revision=revision)
+        if template and Path(template).is_file():
+            tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
+        elif template:
+            tokenizer.chat_template = AutoTokenizer.from_pretrained(template).chat_template
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model_name_or_path={model!r} is neither a model folder nor a model on the Hub that can be read "
@@ -120,9 +133,10 @@ def _tokenizer(config: Mapping[str, Any]) -> tuple[Any, int | None]:
     return tokenizer, getattr(found, "max_position_embeddings", None)
 
 
-def _rendered(tokenizer: Any, value: Any) -> str:
+def _rendered(tokenizer: Any, value: Any, row: int) -> str:
     """A prompt as the model reads it."""
     if isinstance(value, str):
         return value
-    rendered: str = tokenizer.apply_chat_template(value, tokenize=False, add_generation_prompt=True)
-    return rendered
+    if not value:
+        raise ValueError(f"Row {row} of the data has no prompt.")
+    return render(tokenizer, value)

@@ -14,6 +14,7 @@ none is used on it: time grows linearly with the text.
 import hashlib
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from hf_lmmixup.records import Distillation, TaskType, quoted
 
@@ -82,6 +83,31 @@ def distillation_messages(texts: Sequence[str], task_type: TaskType | str = Task
 def _request(kind: TaskType) -> str:
     form = format_completion("what the texts share and what to repair", SKELETONS[kind])
     return f"{TASK_INSTRUCTIONS[kind]} Write in this form:\n{form}"
+
+
+def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
+    """A prompt as a model reads it: the messages in its chat template, up to where its reply begins.
+
+    Args:
+        tokenizer: Of `transformers`, with a chat template.
+        messages: With the keys `role` and `content`.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: If the template does not take such messages; some know no system message.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise ValueError(
+            f"The chat template of {tokenizer.name_or_path!r} does not take these messages: {error}. The distiller's "
+            "prompts are a system and a user message. Take another model, or a template that takes both."
+        ) from error
+    return text
 
 
 def prompt_hash(messages: Sequence[dict[str, str]]) -> str:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from hf_lmmixup.guards import violation
-from hf_lmmixup.prompts import parse_completion
+from hf_lmmixup.prompts import THINK_CLOSE, THINK_OPEN, parse_completion
 
 
 MALFORMED = "malformed"
@@ -62,13 +62,19 @@ def column(values: Sequence[Any] | None, rows: int, name: str) -> list[Any]:
 
 
 def completion_text(completion: Any) -> str:
-    """The text of a completion: a string, or the content of the last message of a conversation."""
+    """The text of a completion: a string, or the content of the last message of a conversation.
+
+    Where a tokenizer has a `response_template`, TRL parts the reasoning from the content; here it is put back.
+    """
     if isinstance(completion, (list, tuple)):
         completion = completion[-1] if completion else ""
     content = completion.get("content") if isinstance(completion, dict) else completion
     if isinstance(content, (list, tuple)):
         content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
+    if not isinstance(content, str):
+        return ""
+    reasoning = completion.get("reasoning_content") if isinstance(completion, dict) else None
+    return f"{THINK_OPEN}{reasoning}{THINK_CLOSE}\n{content}" if isinstance(reasoning, str) else content
 
 
 def source_texts(prompt: Any) -> list[str]:

@@ -16,8 +16,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from typing import Any
 import yaml
 
 from hf_lmmixup.checkpoints import alone, own_checkpoint, read_history, training_mark
-from hf_lmmixup.preflight import check
+from hf_lmmixup.fingerprint import input_fingerprint
+from hf_lmmixup.preflight import LAUNCH_KEYS, check
 from hf_lmmixup.process_environment import ENVIRONMENT
 from hf_lmmixup.recipe import read_yaml
 
@@ -33,6 +34,9 @@ from hf_lmmixup.recipe import read_yaml
 logger = logging.getLogger(__name__)
 
 METHODS = ("sft", "grpo")
+
+NO_NULL = (*LAUNCH_KEYS, "dataset_config", "num_train_epochs", "save_steps")
+"""Keys that `null` leaves out; that of others, such as `max_length`, switches a default of TRL's off."""
 
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """What a model folder is made of; optimizer states, `training_args.bin` and checkpoints are not."""
@@ -42,8 +46,8 @@ NOT_MODEL_FILES = ("trainer_state.json",)
 STEP = re.compile(rb"(\d{1,9})/(\d{1,9}) \[")
 """A step count in the progress bar of the trainer, such as `37/150 [`."""
 
-ERROR_LINE = re.compile(r"^\w[\w.]*(?:Error|Exception|Interrupt)\b.*", re.MULTILINE)
-"""The last line of a Python traceback."""
+ERROR_LINE = re.compile(r"^(?:\w[\w.]*(?:Error|Exception|Interrupt)\b|[\w. ]+: error:).*", re.MULTILINE)
+"""The last line of a Python traceback, or what a command line says of its arguments."""
 
 MAX_LOG_BYTES = 100_000
 
@@ -83,7 +87,7 @@ def train(
     Args:
         method: `sft` or `grpo`.
         recipe: TRL recipe with the hyper-parameters.
-        overrides: Keys that the run decides: model, dataset, seed; `None` removes the recipe's key.
+        overrides: Keys that the run decides: model, dataset, seed; `None` is YAML's `null`.
         folder: Where checkpoints and the model go; the log is `folder.log`, the configuration `folder.yaml`.
         environment: Variables for the training process, on top of this process's own.
         on_step: Called with the steps done and the steps in all, from the trainer's progress bar.
@@ -102,20 +106,19 @@ def train(
     config = training_config(method, recipe, overrides, folder, dict(environment or {}))
     for warning in check(method, config, environment).warnings:
         logger.warning("%s: %s", recipe.name, warning)
-    mark = training_mark(method, config, dict(environment or {}))
+    mark = training_mark(method, config | {"contents": _contents(config, environment or {})}, dict(environment or {}))
     config["run_name"] = f"{config.get('run_name') or folder.name}-{mark}"
     if (checkpoint := own_checkpoint(folder, mark)) is not None:
         config["resume_from_checkpoint"] = str(checkpoint)
         logger.info("%s goes on from %s.", folder.name, checkpoint.name)
-    file = folder.with_suffix(".yaml")
+    file, log = (beside(folder, suffix) for suffix in (".yaml", ".log"))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    log = folder.with_suffix(".log")
-    command = [*trl_command(), method, "--config", str(file)]
+    command, begin = [*trl_command(), method, "--config", str(file)], log.stat().st_size if log.is_file() else 0
     code = _run(command, log, dict(environment or {}), on_step)
     if code != 0:
         raise RuntimeError(
-            f"`trl {method} --config {file}` ended with exit code {code}: {_cause(log)} All of it: {log}"
+            f"`trl {method} --config {file}` ended with exit code {code}: {_cause(log, begin)} All of it: {log}"
         )
     return Training(folder, read_history(folder), file)
 
@@ -128,12 +131,12 @@ def training_config(
     Args:
         method: `sft` or `grpo`.
         recipe: TRL recipe.
-        overrides: Keys that replace those of the recipe; `None` removes one.
+        overrides: Keys that replace those of the recipe; `None` is YAML's `null`.
         folder: Where checkpoints and the model go.
         environment: Variables that replace those of the recipe's `env`.
 
     Returns:
-        The keys.
+        The keys, less those of `NO_NULL` that are `None`.
 
     Raises:
         ValueError: If the recipe names a checkpoint to go on from.
@@ -142,7 +145,7 @@ def training_config(
     if config.get("resume_from_checkpoint"):
         raise ValueError("resume_from_checkpoint is not for recipes: a training goes on from its own checkpoints.")
     config |= {"output_dir": str(folder), "save_strategy": "steps", "save_total_limit": 1}
-    config = {key: value for key, value in config.items() if value is not None}
+    config = {key: value for key, value in config.items() if value is not None or key not in NO_NULL}
     config.setdefault("save_steps", 50)
     if config.get("env"):  # TRL sets these over the variables that it is called with
         config["env"] = {name: environment.get(name, value) for name, value in config["env"].items()}
@@ -175,12 +178,31 @@ def trl_command() -> list[str]:
     return [sys.executable, str(script)]
 
 
+def beside(folder: Path, suffix: str) -> Path:
+    """The file of a training beside its folder. A folder's name may hold dots, as in `qwen2.5-1.5b-sft`."""
+    return folder.with_name(folder.name + suffix)
+
+
 def copy_model(source: Path, target: Path) -> None:
     """Copy the files of a model, and only those, into an existing folder."""
+    for file in _model_files(source):
+        shutil.copyfile(file, target / file.name)
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
     for pattern in MODEL_FILES:
-        for file in sorted(source.glob(pattern)):
+        for file in sorted(folder.glob(pattern)):
             if file.name not in NOT_MODEL_FILES and file.is_file() and not file.is_symlink():
-                shutil.copyfile(file, target / file.name)
+                yield file
+
+
+def _contents(config: Mapping[str, Any], environment: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What lies where the settings point to on this machine: other rows or weights make another training."""
+    variables = (config.get("env") or {}) | dict(environment)
+    named = [config.get("dataset_name"), *(part.get("path") for part in config.get("datasets") or ())]
+    found = [str(name) for name in (*named, variables.get("HF_LMMIXUP_DATASTORE")) if name and Path(name).exists()]
+    weights = map(str, _model_files(Path(str(config.get("model_name_or_path")))))
+    return [input_fingerprint(name) for name in (*found, *weights)]
 
 
 def _run(
@@ -199,7 +221,7 @@ def _run(
         ) as process,
         ExitStack() as failed,
     ):
-        failed.callback(process.terminate)
+        failed.callback(_end, process.pid)
         assert process.stdout is not None
         while chunk := os.read(process.stdout.fileno(), 65536):
             file.write(chunk)
@@ -211,13 +233,24 @@ def _run(
     return process.returncode
 
 
+def _end(launcher: int) -> None:
+    """End a training: `trl` waits for the process that trains, which would outlive it."""
+    import psutil  # comes with accelerate
+
+    with suppress(psutil.NoSuchProcess):
+        above = psutil.Process(launcher)
+        for process in (*above.children(recursive=True), above):
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+
+
 def cores() -> int:
     """How many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cause(log: Path) -> str:
-    """The error that ended a training, from the end of its log."""
-    text = log.read_bytes()[-MAX_LOG_BYTES:].decode("utf-8", errors="replace")
+def _cause(log: Path, begin: int) -> str:
+    """The error that ended a training, from the end of its log; what earlier trainings wrote ends at `begin`."""
+    text = log.read_bytes()[begin:][-MAX_LOG_BYTES:].decode("utf-8", errors="replace")
     causes = [line for line in ERROR_LINE.findall(text) if not line.startswith(LAUNCHER)]
     return causes[-1] if causes else "its log names no error."

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from importlib import util
 from typing import Any
 
-from hf_lmmixup.prompts import ANSWER_CLOSE
+from hf_lmmixup.prompts import ANSWER_CLOSE, render
 
 
 logger = logging.getLogger(__name__)
@@ -75,12 +75,11 @@ class VLLMGenerator:
         self._engine: Any = LLM(**{**settings, **engine})
         self._sampling: Any = SamplingParams
         self.tokenizer: Any = self._engine.get_tokenizer()
-        longest = self._engine.llm_engine.model_config.max_model_len - max_new_tokens
+        window = self._engine.llm_engine.model_config.max_model_len
+        longest = window - max_new_tokens
         self.max_prompt_tokens = longest if max_prompt_tokens is None else min(max_prompt_tokens, longest)
-        if self.max_prompt_tokens < 1:
-            raise ValueError(
-                f"max_new_tokens={max_new_tokens} leaves no room for a prompt; the model takes {longest}."
-            )
+        if longest < 1:
+            raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt in {window} positions.")
 
     def count_tokens(self, messages: Messages) -> int:
         """Length of a prompt, in tokens, with the chat template around it."""
@@ -99,7 +98,7 @@ class VLLMGenerator:
             The completions; `None` for a prompt longer than `max_prompt_tokens` (prompts are never cut).
 
         Raises:
-            ValueError: If the numbers of seeds and conversations differ.
+            ValueError: If the numbers of seeds and conversations differ, or the chat template refuses the messages.
         """
         if seeds is not None and len(seeds) != len(conversations):
             raise ValueError(f"{len(seeds)} seeds for {len(conversations)} conversations; give one each.")
@@ -124,8 +123,7 @@ class VLLMGenerator:
         return texts
 
     def _prompt_tokens(self, messages: Messages) -> list[int]:
-        text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(render(self.tokenizer, messages), add_special_tokens=False)["input_ids"])
 
     def _parameters(self, seed: int | None) -> Any:
         return self._sampling(

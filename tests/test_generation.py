@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from hf_lmmixup.bundled import read_mini
@@ -211,6 +213,16 @@ def test_arguments_are_checked(model, arguments, message):
 def test_seeds_must_match(model, conversations):
     with pytest.raises(ValueError, match="1 seeds for 12 conversations"):
         LocalGenerator(model, max_new_tokens=2).generate(conversations, seeds=[1])
+
+
+def test_a_template_without_a_system_role_is_named(model, conversations, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}x"
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    generator = LocalGenerator(tmp_path / "model", max_new_tokens=1)
+    with pytest.raises(ValueError, match="chat template of .*model' does not take these .*System role not supported"):
+        generator.generate(conversations[:1])
+    assert generator.count_tokens(conversations[0][1:]) == 1
 
 
 def test_models_whose_memory_is_no_list_of_positions_are_refused(model, tmp_path):

@@ -30,6 +30,11 @@ def test_rows_with_a_seed_run_as_in_the_local_generator(model):
     assert paged.generate(CONVERSATIONS, seeds=[1, 2, 3]) == local.generate(CONVERSATIONS, seeds=[1, 2, 3])
 
 
+def test_what_the_scheduler_does_not_know_is_refused(model):
+    with pytest.raises(ValueError, match="does not know no_repeat_ngram_size"):
+        PagedGenerator(model, max_new_tokens=4, no_repeat_ngram_size=3)
+
+
 class Manager:
     """A scheduler that fails."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -33,9 +34,14 @@ def folder(tmp_path_factory):
         "good": rows,
         "clash": [row | {"completions": "x"} for row in rows],
         "unnamed": [{"question": "x"}],
+        "empty": [{"prompt": [{"role": "user", "content": "x"}]}, {"prompt": None}],
     }.items():
         (folder / name).mkdir()
         (folder / name / "train.jsonl").write_text("\n".join(json.dumps(row) for row in changed))
+    shutil.copytree(folder / "tiny", folder / "adapter")
+    (folder / "adapter" / "config.json").rename(folder / "adapter" / "adapter_config.json")
+    shutil.copytree(folder / "tiny", folder / "base")
+    (folder / "base" / "chat_template.jinja").rename(folder / "chat.jinja")
     return folder
 
 
@@ -79,6 +85,20 @@ def test_a_good_recipe_passes_and_says_what_it_found(grpo, folder):
         ({"env": {"HF_LMMIXUP_MAX_PROMPT_TOKENS": "2k"}}, "'2k' is not a number"),
         ({"env": {"HF_LMMIXUP_MAX_PROMPT_TOKENS": 100}}, "tokens; the limit is 100 .* which 180 of 180 rows pass"),
         ({"max_completion_length": 4000}, r"limit is 96 \(the model's positions"),
+        ({"max_completion_length": 5000}, r"limit is -904 .* Lower max_completion_length or drop"),
+        ({"learning_rate": "fast"}, "learning_rate='fast' is not what `trl grpo` takes"),
+        ({"bf16": "maybe"}, "bf16='maybe' is not what `trl grpo` takes"),
+        ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type='cosin' is unknown. Did you mean 'cosine'"),
+        ({"save_strategy": False}, r"save_strategy=False is unknown. .*'steps'.*, in quotation marks"),
+        ({"reward_weights": ["a", 1, 1, 0]}, r"reward_weights=\['a', 1, 1, 0\] is not what"),
+        ({"reward_weights": ["5e-1", 1, 1, 0]}, "holds the text '5e-1'. YAML's numbers have a point"),
+        (
+            {"steps_per_generation": 3, "per_device_train_batch_size": 2},
+            "6 completions .* groups of num_generations=4",
+        ),
+        ({"generation_batch_size": 6, "steps_per_generation": None}, "6 completions are sampled"),
+        ({"model_name_or_path": "adapter"}, "adapter' is an adapter, and `trl` trains whole models. Merge it"),
+        ({"dataset_name": "empty", "dataset_config": None}, "Row 1 of the data has no prompt"),
         ({"vllm_max_model_length": 2500}, r"limit is 100 \(vllm_max_model_length"),
         ({"model_name_or_path": "models/none"}, "'models/none' is neither a model folder nor"),
         ({"dataset_name": "ada/nothing"}, "The data 'ada/nothing' cannot be loaded"),
@@ -88,8 +108,9 @@ def test_a_good_recipe_passes_and_says_what_it_found(grpo, folder):
     ],
 )
 def test_a_mistake_is_named(grpo, folder, changes, words):
-    if changes.get("dataset_name") in ("clash", "unnamed"):
-        changes = changes | {"dataset_name": str(folder / changes["dataset_name"])}
+    for key in ("dataset_name", "model_name_or_path"):
+        if (folder / (changes.get(key) or "none")).is_dir():
+            changes = changes | {key: str(folder / changes[key])}
     with pytest.raises(ValueError, match=words):
         check("grpo", grpo | changes)
 
@@ -98,6 +119,24 @@ def test_the_long_prompt_is_named_by_its_row(folder):
     config = {"model_name_or_path": str(folder / "tiny"), "dataset_name": str(folder / "good"), "max_length": 100}
     with pytest.raises(ValueError, match="prompt of row 5 of .* which 1 of 8 rows pass. Raise max_length"):
         check("sft", config)
+
+
+def test_keys_that_decide_what_is_read_are_followed(folder):
+    rows = [{"words": "one two three", "messages": [{"role": "user", "content": "x"}]}]
+    (folder / "words").mkdir()
+    (folder / "words" / "train.jsonl").write_text(json.dumps(rows[0]))
+    config = {"model_name_or_path": str(folder / "base"), "dataset_name": str(folder / "words")}
+    with pytest.raises(ValueError, match="chat template"):
+        check("sft", config)
+    told = [check("sft", config | {"chat_template_path": str(folder / name)}) for name in ("chat.jinja", "tiny")]
+    assert told[0] == told[1] and told[0].longest > 1
+    (folder / "words" / "train.jsonl").write_text(json.dumps({"words": "one two three"}))
+    assert check("sft", config | {"dataset_text_field": "words", "max_length": None}).limit is None
+
+
+def test_room_is_left_for_completions_of_the_usual_length(grpo):
+    del grpo["max_completion_length"], grpo["vllm_max_model_length"], grpo["env"]
+    assert check("grpo", grpo).limit == 4096 - 512
 
 
 def test_the_registered_name_is_not_for_plain_sft(folder):

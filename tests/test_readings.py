@@ -16,6 +16,9 @@ GOOD = f"<think>t</think>\n<answer>{ANSWER}</answer>"
         ([{"role": "user", "content": "no"}, {"role": "assistant", "content": "text"}], "text"),  # the last turn
         ([{"role": "assistant", "content": [{"type": "text", "text": "te"}, {"type": "text", "text": "xt"}]}], "text"),
         ({"role": "assistant", "content": "text"}, "text"),
+        # As TRL hands it over where the tokenizer has a response template:
+        ([{"role": "assistant", "reasoning_content": "t", "content": f"<answer>{ANSWER}</answer>"}], GOOD),
+        ([{"role": "assistant", "reasoning_content": None, "content": "text"}], "text"),
         ([{"role": "assistant", "content": None}], ""),
         ([{"role": "assistant", "tool_calls": []}], ""),
         ([], ""),

@@ -1,5 +1,6 @@
 """Trainings through TRL's command: configuration, progress, failures, with a stand-in for `trl`."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import yaml
 from conftest import REPOSITORY
@@ -81,6 +83,37 @@ def test_failure_names_the_cause_and_the_log(recipe, tmp_path):
         train("sft", recipe, {"learning_rat": 1}, tmp_path / "out", environment={"HF_LMMIXUP_DATASTORE": ""})
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("usage: trl sft [-h]\ntrl sft: error: argument --learning_rate: invalid float value: 'abc'", "invalid float"),
+        ("Killed", "its log names no error"),  # what an earlier training wrote is not its cause
+    ],
+)
+def test_the_cause_is_what_this_training_said(recipe, tmp_path, said, words):
+    (tmp_path / "out.log").write_text("ValueError: of an earlier training\n")
+    (tmp_path / "trl.py").write_text(f"import sys; print({said!r}); sys.exit(2)")
+    with pytest.raises(RuntimeError, match=f"exit code 2: .*{words}"):
+        train("sft", recipe, {}, tmp_path / "out")
+
+
+def test_folders_whose_names_hold_dots_keep_their_files_apart(recipe, tmp_path):
+    environment = {"HF_LMMIXUP_DATASTORE": "here"}
+    for name in ("qwen2.5-1.5b-sft", "qwen2.5-1.5b-grpo"):
+        train("sft", recipe, {}, tmp_path / name, environment=environment)
+    written = {path.name for path in tmp_path.glob("qwen*") if path.is_file()}
+    assert written == {
+        f"qwen2.5-1.5b-{kind}.{suffix}" for kind in ("sft", "grpo") for suffix in ("yaml", "log", "lock")
+    }
+
+
+def test_null_stays_where_it_switches_a_default_off(recipe, tmp_path):
+    recipe.write_text("max_length: null\naccelerate_config: null\nenv:\nsave_steps:\n")
+    config = training_config("sft", recipe, {"beta": None, "dataset_config": None}, tmp_path / "out", {})
+    assert (config["max_length"], config["beta"], config["save_steps"]) == (None, None, 50)
+    assert not {"accelerate_config", "env", "dataset_config"} & set(config)
+
+
 def test_unknown_method_is_refused(recipe, tmp_path):
     with pytest.raises(ValueError, match=r"'ppo'.*\['sft', 'grpo'\]"):
         train("ppo", recipe, {}, tmp_path / "out")
@@ -97,6 +130,21 @@ def test_a_training_goes_on_from_its_own_checkpoint_only(recipe, tmp_path):
             train("sft", recipe, other, tmp_path / "out", environment=environment)
     with pytest.raises(ValueError, match="was not made by this training"):
         train("sft", recipe, {}, tmp_path / "out", environment={"HF_LMMIXUP_DATASTORE": "there"})
+
+
+@pytest.mark.parametrize("changed", ["data/train.jsonl", "model/model.safetensors", "datastore/scores.json"])
+def test_other_rows_or_weights_in_the_same_place_make_another_training(recipe, tmp_path, changed):
+    for name in ("data/train.jsonl", "model/model.safetensors", "datastore/scores.json", "model/training_args.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("before")
+    overrides = {"model_name_or_path": str(tmp_path / "model"), "dataset_name": str(tmp_path / "data")}
+    environment = {"HF_LMMIXUP_DATASTORE": str(tmp_path / "datastore")}
+    train("sft", recipe, overrides, tmp_path / "out", environment=environment)
+    (tmp_path / "model" / "training_args.bin").write_text("is no part of a model")
+    train("sft", recipe, overrides, tmp_path / "out", environment=environment)
+    (tmp_path / changed).write_text("after!")
+    with pytest.raises(ValueError, match="its settings, model or data differ"):
+        train("sft", recipe, overrides, tmp_path / "out", environment=environment)
 
 
 def test_a_folder_has_one_training_at_a_time(recipe, tmp_path):
@@ -119,6 +167,26 @@ training._run([sys.executable, str(folder / "trl.py")], folder / "out.log", {{}}
         fcntl.flock(lock, fcntl.LOCK_EX)  # free when the training is dead
     (tmp_path / "trl.py").write_text(STAND_IN)
     train("sft", recipe, {}, tmp_path / "out", environment={"HF_LMMIXUP_DATASTORE": ""})
+
+
+def test_an_interrupted_training_ends_with_all_its_processes(tmp_path):
+    """`trl` starts the process that trains and waits for it: ended alone, it would leave that one behind."""
+    trl = tmp_path / "trl.py"
+    trl.write_text(
+        "import pathlib, subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(child.pid))\n"
+        "print(' 50%|##  | 1/2 [00:01<00:01]', flush=True)\n"
+        "child.wait()\n"
+    )
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training._run([sys.executable, str(trl)], tmp_path / "out.log", {}, interrupt)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int((tmp_path / "child").read_text())).wait(timeout=20)
 
 
 def write_checkpoint(folder, step, mark="mark", state=None):

@@ -66,8 +66,8 @@ def test_a_prompt_that_does_not_fit_is_reported_and_never_cut(vllm, caplog):
     assert generator.max_prompt_tokens == 5 and generator.count_tokens(ask(4)[0]) == 5
     assert generator.generate(ask(4, 5)) == ["<answer>5</answer>", None]
     assert "1 of 2 prompts are too long" in caplog.text
-    with pytest.raises(ValueError, match="no room for a prompt"):
-        VLLMGenerator("m", max_new_tokens=20)
+    with pytest.raises(ValueError, match="max_new_tokens=25 leaves no room for a prompt in 20 positions"):
+        VLLMGenerator("m", max_new_tokens=25)
 
 
 @pytest.mark.parametrize("installed, expected", [(True, SUFFIX), (False, NGRAM)])

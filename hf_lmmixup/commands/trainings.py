@@ -55,6 +55,7 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
         lmmixup train recipes/qwen2.5-1.5b/sft.yaml --set accelerate_config=recipes/accelerate/fsdp2.yaml
     """
     from hf_lmmixup.recipe import find_recipe
+    from hf_lmmixup.training import beside
     from hf_lmmixup.training import train as run
 
     with errors(resumes=True), progress_bar() as update:
@@ -69,7 +70,7 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
             folder,
             on_step=lambda done, total: update(f"trl {method}", done, total),
         )
-    say(f"Wrote {escape(str(trained.model))}; its log is {escape(str(folder.with_suffix('.log')))}.")
+    say(f"Wrote {escape(str(trained.model))}; its log is {escape(str(beside(folder, '.log')))}.")
 
 
 def _read(recipe: Path, overrides: list[str] | None) -> tuple[str, dict[str, Any]]:
