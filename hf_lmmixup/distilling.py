@@ -24,9 +24,8 @@ from hf_lmmixup.faithfulness import COLUMNS, check_faithfulness
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.preparation import DATASTORE, Preparation, Tools
 from hf_lmmixup.recipe import EXTRACTIVE, TRAINED, TRAINED_BEFORE, Recipe
-from hf_lmmixup.records import DISTILLED, RATED, Outcome
+from hf_lmmixup.records import CHARACTERS_PER_TOKEN, DISTILLED, RATED, Outcome
 from hf_lmmixup.run_directory import CHECK, DISTIL, RERATE, STAGES, TRAIN, read_json, write_json
-from hf_lmmixup.selection import CHARACTERS_PER_TOKEN
 from hf_lmmixup.stages import Stages
 from hf_lmmixup.tables import table_of
 from hf_lmmixup.vectors import encoded
