@@ -153,7 +153,7 @@ class _Planner:
         encode(texts[:1])  # loads the model
         vectors, embedding = _timed(lambda: encode(texts))
         if self.preparation.tools.judge is None:
-            assert self.preparation.datastore is not None  # built now, so that its time is not the rating's
+            _ = self.preparation.datastore  # built now, so that its time is not the rating's
         rated, judging = _timed(lambda: self.preparation.judge_alone(rows).dataset)
         low = self._low(rated)
         clustered = (low[0] * CLUSTERED[0], low[1] * CLUSTERED[1])
