@@ -30,12 +30,9 @@ from hf_lmmixup.dispatch import ask_all
 from hf_lmmixup.journal import Journal, digest
 from hf_lmmixup.offline_writer import halves
 from hf_lmmixup.rating_prompt import FOUR_AXES, REPEAT_NOTE
-from hf_lmmixup.records import Rating, TaskType, row_seed
+from hf_lmmixup.records import CHARACTERS_PER_TOKEN, Rating, TaskType, row_seed
 from hf_lmmixup.target_checks import leaks, supported
 
-
-CHARACTERS_PER_TOKEN = 4
-"""Of English text in current tokenizers, for estimates."""
 
 TARGET_TOKENS, RATING_TOKENS, VARIANT_TOKENS, REASONING_TOKENS = 120, 40, 80, 60
 """Tokens of an ordinary reply, for estimates."""

@@ -29,6 +29,8 @@ from hf_lmmixup.process_environment import ENVIRONMENT
 app = typer.Typer(
     name="lmmixup",
     help="Instruction distillation: many weak instruction pairs in, few excellent ones out.",
+    epilog="Exit codes: 0 done, 1 cannot start, 2 usage, 3 stopped by a terminal error, 4 too many rejects, or "
+    "nothing came out, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,6 +1,6 @@
 """What all commands share on the screen: the console, errors as one message and an exit code, a bar for each stage.
 
-Exit codes: 0 done, 1 cannot start, 2 usage, 3 stopped by a terminal error, 4 too many rejects, or nothing came out.
+The exit codes stand in the help of the command; 2, wrong usage, is given by `typer`.
 """
 
 from collections.abc import Callable, Iterator

@@ -24,9 +24,8 @@ from hf_lmmixup.faithfulness import COLUMNS, check_faithfulness
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.preparation import DATASTORE, Preparation, Tools
 from hf_lmmixup.recipe import EXTRACTIVE, TRAINED, TRAINED_BEFORE, Recipe
-from hf_lmmixup.records import DISTILLED, RATED, Outcome
+from hf_lmmixup.records import CHARACTERS_PER_TOKEN, DISTILLED, RATED, Outcome
 from hf_lmmixup.run_directory import CHECK, DISTIL, RERATE, STAGES, TRAIN, read_json, write_json
-from hf_lmmixup.selection import CHARACTERS_PER_TOKEN
 from hf_lmmixup.stages import Stages
 from hf_lmmixup.tables import table_of
 from hf_lmmixup.vectors import encoded
@@ -62,7 +61,7 @@ class Distilling:
     @property
     def environment(self) -> dict[str, str]:
         """What the rewards must know."""
-        assert self.rows.datastore is not None  # the rewards read it from the run directory
+        _ = self.rows.datastore  # the rewards read it from the run directory
         known = {"HF_LMMIXUP_DATASTORE": str((self.directory.path / DATASTORE).resolve())}
         return known | ({"HF_LMMIXUP_ENCODER": self.recipe.encoder} if self.recipe.encoder else {})
 

@@ -25,9 +25,8 @@ from hf_lmmixup.loading import normalize_rows, raw_rows
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.prompts import distillation_messages
 from hf_lmmixup.recipe import COLD_START, EXTRACTIVE, GRPO, TINY, TRAINED, Recipe
-from hf_lmmixup.records import pair_text
+from hf_lmmixup.records import CHARACTERS_PER_TOKEN, pair_text
 from hf_lmmixup.run_directory import RunDirectory
-from hf_lmmixup.selection import CHARACTERS_PER_TOKEN
 from hf_lmmixup.stages import Stages
 from hf_lmmixup.strict_yaml import read_yaml
 from hf_lmmixup.vectors import NEIGHBORS, texts_of
@@ -154,7 +153,7 @@ class _Planner:
         encode(texts[:1])  # loads the model
         vectors, embedding = _timed(lambda: encode(texts))
         if self.preparation.tools.judge is None:
-            assert self.preparation.datastore is not None  # built now, so that its time is not the rating's
+            _ = self.preparation.datastore  # built now, so that its time is not the rating's
         rated, judging = _timed(lambda: self.preparation.judge_alone(rows).dataset)
         low = self._low(rated)
         clustered = (low[0] * CLUSTERED[0], low[1] * CLUSTERED[1])

@@ -49,9 +49,9 @@ class Tools:
 
     Attributes:
         encoder: Embeds texts.
-        judge: Adds `rating`, `score` and `rating_error` to rows, without a datastore.
         embedded_at_a_time: Rows that the encoder should get at a time.
-        rater: The same with one; `rating.rate_with_datastore` or what does its work elsewhere.
+        judge: Adds `rating`, `score` and `rating_error` to rows, without a datastore.
+        rater: The same with a datastore; `rating.rate_with_datastore` or what does its work elsewhere.
         writer: Writes the distillations.
     """
 
@@ -181,7 +181,7 @@ class Preparation:
         """The clean rows with scores."""
         rows = self.clean.dataset
         if self.tools.judge is None:
-            assert self.known_texts is not None  # now, so that its time is not counted here
+            _ = self.known_texts  # now, so that its time is not counted here
         return self.stages.outcome(RATE, f"rating {len(rows)} rows", RATED, lambda: self._rate(rows), new_texts=False)
 
     def _rate(self, rows: Dataset) -> Outcome:
@@ -205,7 +205,7 @@ class Preparation:
 
     @cached_property
     def unique(self) -> Outcome:
-        """The rated rows without duplicates; rows without a score are left to `halves`."""
+        """The rated rows without duplicates; rows without a score are in `unrated`."""
         limit, outcome, vectors = self.recipe.deduplicate.max_similarity, self.rated, self.vectors
 
         def work() -> Outcome:

@@ -25,6 +25,9 @@ SCORES = (0, 1, 2, 3, 4, 5)
 HIGH_SCORE = 4
 """Rows with at least this score are kept as they are; the others are clustered and distilled (arXiv 2510.20449)."""
 
+CHARACTERS_PER_TOKEN = 4
+"""Rule of thumb for English under byte-pair tokenizers, for estimates."""
+
 PLAIN = bytes(range(32, 127)) + b"\n"
 PLAIN_LENGTH = 200
 """Characters whose JSON needs no look at each of them, and from how many of them on that is faster."""

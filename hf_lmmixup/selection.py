@@ -21,15 +21,12 @@ from datasets import Dataset
 from hf_lmmixup.bounds import SELECT, check
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
-from hf_lmmixup.records import HIGH_SCORE, MERGED, Outcome, pair_text
+from hf_lmmixup.records import CHARACTERS_PER_TOKEN, HIGH_SCORE, MERGED, Outcome, pair_text
 from hf_lmmixup.tables import best_first, dataset_of, rows_at, table_of, text_pairs, with_columns, without
 
 
 LONG_TAIL_NEIGHBORS = 15
 """Neighbors whose distance says how rare a row is (arXiv 2510.20449, code)."""
-
-CHARACTERS_PER_TOKEN = 4
-"""Rule of thumb for English under byte-pair tokenizers; pass `count_tokens` where the budget must be exact."""
 
 BATCH = 10_000
 
@@ -101,7 +98,8 @@ def select(
         max_similarity: Highest cosine to a row already taken; a row above it is passed over. Needs embeddings.
         embeddings: Unit rows (n, d); the long-tail score is computed from them, normalized over all rows given.
         graph: The rows' neighbor graph, if it is at hand.
-        count_tokens: Tokens of a text (`records.pair_text`); by default a quarter of its characters, rounded up.
+        count_tokens: Tokens of a text (`records.pair_text`), where the budget must be exact; by default a quarter of
+            its characters, rounded up.
 
     Returns:
         The rows taken, best first, with `long_tail_score`, and the reason for every other row.

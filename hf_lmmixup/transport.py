@@ -37,13 +37,17 @@ def check_url(base_url: str, *, allow_http: bool) -> str:
     Raises:
         ValueError: If it is no http(s) address, holds a credential or a query, or is unencrypted to another machine.
     """
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(base_url)
+        host = None if parts.port == 0 else parts.hostname
+    except ValueError:  # half a bracket, or a port that is no number
+        host = None
+    if not host or parts.scheme not in ("http", "https"):
         raise ValueError("The endpoint's address must look like https://host/v1 or http://127.0.0.1:8000/v1.")
     if parts.username or parts.password or parts.query or parts.fragment:
         # The address is not repeated here: what is wrong with it is a secret.
         raise ValueError("The endpoint's address holds a credential or a query. Put the key into the environment.")
-    if parts.scheme == "http" and not allow_http and not _is_this_machine(parts.hostname):
+    if parts.scheme == "http" and not allow_http and not _is_this_machine(host):
         raise ValueError(f"{base_url} would send data unencrypted to another machine. Use https, or set allow_http.")
     return base_url.rstrip("/")
 

@@ -14,7 +14,7 @@ from hf_lmmixup.distillation import PROMPTS_AT_A_TIME, Generate, Messages
 from hf_lmmixup.recipe import DistillerRecipe
 
 
-CHARACTERS_PER_TOKEN = 3
+FEWEST_CHARACTERS_PER_TOKEN = 3
 """Where no tokenizer is at hand prompts are measured so; English has about four, so the guess is on the safe side."""
 
 SERVED_TIMEOUT = 600.0
@@ -111,4 +111,4 @@ def _local(options: DistillerRecipe, model: str) -> Any:
 
 def count_characters(messages: Messages) -> int:
     """A prompt's length in tokens, guessed from its characters."""
-    return sum(len(message["content"]) for message in messages) // CHARACTERS_PER_TOKEN
+    return sum(len(message["content"]) for message in messages) // FEWEST_CHARACTERS_PER_TOKEN

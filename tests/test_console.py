@@ -59,6 +59,10 @@ def test_a_sentence_is_one_line():
     assert said.get().count("\n") == 1
 
 
+def test_the_help_tells_the_exit_codes():
+    assert "Exit codes: 0 done, 1 cannot start, 2 usage" in " ".join(lmmixup("--help").split())
+
+
 def test_the_version():
     assert lmmixup("--version").strip() == f"hf_lmmixup {hf_lmmixup.__version__}"
 

@@ -297,3 +297,21 @@ def test_evaluations_are_a_list_of_texts(tmp_path):
     (tmp_path / "r.yaml").write_text("name: x\ndecontaminate: {evaluations: gsm8k.jsonl}\n")
     with pytest.raises(ValueError, match=r"must be a list of texts"):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_rewards_have_their_datastore_where_python_drops_assertions():
+    program = """
+from pathlib import Path
+from types import SimpleNamespace
+from hf_lmmixup.distilling import Distilling
+
+class Rows:
+    @property
+    def datastore(self):
+        print("built")
+
+stages = SimpleNamespace(directory=SimpleNamespace(path=Path("run")), progress=None)
+Distilling(SimpleNamespace(encoder=None), stages, Rows(), None, None).environment
+"""
+    told = subprocess.run([sys.executable, "-O", "-c", program], check=True, capture_output=True, text=True)
+    assert told.stdout == "built\n"

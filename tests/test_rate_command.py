@@ -18,7 +18,8 @@ from hf_lmmixup import raters
 from hf_lmmixup.chat_model import ChatReply
 from hf_lmmixup.cli import app
 from hf_lmmixup.datastore import ScoredDatastore
-from hf_lmmixup.records import RATED, row_id
+from hf_lmmixup.rating_prompt import FOUR_AXES
+from hf_lmmixup.records import RATED, RATING_AXES, row_id
 
 
 CANARY = "odd:canary/0123456789"  # looks like no service's token, so only its value gives it away
@@ -153,6 +154,32 @@ def test_a_second_rater_comes_later_and_the_first_is_not_asked_again(stub, said,
     assert stub.stats()["requests"] == 2 * 24
     code, told = said(*command, "--model", "c")
     assert code == 1 and "model was 'b' and is 'c'" in told and stub.stats()["requests"] == 2 * 24
+
+
+class Answering:
+    """A model with one reply to everything, or one that refuses everything."""
+
+    settings = {}
+
+    def __init__(self, name, refuses):
+        self.name, self.refuses = name, refuses
+
+    def replies(self, requests, stop=None):
+        for request in requests:
+            text = json.dumps(dict.fromkeys(RATING_AXES, 7))
+            yield ChatReply(request.key, None, "refusal") if self.refuses else ChatReply(request.key, text)
+
+
+def test_a_rater_that_refuses_all_rows_does_not_take_the_others_ratings_along(said, tmp_path, monkeypatch):
+    def named(names, **_):
+        return [(Answering(name, name == "prude"), FOUR_AXES) for name in names]
+
+    monkeypatch.setattr(raters, "named", named)
+    output = tmp_path / "rated.parquet"
+    models = ["--model", "a", "--model", "prude", "--model", "b"]
+    code, told = said("rate", pile(tmp_path)[0], "-o", output, *models)
+    assert code == 0 and {row["score"] for row in rows_of(output)} == {3}
+    assert "Raters 1 and 2: No row was rated by both raters" in told and "Raters 1 and 3: 100% equal" in told
 
 
 def test_ctrl_c_pays_nothing_twice_and_the_same_command_goes_on(stub, said, tmp_path):

@@ -161,7 +161,11 @@ def _combined(rated: list[Any]) -> Any:
     from hf_lmmixup.score_health import agreement
 
     for number, other in enumerate(rated[1:], start=2):
-        found = agreement(rated[0]["score"][:], other["score"][:])
+        try:
+            found = agreement(rated[0]["score"][:], other["score"][:])
+        except ValueError as error:  # one of them failed throughout; what the others gave still counts
+            say(f"Raters 1 and {number}: {error}")
+            continue
         kappa = "not defined" if found.kappa is None else f"{found.kappa:.2f}"
         say(
             f"Raters 1 and {number}: {found.exact:.0%} equal scores, {found.within_one:.0%} within one, kappa {kappa}."
