@@ -25,7 +25,7 @@ from hf_lmmixup.loading import load_rows
 from hf_lmmixup.mosaic import build_mosaics
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.records import HIGH_SCORE, LOADED, MERGED, RATED
-from hf_lmmixup.run_directory import STAGES, read_stage
+from hf_lmmixup.run_directory import DROPPED, STAGES, read_json, read_stage
 from hf_lmmixup.tables import best_first, dataset_of, without
 
 
@@ -62,7 +62,7 @@ def rows_of_run(run: str | Path, test: str | Path | None = None, *, seed: int = 
     Args:
         run: The run directory.
         test: Rows to test on, in any form that `lmmixup run` reads; by default a fifth of the raw rows that scored
-            high. No arm sees a test row.
+            high. No arm sees a test row, a duplicate of one, or what was distilled from either.
         seed: Seed of that choice.
 
     Returns:
@@ -72,10 +72,9 @@ def rows_of_run(run: str | Path, test: str | Path | None = None, *, seed: int = 
         FileNotFoundError: If the run is not finished.
         ValueError: If no row is left to test on.
     """
-    stage = Path(run) / STAGES / "3_rate"
-    if not stage.is_dir():
-        raise FileNotFoundError(f"{run} is no finished run: there is no {stage.relative_to(run)} in it.")
-    raw = read_stage(stage, RATED)
+    if not (Path(run) / "ledger.json").is_file():
+        raise FileNotFoundError(f"{run} is no finished run: there is no ledger.json in it.")
+    raw = read_stage(Path(run) / STAGES / "3_rate", RATED)
     shards = sorted((Path(run) / "dataset" / "data").glob("train-*.parquet"))
     written = pa.concat_tables(pq.read_table(shard, columns=list(MERGED)) for shard in shards)
     dataset = dataset_of(written.cast(MERGED.arrow_schema))
@@ -88,8 +87,25 @@ def rows_of_run(run: str | Path, test: str | Path | None = None, *, seed: int = 
         held_out = raw.select(sorted(high[place] for place in drawn)).select_columns(list(LOADED))
     if not len(held_out):
         raise ValueError(f"{run} has too few high-scored rows to hold some out. Name test rows of your own.")
-    tested = set(held_out["id"][:])
-    return RunRows(without(raw, tested), without(dataset, tested), held_out)
+    tested = _with_duplicates(Path(run), set(held_out["id"][:]))
+    behind = zip(dataset["id"][:], dataset["sources"][:], strict=True)
+    seen = {row for row, sources in behind if row in tested or not tested.isdisjoint(sources)}
+    return RunRows(without(raw, tested), without(dataset, seen), held_out)
+
+
+def _with_duplicates(run: Path, tested: set[str]) -> set[str]:
+    """Raw rows, with all that the run found to say the same."""
+    file = run / STAGES / "3_deduplicate" / DROPPED
+    reasons = read_json(file) if file.is_file() else {}
+    stands_for = {row: reason.rpartition("(")[2].rstrip(")") for row, reason in reasons.items()}
+
+    def winner(row: str) -> str:
+        while row in stands_for:
+            row = stands_for[row]
+        return row
+
+    winners = set(map(winner, tested))
+    return tested | winners | {row for row in stands_for if winner(row) in winners}
 
 
 def arm_rows(rows: RunRows, arm: str, *, seed: int, passes: int = 1) -> Dataset:

@@ -9,13 +9,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from borrowed_tools import tools
 from conftest import REPOSITORY, lmmixup
 from datasets import Dataset
+from test_modes import ROWS, recipe
 
 from hf_lmmixup.comparison import Comparison, compare, markdown
 from hf_lmmixup.comparison_figures import arms
 from hf_lmmixup.data_arms import ARMS, RunRows, arm_rows, rows_of_run
 from hf_lmmixup.downstream import exact_match, find_metric, likelihood
+from hf_lmmixup.pipeline import run
+from hf_lmmixup.records import row_id
 from hf_lmmixup.tiny_distiller import build_tiny_distiller
 
 
@@ -175,6 +179,23 @@ def test_no_arm_sees_a_test_row(finished_run, tmp_path):
     assert not tested & set(found.dataset["prompt"][:])
     with pytest.raises(FileNotFoundError, match="is no finished run"):
         rows_of_run(tmp_path)
+
+
+def test_no_arm_sees_what_was_made_of_a_test_row_or_a_duplicate_of_one(tmp_path):
+    run(recipe(tmp_path), tools=tools())
+    folder = tmp_path / "run"
+    made = next(row for row in pq.read_table(folder / "dataset/data").to_pylist() if row["origin"] == "distilled")
+    texts = {row_id(row["prompt"], row["completion"]): row for row in ROWS}
+    duplicate, copy = ROWS[25], ROWS[26]
+    merged = next(texts[row] for row in made["sources"] if row != made["id"])
+    (tmp_path / "test.jsonl").write_text(f"{json.dumps(merged)}\n{json.dumps(duplicate)}")
+    found = rows_of_run(folder, tmp_path / "test.jsonl")
+    assert made["id"] not in found.dataset["id"][:]
+    assert not {duplicate["prompt"], copy["prompt"]} & {*found.raw["prompt"], *found.dataset["prompt"]}
+    assert len(found.test) == 2 and len(found.raw) == len(ROWS) - 1 - 3  # the row of an evaluation set is not raw
+    (folder / "ledger.json").unlink()
+    with pytest.raises(FileNotFoundError, match="is no finished run: there is no ledger.json"):
+        rows_of_run(folder)
 
 
 @pytest.mark.slow
