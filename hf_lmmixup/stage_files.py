@@ -122,6 +122,16 @@ def check_output(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def check_apart(output: Path, source: str | Path) -> None:
+    """Refuse an output that is the input, for what would not hold its rows any more.
+
+    Raises:
+        ValueError: If both are one file.
+    """
+    if output.exists() and Path(source).exists() and output.samefile(source):
+        raise ValueError(f"{output} is the input, whose rows would be lost. Name another file to write.")
+
+
 def write_rows(dataset: Dataset, path: Path) -> None:
     """Write rows to a `.parquet` or `.jsonl` file; whoever reads meanwhile sees the old file or the whole new one."""
     check_output(path)

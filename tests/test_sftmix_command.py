@@ -78,13 +78,31 @@ def test_online_and_the_plot_elsewhere(pile, tmp_path):
         (["--model", "a", "--checkpoint", "b"], "Name either --model"),
         (["--checkpoint", "b", "--online"], "--online listens to a training run"),
         (["--model", "./nowhere"], "No model at './nowhere': no model folder, and no Hub id in reach."),
+        (["--checkpoint", "."], "'.' holds no tokenizer that can be read."),
         (["--model", "a", "-o", "c.jsonl"], "A confidence table is written as .parquet."),
         (["--model", "a", "--rows", "rows.csv"], "Accepted outputs: .parquet, .jsonl."),
     ],
 )
-def test_what_cannot_be_done_is_said_first(pile, tmp_path, options, message):
+def test_what_cannot_be_done_is_said_first(pile, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
     output = [] if "-o" in options else ["-o", tmp_path / "c.parquet"]
     assert message in lmmixup("confidence", pile / "pile.jsonl", *output, *options, code=1)
+
+
+def test_neither_the_input_nor_the_table_is_written_over(pile, tmp_path):
+    rows = tmp_path / "rows.parquet"
+    Dataset.from_dict({"id": ["a"], "prompt": ["p"], "completion": ["c"]}).to_parquet(str(rows))
+    before = rows.read_bytes()
+    assert "is the input" in lmmixup("confidence", rows, "-o", rows, "--model", "a", code=1)
+    one = ["-o", tmp_path / "c.parquet", "--rows", tmp_path / "." / "c.parquet"]
+    assert "--rows and --output both name" in lmmixup("confidence", rows, *one, "--model", "a", code=1)
+    assert rows.read_bytes() == before and list(tmp_path.iterdir()) == [rows]
+
+
+def test_rows_that_are_all_too_long(pile, tmp_path):
+    options = ["--model", pile / "tiny", "--max-length", 2]
+    told = lmmixup("confidence", pile / "pile.jsonl", "-o", tmp_path / "c.parquet", *options, code=1)
+    assert "None of the 9 rows has a response within max_length=2 tokens" in told
 
 
 def test_mosaics_keep_to_the_budget_of_a_tokenizer(pile, tmp_path):

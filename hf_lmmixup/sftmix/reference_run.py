@@ -218,6 +218,8 @@ def _trainer(
         tokenizer = AutoTokenizer.from_pretrained(model)
     except OSError as error:
         raise ValueError(f"No model at {str(model)!r}: no model folder, and no Hub id in reach.") from error
+    except ValueError as error:
+        raise ValueError(f"{str(model)!r} holds no tokenizer that can be read. {error}") from error
     adapter = None
     if lora_rank:
         from peft import LoraConfig
@@ -227,13 +229,19 @@ def _trainer(
     with warnings.catch_warnings():  # TRL's default has an old name, of which the user need not hear
         warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
         settings = SFTConfig(**(defaults | values))
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=_load(model),
         args=settings,
         train_dataset=as_conversation(dataset.select_columns(columns), tokenizer),
         processing_class=tokenizer,
         peft_config=adapter,
     )
+    if not len(trainer.train_dataset):  # type: ignore[arg-type]
+        raise ValueError(
+            f"None of the {len(dataset)} rows has a response within max_length={max_length} tokens. Raise it, for "
+            "example with `lmmixup confidence --max-length`."
+        )
+    return trainer
 
 
 def _load(model: str | Path) -> PreTrainedModel:
