@@ -105,6 +105,22 @@ class Distiller:
         return {"dataset_name": str(folder), "dataset_config": None}
 
 
+def check_trainings(recipe: Recipe) -> None:
+    """Look for the TRL recipes of a run before it begins: what is found later is found hours later.
+
+    Raises:
+        FileNotFoundError: If a TRL recipe does not exist.
+        ValueError: If one is no YAML mapping, or the cold start leaves an adapter, from which GRPO cannot go on.
+    """
+    options = recipe.distiller
+    trainings = [read_yaml(recipe.training_file(file)) for file in (options.cold_start, options.grpo) if file]
+    if options.cold_start and options.grpo and trainings[0].get("use_peft"):
+        raise ValueError(
+            f"distiller: {options.cold_start} trains an adapter, and GRPO starts from a whole model. Train it by "
+            "itself with recipes/qlora.py --merge_to FOLDER, and name FOLDER as the model of this recipe."
+        )
+
+
 def _precision(training_recipe: Path) -> dict[str, bool]:
     """On a processor: bfloat16 where it is native. Others would imitate it, many times slower."""
     return {"bf16": has_fast_bfloat16()} if read_yaml(training_recipe).get("use_cpu") else {}

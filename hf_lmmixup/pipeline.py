@@ -26,6 +26,7 @@ import numpy as np
 from datasets import Dataset
 
 from hf_lmmixup.datastore import ScoredDatastore
+from hf_lmmixup.distiller import check_trainings
 from hf_lmmixup.distilling import JOURNAL, Distilling
 from hf_lmmixup.earlier_run import EarlierRun
 from hf_lmmixup.evaluation_sets import local_evaluations
@@ -89,12 +90,13 @@ def run(
 
     Raises:
         FileNotFoundError: If the input, an evaluation set or a file named by the recipe does not exist.
-        ValueError: If the input holds no usable row, the endpoint has no address that data may go to, or the directory
-            belongs to another run.
+        ValueError: If the input holds no usable row, the endpoint has no address that data may go to, GRPO would start
+            from an adapter, or the directory belongs to another run.
         RuntimeError: If another process works in the directory, or a training fails.
     """
     if recipe.distiller.endpoint is not None:
         check_url(recipe.distiller.endpoint, allow_http=recipe.distiller.allow_http)
+    check_trainings(recipe)
     directory = RunDirectory(recipe.output)
     earlier = None if update is None else EarlierRun(Path(update), recipe.settings())
     with directory.locked(), plain_memory():

@@ -16,7 +16,9 @@ from conftest import REPOSITORY
 
 from hf_lmmixup import distiller, training
 from hf_lmmixup.checkpoints import last_checkpoint, own_checkpoint, read_history, training_mark
+from hf_lmmixup.pipeline import run
 from hf_lmmixup.preflight import Checked
+from hf_lmmixup.recipe import load_recipe
 from hf_lmmixup.training import copy_model, train, training_config
 
 
@@ -282,3 +284,21 @@ def test_a_run_computes_in_bfloat16_where_the_processor_does(native, monkeypatch
     for name in ("sft", "grpo"):
         assert distiller._precision(REPOSITORY / f"recipes/quickstart/{name}.yaml") == {"bf16": native}
         assert distiller._precision(REPOSITORY / f"recipes/qwen2.5-1.5b/{name}.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    ("cold_start", "error", "words"),
+    [
+        ("nowhere.yaml", FileNotFoundError, "names nowhere.yaml, but there is no file"),
+        ("adapter.yaml", ValueError, "adapter.yaml trains an adapter, and GRPO starts from a whole model"),
+    ],
+)
+def test_what_a_run_cannot_train_is_said_before_it_begins(tmp_path, cold_start, error, words):
+    (tmp_path / "adapter.yaml").write_text("use_peft: true\n")
+    (tmp_path / "grpo.yaml").write_text("max_steps: 1\n")
+    options = {"cold_start": cold_start, "grpo": "grpo.yaml"}
+    values = {"name": "mine", "output": str(tmp_path / "run"), "distiller": options}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(error, match=words):
+        run(load_recipe(tmp_path / "mine.yaml"))
+    assert not (tmp_path / "run").exists()
