@@ -125,6 +125,7 @@ def rate_with_datastore(
     Raises:
         ValueError: If the encoder is not the datastore's, or the datastore has no rows of the task type.
     """
+
     def judgements() -> Iterator[Judgement]:
         for _, pairs in text_pairs(dataset, ROWS_AT_A_TIME):
             texts = [pair_text(*pair) for pair in pairs]
