@@ -76,6 +76,7 @@ SELECT: Table = {
     "size": AMOUNT,
     "token_budget": AMOUNT,
     "min_score": SCORE,
+    "max_similarity": COSINE,
     "fallback_share": SHARE,
     "distilled_share": Bound("is not a share. Expected 0 to 1, such as 0.5.", 0, 1),
 }

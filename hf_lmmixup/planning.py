@@ -9,12 +9,12 @@ started: its rate is a range for its kind, or what the caller says. One line::
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -34,9 +34,11 @@ from hf_lmmixup.vectors import NEIGHBORS, texts_of
 
 Range = tuple[float, float]
 
+Item = TypeVar("Item")
+
 SAMPLE = 200
 SCANNED = 200_000
-"""Rows over which the sample is spread; rows behind them are counted only."""
+"""Rows over which the sample is spread; rows behind them are only counted."""
 
 SPREAD = (0.7, 1.6)
 """What a rate measured on a sample is multiplied by: other lengths, other load, a warmer cache."""
@@ -120,31 +122,36 @@ def count_rows(source: str) -> int | None:
     return None
 
 
+def thinned(items: Iterable[Item], wanted: int) -> tuple[list[Item], int]:
+    """From `wanted` to twice as many items, evenly spread over as many as there are, and how many those are."""
+    kept: list[Item] = []
+    every, number = 1, 0
+    for number, item in enumerate(items, start=1):
+        if (number - 1) % every == 0:
+            kept.append(item)
+        if len(kept) == 2 * wanted:
+            kept, every = kept[::2], 2 * every
+    return kept, number
+
+
 class _Planner:
     """One plan in the making."""
 
     def __init__(self, recipe: Recipe, preparation: Preparation, sample: int, tokens_per_second: float | None) -> None:
         self.recipe, self.preparation, self.tokens_per_second = recipe, preparation, tokens_per_second
         source = preparation.source
-        scanned = 0
-
-        def counted() -> Any:
-            nonlocal scanned
-            for row in islice(raw_rows(source), min(SCANNED, recipe.limit or SCANNED)):
-                scanned += 1
-                yield row
-
-        known = count_rows(source)
-        within = min(known or SCANNED, SCANNED, recipe.limit or SCANNED)
-        every = max(1, within // sample)
+        raw = islice(raw_rows(source), recipe.limit)
         started = time.perf_counter()
-        rows = normalize_rows(islice(counted(), 0, None, every), name=Path(source).name).dataset
+        some, scanned = thinned(islice(raw, SCANNED), sample)
+        rows = normalize_rows(some, name=Path(source).name).dataset
         self.read = (time.perf_counter() - started) / max(1, scanned)
         if not len(rows):
             raise ValueError(f"{source} holds no usable row. Give a file with at least one instruction pair.")
-        self.rows = rows.select(range(min(sample, len(rows))))
-        total = max(known or 0, scanned)
-        self.total = float(min(total, recipe.limit) if recipe.limit else total)
+        self.rows = rows.select(np.linspace(0, len(rows) - 1, min(sample, len(rows))).astype(np.int64))
+        total = scanned if scanned < SCANNED else count_rows(source)
+        if total is None:
+            total = scanned + sum(1 for _ in raw)
+        self.total = float(min(total, recipe.limit or total))
 
     def estimates(self) -> list[Estimate]:
         rows, total, bytes_each = self.rows, (self.total, self.total), _bytes_each(self.rows)

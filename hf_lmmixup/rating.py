@@ -125,11 +125,6 @@ def rate_with_datastore(
     Raises:
         ValueError: If the encoder is not the datastore's, or the datastore has no rows of the task type.
     """
-    if encoder.name != datastore.encoder:
-        raise ValueError(
-            f"The datastore was built with the encoder {datastore.encoder!r}, not {encoder.name!r}. "
-            f"Load {datastore.encoder!r} or build the datastore again."
-        )
 
     def judgements() -> Iterator[Judgement]:
         for _, pairs in text_pairs(dataset, ROWS_AT_A_TIME):

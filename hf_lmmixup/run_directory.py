@@ -37,7 +37,8 @@ ROWS, DROPPED, ATTEMPTS = "rows.arrow", "dropped.json", "attempts.arrow"
 
 LOAD, EMBED, CLEAN, RATE, UNIQUE = "1_load", "2_embed", "2_decontaminate", "3_rate", "3_deduplicate"
 CLUSTER, TRAIN, DISTIL, CHECK, RERATE = "4_cluster", "6_train", "7_distil", "7_check", "8_rate_again"
-"""The folders of the stages. The first one brings the raw rows; `CLEAN` is there if evaluation sets are named."""
+ORDER = (LOAD, EMBED, CLEAN, RATE, UNIQUE, CLUSTER, TRAIN, DISTIL, CHECK, RERATE)
+"""The stages in the order of the work; the first one brings the raw rows."""
 
 TEXTS = ("prompt", "completion", "source")
 """Columns of a raw row that no later stage changes, so the later stages leave them where they were loaded."""

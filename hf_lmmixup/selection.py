@@ -105,9 +105,10 @@ def select(
         The rows taken, best first, with `long_tail_score`, and the reason for every other row.
 
     Raises:
-        ValueError: If size or budget are negative, or neither embeddings nor `long_tail_score` are there.
+        ValueError: If a number is out of its bounds, or neither embeddings nor `long_tail_score` are there.
     """
-    check(SELECT, {"size": size, "token_budget": token_budget})
+    options = {"size": size, "token_budget": token_budget, "min_score": min_score, "max_similarity": max_similarity}
+    check(SELECT, options)
     if max_similarity is not None and embeddings is None:
         raise ValueError(f"max_similarity={max_similarity} compares embeddings. Pass those of the rows.")
     dataset = _with_long_tail(dataset, embeddings, graph)

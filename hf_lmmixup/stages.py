@@ -22,7 +22,7 @@ from hf_lmmixup.distilled_rows import DistilledOutcome
 from hf_lmmixup.mapped_files import let_go_of_pages
 from hf_lmmixup.pacing import steady
 from hf_lmmixup.records import Outcome
-from hf_lmmixup.run_directory import RunDirectory, read_json, write_json
+from hf_lmmixup.run_directory import ORDER, RunDirectory, read_json, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def costs_of(run: Path) -> dict[str, dict[str, Any]]:
     """What the stages of a run directory took, by stage, in their order; empty where nothing is written down."""
     path = run / COSTS
     entries: dict[str, dict[str, Any]] = read_json(path) if path.is_file() else {}
-    return dict(sorted(entries.items()))
+    return {name: entries[name] for name in sorted(entries, key=(*ORDER, *entries).index)}
 
 
 def read_plan(run: Path) -> list[dict[str, Any]]:

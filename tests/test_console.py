@@ -39,6 +39,24 @@ def test_an_error_is_shown_as_it_is(text):
     assert said.get() == f"Error: {text}\n"
 
 
+FAULTS = [
+    (ValueError("x"), 1, "Error: x"),
+    (FileNotFoundError(2, "No such file", "a"), 1, "Error: [Errno 2] No such file: 'a'"),
+    (RuntimeError("x"), 3, "Stopped: x"),
+    (OSError(28, "No space left on device", "a"), 3, "Stopped: [Errno 28] No space left on device: 'a'"),
+    (OSError(30, "Read-only file system", "a"), 3, "Stopped: [Errno 30] Read-only file system: 'a'"),
+]
+
+
+@pytest.mark.parametrize(("fault", "code", "message"), FAULTS, ids=[row[2] for row in FAULTS])
+def test_a_fault_is_one_message_and_verbose_tells_where(fault, code, message, caplog):
+    caplog.set_level("INFO")
+    with console.capture() as said, pytest.raises(typer.Exit) as ended, errors():
+        raise fault
+    assert (ended.value.exit_code, said.get()) == (code, f"{message}\n")
+    assert caplog.records[-1].exc_info[1] is fault
+
+
 def test_a_stage_is_named_as_it_is():
     with console.capture() as said, progress_bar() as told:
         told("loading models/[x]", 0, 0)

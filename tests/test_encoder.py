@@ -76,6 +76,13 @@ def test_an_unknown_precision_is_named():
         SentenceTransformerEncoder("anything", precision="int3")
 
 
+@pytest.mark.parametrize("name", ["nosuch/encoder", "{folder}/nosuch"])
+def test_an_encoder_that_is_not_there_is_named(tmp_path, name):
+    name = name.format(folder=tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"No sentence encoder can be read from '{name}'"):
+        load_encoder(name)
+
+
 def test_the_precision_follows_the_processor():
     assert has_fast_bfloat16() in (True, False)
     assert load_encoder().encoder.precision == ("bfloat16" if has_fast_bfloat16() else "float32")

@@ -114,7 +114,7 @@ def test_whole_job_without_training(tmp_path, distiller):
     facts = json.loads((finished.directory / "facts.json").read_text())
     costs = {entry["stage"]: entry for entry in facts["costs"]}
     stages = "load embed decontaminate rate deduplicate cluster distil check rate-again"
-    assert set(costs) == {stage.replace("-", " ") for stage in stages.split()}
+    assert list(costs) == [stage.replace("-", " ") for stage in stages.split()]
     if distiller is TRAINING_FREE:
         assert costs["distil"]["tokens"] > 0
         assert 0 < costs["distil"]["money"] < 0.01

@@ -1,6 +1,8 @@
 """A plan's ranges hold what the run then takes, and both stand side by side."""
 
 import json
+from dataclasses import replace
+from tempfile import TemporaryDirectory
 
 import pytest
 from borrowed_tools import raw_rows, tools
@@ -9,8 +11,11 @@ from test_stage_commands import lmmixup
 
 from hf_lmmixup.distilling import TRAIN
 from hf_lmmixup.pipeline import run
-from hf_lmmixup.planning import SPREAD, count_rows, plan
+from hf_lmmixup.planning import SPREAD, _Planner, count_rows, plan, thinned
+from hf_lmmixup.preparation import Preparation
 from hf_lmmixup.recipe import DistillerRecipe
+from hf_lmmixup.run_directory import RunDirectory
+from hf_lmmixup.stages import Stages
 
 
 EXCELLENT = {"prompt": "What is an excellent thing, number", "completion": "This one."}
@@ -71,6 +76,23 @@ def test_rows_are_counted_without_reading_them(tmp_path):
     assert count_rows("ada/pile") is None
     (estimate, *_) = plan(recipe(tmp_path, rows=rows(30), limit=20), tools=tools())
     assert estimate.rows == (20.0, 20.0)
+
+
+@pytest.mark.parametrize(("count", "kept"), [(0, []), (3, [0, 1, 2]), (7, [0, 2, 4, 6]), (17, [0, 4, 8, 12, 16])])
+def test_a_sample_is_spread_over_rows_that_nobody_has_counted(count, kept):
+    assert thinned(iter(range(count)), 3) == (kept, count)
+
+
+@pytest.mark.parametrize("scanned", [200_000, 20])
+def test_a_file_that_is_one_array_is_sampled_and_counted_too(tmp_path, monkeypatch, scanned):
+    monkeypatch.setattr("hf_lmmixup.planning.SCANNED", scanned)
+    (tmp_path / "pile.json").write_text(json.dumps(rows(90)))
+    job = replace(recipe(tmp_path, rows=[]), input=str(tmp_path / "pile.json"))
+    with TemporaryDirectory() as folder:
+        preparation = Preparation(job, Stages(RunDirectory(folder), print), tools())
+        planner = _Planner(job, preparation, 15, None)
+    assert planner.total == 90 and len(planner.rows) == 15
+    assert len(set(planner.rows["prompt"][:])) > 5  # not the first ones alone
 
 
 def test_command_keeps_the_plan_and_shows_it_beside_the_run(tmp_path, monkeypatch):

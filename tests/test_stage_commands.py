@@ -238,6 +238,28 @@ def test_what_cannot_be_done_is_said_in_one_message(tmp_path, arguments, message
     assert not (tmp_path / "o.parquet").exists()
 
 
+OUT_OF_BOUNDS = [
+    (("cluster", "--min-size", "9"), "min_size=9, max_size=5"),
+    (("cluster", "--mean-size", "nan"), "mean_size=nan lies outside"),
+    (("cluster", "--singletons", "lose"), "Unknown cluster.singletons='lose'"),
+    (("cluster", "--duplicates", "2"), "--duplicates: max_similarity=2.0 is no cosine"),
+    (("select", "--max-similarity", "2"), "max_similarity=2.0 is no cosine"),
+    (("select", "--min-score", "9"), "min_score=9 is no score"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), OUT_OF_BOUNDS, ids=[" ".join(row[0]) for row in OUT_OF_BOUNDS])
+def test_a_number_out_of_bounds_is_refused_before_rows_are_embedded(tmp_path, monkeypatch, arguments, message):
+    def never(name=None):
+        raise AssertionError("the encoder was loaded")
+
+    monkeypatch.setattr("hf_lmmixup.encoder.load_encoder", never)
+    scored = [{**row, "id": str(place), "score": 4} for place, row in enumerate(raw_rows(range(4)))]
+    pile = write_rows(tmp_path / "pile.jsonl", scored)
+    command, *options = arguments
+    assert message in lmmixup(command, pile, "-o", tmp_path / "o.parquet", *options, code=1)
+
+
 def test_page_without_clusters():
     empty = {"mean": None, "edges": [], "counts": [], "quantiles": {}}
     points = {"id": [], "cluster_id": [], "x": [], "y": [], "fit": []}

@@ -50,15 +50,19 @@ def cluster(
 
         lmmixup cluster pile.jsonl --output clusters.parquet --duplicates 0.99
     """
+    from hf_lmmixup.bounds import DEDUPLICATE, check
     from hf_lmmixup.cluster_page import render_inspection
     from hf_lmmixup.clustering import cluster as group
     from hf_lmmixup.deduplication import deduplicate
     from hf_lmmixup.inspection import inspect
+    from hf_lmmixup.recipe import ClusterRecipe
     from hf_lmmixup.stage_files import check_output, read_rows
     from hf_lmmixup.tables import places_of, table_of
 
     with errors(), progress_bar() as told:
         check_output(output)
+        wanted = ClusterRecipe(min_size, max_size, mean_size, std_size, min_similarity, singletons)
+        check(DEDUPLICATE, {"max_similarity": duplicates}, "--duplicates: ")
         page = report or output.with_suffix(".html")
         page.parent.mkdir(parents=True, exist_ok=True)
         loaded = read_rows(input)
@@ -71,9 +75,7 @@ def cluster(
             kept = places_of(table_of(unique.dataset)["id"], table_of(rows)["id"])
             dropped, rows, vectors, graph = unique.dropped, unique.dataset, vectors[kept], graph.take(kept)
         told("clustering", 0, 0)
-        options: dict[str, Any] = {"min_size": min_size, "max_size": max_size, "mean_size": mean_size}
-        options |= {"std_size": std_size, "min_similarity": min_similarity, "seed": seed, "singletons": singletons}
-        outcome = group(rows, vectors, graph=graph, **options)
+        outcome = group(rows, vectors, graph=graph, seed=seed, **vars(wanted))
         told("inspecting the clusters", 0, 0)
         order = places_of(table_of(outcome.dataset)["id"], table_of(rows)["id"])
         inspection = inspect(outcome.dataset, vectors[order], seed=seed)
@@ -81,8 +83,7 @@ def cluster(
         _write(outcome.dataset, loaded.dropped | dropped | outcome.dropped, output)
     cohesion = "–" if inspection["cohesion"]["mean"] is None else f"{inspection['cohesion']['mean']:.3f}"
     told_of = f"{inspection['clusters']:,} clusters of {inspection['clustered']:,} rows, mean cosine {cohesion}, "
-    told_of += f"{inspection['singletons']:,} rows alone; see {escape(str(page))}."
-    say(told_of)
+    say(f"{told_of}{inspection['singletons']:,} rows alone; see {escape(str(page))}.")
 
 
 def distill(
@@ -159,10 +160,11 @@ def distill(
         settings = {"distiller": model or "extractive", "seed": seed, "task_type": task_type}
         settings |= {"encoder": encoder} if extractive else writing_settings(options)
         with Journal(output.with_name(f"{output.name}.journal"), settings) as journal:
+            told("distilling", 0, 0)
             if extractive:
-                outcome = _extract(clustered, encoder, task_type, journal, told)
+                outcome = _extract(clustered, encoder, task_type, journal)
             else:
-                outcome = _ask(clustered, options, task_type, seed, journal, told)
+                outcome = _ask(clustered, options, task_type, seed, journal)
         checked = check_faithfulness(outcome.dataset, clustered, task_type=task_type, **vars(faithful))
         _write(checked.dataset, loaded.dropped | outcome.dropped | checked.dropped, output)
     clusters = len(set(clustered["cluster_id"]) - {None})
@@ -177,7 +179,7 @@ def select(
     size: Annotated[int | None, typer.Option(min=0, help="Most rows.")] = None,
     token_budget: Annotated[int | None, typer.Option(min=0, help="Most tokens in all.")] = None,
     min_score: Annotated[
-        int | None, typer.Option(help="Smallest score; -1 also takes rows without one, after all others.")
+        int, typer.Option(help="Smallest score; -1 also takes rows without one, after all others.")
     ] = 4,
     max_similarity: Annotated[float | None, typer.Option(help="Highest cosine to a row already taken.")] = None,
     encoder: EncoderName = None,
@@ -188,20 +190,21 @@ def select(
 
         lmmixup select rated.parquet --output best.parquet --token-budget 1000000 --max-similarity 0.9
     """
+    from hf_lmmixup.bounds import SELECT, check
     from hf_lmmixup.selection import select as take
     from hf_lmmixup.stage_files import check_output, read_rows
 
+    limits: dict[str, Any] = {"size": size, "token_budget": token_budget, "max_similarity": max_similarity}
+    limits["min_score"] = None if min_score < 0 else min_score
     with errors(), progress_bar() as told:
         check_output(output)
+        check(SELECT, limits)
         loaded = read_rows(input)
         rows = loaded.dataset
         if "score" not in rows.column_names:
             raise ValueError(f"{input} has no column score. Make it with lmmixup rate.")
         vectors = _embed(rows, encoder, told)
-        limits = {"size": size, "token_budget": token_budget, "max_similarity": max_similarity}
-        least = None if min_score is None or min_score < 0 else min_score
-        graph = _graph(vectors, told)
-        outcome = take(rows, min_score=least, embeddings=vectors, graph=graph, **limits)  # type: ignore[arg-type]
+        outcome = take(rows, embeddings=vectors, graph=_graph(vectors, told), **limits)
         _write(outcome.dataset, loaded.dropped | outcome.dropped, output)
 
 
@@ -257,19 +260,17 @@ def _graph(vectors: Any, told: Callable[[str, int, int], None]) -> Any:
     return graph
 
 
-def _extract(rows: Any, encoder: str | None, task_type: str, journal: Any, told: Any) -> Any:
+def _extract(rows: Any, encoder: str | None, task_type: str, journal: Any) -> Any:
     from hf_lmmixup.encoder import load_encoder
     from hf_lmmixup.extractive import distill_extractively
 
-    told("distilling", 0, 0)
     return distill_extractively(rows, load_encoder(encoder), task_type=task_type, journal=journal)
 
 
-def _ask(rows: Any, options: Any, task_type: str, seed: int, journal: Any, told: Any) -> Any:
+def _ask(rows: Any, options: Any, task_type: str, seed: int, journal: Any) -> Any:
     from hf_lmmixup.distillation import distill as write
     from hf_lmmixup.writers import open_writer
 
-    told("distilling", 0, 0)
     writer = open_writer(options, options.model)
     return write(
         rows,
