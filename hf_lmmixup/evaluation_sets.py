@@ -37,7 +37,8 @@ def read_evaluations(names: Sequence[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for source in names:
-        name = Path(source).stem if Path(source).suffix else source.rpartition("/")[2]
+        path = Path(source)
+        name = path.stem if path.suffix in (*SUFFIXES, PARQUET) else path.name
         if name in found:
             raise ValueError(f"Two evaluation sets are called {name!r}. Rename one of the files.")
         found[name] = list(dict.fromkeys(text for row in _rows(source) for text in _texts(row)))
