@@ -73,6 +73,11 @@ def test_lengths_must_agree():
         score([GOOD, GOOD], references=[REFERENCE])
 
 
+def test_a_text_is_no_list_of_weak_texts():
+    with pytest.raises(ValueError, match="sources has a text where a list of texts is needed"):
+        score([GOOD], sources=[SOURCES[0]])
+
+
 def test_the_table_says_how_many_were_judged():
     entry = summarize({"format": [1.0, 1.0], "rouge_l": [0.5, None]}, ["qa", "qa"], answered=[True, True])
     text = markdown({"data": "test", "rows": 3, "systems": [{"system": "a|b", **entry}]})
