@@ -53,7 +53,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -79,7 +79,7 @@ def _line_per_stage() -> Callable[[str, int, int], None]:
     def update(title: str, done: int, total: int) -> None:
         if title not in seen:
             seen.add(title)
-            console.print(f"{title} ...", highlight=False)
+            console.print(f"{title} ...", highlight=False, markup=False)
 
     return update
 

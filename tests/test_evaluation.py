@@ -211,6 +211,13 @@ def test_what_is_not_installed_is_said_before_anything_is_written(no_rouge, tmp_
         find_metric("rouge")
 
 
+def test_names_may_look_like_markup(tmp_path):
+    out = tmp_path / "out[/]x"
+    told = CliRunner().invoke(app, ["evaluate", "a[/b]=reference", "--limit", "2", "--output", str(out)])
+    assert told.exit_code == 0, told.output
+    assert "out[/]x/evaluation.md" in told.output and "a[/b]" in told.output
+
+
 def test_the_demo_installs_what_evaluating_needs():
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     demo = re.search(r'-e "\.\[(offline[\w,]*)\]"', (REPOSITORY / "Makefile").read_text())[1]

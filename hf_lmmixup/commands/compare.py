@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from hf_lmmixup.console import console, errors, progress_bar
 
@@ -74,7 +75,8 @@ def compare(
         (folder / "comparison.md").write_text(text, encoding="utf-8")
         report = add_facts(run, arms=entries)
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Tested on {len(rows.test)} rows that no arm saw. Wrote {folder / 'comparison.md'}; see {report}.")
+    wrote = f"Wrote {escape(str(folder / 'comparison.md'))}; see {escape(str(report))}."
+    console.print(f"Tested on {len(rows.test)} rows that no arm saw. {wrote}", highlight=False, soft_wrap=True)
 
 
 def _listed(text: str | None) -> list[str]:

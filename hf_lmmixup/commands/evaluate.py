@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from hf_lmmixup.console import console, errors, progress_bar
@@ -75,9 +76,11 @@ def evaluate(
         (folder / "evaluation.md").write_text(markdown(results), encoding="utf-8")
         report = add_facts(run, mixture_test=results) if run and output is None else None
     console.print(_table(results))
-    console.print(f"Wrote {folder / 'evaluation.md'}, evaluation.json and completions.jsonl.", highlight=False)
+    table = escape(str(folder / "evaluation.md"))
+    console.print(f"Wrote {table}, evaluation.json and completions.jsonl.", highlight=False, soft_wrap=True)
     if report:
-        console.print(f"They are in [bold]{report}[/] too, and in the distiller's card when it is pushed.")
+        told = f"They are in [bold]{escape(str(report))}[/] too, and in the distiller's card when it is pushed."
+        console.print(told, highlight=False, soft_wrap=True)
 
 
 def benchmark(
@@ -121,7 +124,7 @@ def benchmark(
             add_facts(run, evaluations=merge_evaluations(read_facts(run).get("evaluations") or [], entries))
         elif Path(model).is_dir():
             store_beside(model, entries)
-    table = Table(title=f"{model}: benchmarks")
+    table = Table(title=f"{escape(model)}: benchmarks")
     for title in ("benchmark", "metric", "percent", "how"):
         table.add_column(title, justify="right" if title == "percent" else "left")
     for entry in entries:
@@ -158,10 +161,10 @@ def _table(results: dict[str, Any]) -> Table:
     from hf_lmmixup.figures import score_text, score_title
 
     systems = results["systems"]
-    table = Table(title=f"{results['data']}: {results['rows']} prompts")
+    table = Table(title=f"{escape(results['data'])}: {results['rows']} prompts")
     table.add_column("score")
     for system in systems:
-        table.add_column(system["system"], justify="right")
+        table.add_column(escape(system["system"]), justify="right")
     table.add_row("prompts", *(str(system["rows"]) for system in systems))
     for name in [name for name in SCORES if any(name in system["means"] for system in systems)]:
         table.add_row(score_title(name), *(score_text(name, system["means"].get(name)) for system in systems))

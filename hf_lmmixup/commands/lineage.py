@@ -59,14 +59,14 @@ def withdraw(
         done = take_out(run, output, ids=named, sources=source or [])
     console.print(
         f"{len(done.withdrawn):,} raw rows withdrawn, {len(done.dropped):,} rows of the dataset with them; "
-        f"{done.left:,} rows are left in {output}.",
+        f"{done.left:,} rows are left in {escape(str(output))}.",
         highlight=False,
         soft_wrap=True,
     )
     if done.orphans:
         console.print(
             f"{len(done.orphans):,} other raw rows were merged into what is gone; they are listed in withdrawn.json. "
-            f"To distil them again, run the recipe on the remaining input with --update {run}.",
+            f"To distil them again, run the recipe on the remaining input with --update {escape(str(run))}.",
             highlight=False,
             soft_wrap=True,
         )
