@@ -140,8 +140,8 @@ def distiller_publication(
     facts["own_tokenizer"] = any(file.name == "tokenizer_config.json" for file in files)
     facts["evaluations"] = facts.get("evaluations") or _kept_evaluations(folder)
     extra, facts["plots"] = _plots(facts, DISTILLER_PLOTS)
-    if any(entry.get("dataset_id") for entry in facts["evaluations"]):
-        extra.append(published_file(EVALUATIONS, evaluation_results(facts["evaluations"])))
+    if results := evaluation_results(facts["evaluations"]):
+        extra.append(published_file(EVALUATIONS, results))
     card = published_file("README.md", render_model_card(facts))
     replaces = _any_of(*MODEL_FILES, *map(re.escape, (EVALUATIONS, *map(_plot_file, DISTILLER_PLOTS))))
     return Publication(
@@ -211,17 +211,18 @@ def evaluation_results(evaluations: Sequence[dict[str, Any]]) -> str:
 
     Args:
         evaluations: Each with `dataset_id`, `task_id` and `value`; optional `dataset_revision`, `date`, `notes`,
-            `source_url` and `source_name`. Those on a dataset that the Hub has not are left out.
+            `source_url` and `source_name`. Those on a dataset that the Hub has not, or on a part of one (`limit`), are
+            left out.
 
     Returns:
-        The text of a file in `.eval_results/`.
+        The text of a file in `.eval_results/`; empty if no result is left.
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     fields = ("dataset_id", "task_id", "value", "dataset_revision", "date", "notes", "source_url", "source_name")
-    public = [entry for entry in evaluations if entry.get("dataset_id")]
+    public = [entry for entry in evaluations if entry.get("dataset_id") and "limit" not in entry]
     entries = [EvalResultEntry(**{key: entry[key] for key in fields if key in entry}) for entry in public]
-    return dump_yaml(eval_result_entries_to_yaml(entries))
+    return dump_yaml(eval_result_entries_to_yaml(entries)) if entries else ""
 
 
 def read_facts(path: Path) -> dict[str, Any]:

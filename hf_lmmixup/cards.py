@@ -197,7 +197,7 @@ def ledger_rows(facts: Facts) -> list[tuple[str, str, int]]:
 
 
 def model_index(facts: Facts) -> list[dict[str, Any]]:
-    """Held-out rewards of the finished distiller, and other evaluations, as the Hub's `model-index`."""
+    """Held-out rewards of the finished distiller, and evaluations on whole benchmarks, as the Hub's `model-index`."""
     held_out = list(by_model(facts, "held_out").values())[-1:]
     results = [
         {
@@ -211,7 +211,7 @@ def model_index(facts: Facts) -> list[dict[str, Any]]:
         }
         for judged in held_out
     ]
-    for entry in facts.get("evaluations") or []:
+    for entry in [entry for entry in facts.get("evaluations") or [] if "limit" not in entry]:
         place = entry.get("dataset_id") or "custom"
         data = {"type": place, "name": one_line(entry.get("name") or place)}
         metric = {"type": one_line(entry.get("metric") or "accuracy"), "value": entry["value"]}

@@ -59,13 +59,15 @@ def score_completions(
         The rewards, `rouge_l`, `token_similarity` and `length`, each with n values.
 
     Raises:
-        ValueError: If the lengths differ or a task type is unknown.
+        ValueError: If the lengths differ, a task type is unknown, or the sources of a completion are one text.
         ImportError: If the `report` extra is missing.
     """
     rows = len(completions)
     for name, column in (("task_types", task_types), ("references", references), ("sources", sources)):
         if len(column) != rows:
             raise ValueError(f"{name} has {len(column)} entries for {rows} completions; give one each.")
+    if any(isinstance(weak, str) for weak in sources):
+        raise ValueError("sources has a text where a list of texts is needed: give the weak texts of each completion.")
     check_rouge()
     texts = [text or "" for text in completions]
     columns: Columns = {}

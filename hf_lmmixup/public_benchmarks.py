@@ -95,8 +95,10 @@ def run_benchmarks(
     Raises:
         ImportError: If the `eval` extra is missing.
         FileNotFoundError: If there is no such model.
-        ValueError: If a benchmark is unknown.
+        ValueError: If no benchmark is named, or one is unknown.
     """
+    if not names:
+        raise ValueError(f"No benchmark is named. Expected some of {list(BENCHMARKS)}.")
     if unknown := [name for name in names if name not in BENCHMARKS]:
         raise ValueError(f"Unknown benchmark {unknown[0]!r}. Expected some of {list(BENCHMARKS)}.")
     try:
@@ -159,6 +161,8 @@ def entry_of(name: str, found: Mapping[str, Any], limit: int | None = None) -> d
         "value": round(100 * sum(values) / len(values), 2),
         "notes": ", ".join(notes),
     }
+    if limit is not None:
+        entry["limit"] = limit
     stderr = parts[0].get(error)
     if len(parts) == 1 and isinstance(stderr, int | float):
         entry["stderr"] = round(100 * stderr, 2)
@@ -182,8 +186,12 @@ def _model_arguments(model: str | Path) -> dict[str, Any]:
 
 
 def merge_evaluations(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Old results with new ones added; one for the same task replaces the old one."""
-    merged = {(entry.get("dataset_id"), entry["task_id"]): dict(entry) for entry in [*old, *new]}
+    """Old results with new ones added; one for the same task replaces the old one, but a part no whole."""
+    merged: dict[tuple[str | None, str], dict[str, Any]] = {}
+    for entry in [*old, *new]:
+        key = entry.get("dataset_id"), entry["task_id"]
+        if key not in merged or "limit" in merged[key] or "limit" not in entry:
+            merged[key] = dict(entry)
     return [merged[key] for key in sorted(merged, key=str)]
 
 

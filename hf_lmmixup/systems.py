@@ -10,6 +10,7 @@ model that is only prompted is *training-free*.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -138,32 +139,39 @@ def _complete(
 
 
 def mixture_test(data: str = "bundled", limit: int | None = None) -> list[dict[str, Any]]:
-    """The prompts to answer: the test split of MIXTURE in its `grpo` form.
+    """The prompts to answer: the test split of a MIXTURE in its `grpo` form.
 
     Args:
-        data: `bundled`, `hub`, or a folder in the form of the published repository.
+        data: `bundled`, `hub`, or a folder: a copy of the published repository, or one of your own.
         limit: At most so many rows, spread over the task types.
 
     Returns:
         Rows with `prompt`, `task_type`, `reference` and `sources`.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
+        FileNotFoundError: If there is no such folder, or none of its files is MIXTURE's.
+        ValueError: If the test split has no row.
     """
     register()
     if data in ("bundled", "hub"):
-        rows: Dataset = load_dataset("mixture", "grpo", split="test", source=data)
+        rows: list[dict[str, Any]] = list(load_dataset("mixture", "grpo", split="test", source=data))
+    elif (Path(data) / "grpo").is_dir():  # as `mixture_repository` writes it; streamed past the cache, see `loading`
+        rows = list(load_dataset(data, "grpo", split="test", streaming=True))
     elif Path(data).is_dir():
-        rows = load_dataset("mixture", "grpo", split="test", data_dir=data)
+        rows = list(load_dataset("mixture", "grpo", split="test", data_dir=data))
     else:
         raise FileNotFoundError(f"No folder at {data}. Expected 'bundled', 'hub', or a folder with MIXTURE files.")
-    listed = rows.to_list()
-    if limit is None or limit >= len(listed):
-        return listed
-    by_kind = [[row for row in listed if row["task_type"] == kind.value] for kind in TaskType]
-    turns = max(map(len, by_kind), default=0)
-    spread = [rows[turn] for turn in range(turns) for rows in by_kind if turn < len(rows)][:limit]
-    return sorted(spread, key=listed.index)
+    if not rows:
+        raise ValueError(f"The test split of {data} has no row. Build it from more articles.")
+    by_kind = [[place for place, row in enumerate(rows) if row["task_type"] == kind.value] for kind in TaskType]
+    spread = [place for turn in zip_longest(*by_kind) for place in turn if place is not None]
+    return [rows[place] for place in sorted(spread[:limit])]
+
+
+def split_name(data: str) -> str:
+    """What tables call the prompts of `mixture_test`."""
+    named = {"bundled": "mini MIXTURE", "hub": "MIXTURE"}.get(data) or Path(data).resolve().name
+    return f"{named}, test split"
 
 
 def find_systems(targets: Sequence[str]) -> dict[str, str]:
@@ -177,21 +185,26 @@ def find_systems(targets: Sequence[str]) -> dict[str, str]:
         The systems in the order given; the models of the last two are their own names.
 
     Raises:
-        ValueError: If two systems have one name.
+        ValueError: If two systems have one name, or a name is given to a whole run.
     """
     found: list[tuple[str, str]] = []
     for target in targets:
         name, given, model = target.partition("=")
         if is_run(Path(target)):
             found += [*models_of(Path(target)).items(), (EXTRACTIVE, EXTRACTIVE), (REFERENCE, REFERENCE)]
-        elif given:
+        elif given and not Path(target).is_dir():
+            if is_run(Path(model)):
+                raise ValueError(
+                    f"{model} is a run directory, and {name} stands for one model. Name one of its models: "
+                    f"{name}={model}/distiller."
+                )
             found.append((name, model))
         else:
             found.append((Path(target.partition("@http")[0]).name, target))
     names = [name for name, _ in found]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"Two systems are called {name!r}. Give them names: NAME=MODEL.")
+            raise ValueError(f"Two systems are called {name!r}. Name them one by one, as in a=MODEL b=MODEL.")
     return dict(found)
 
 

@@ -194,3 +194,12 @@ def test_embeddings_find_rewordings():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         decontaminate(rows(["x"]), {"e": ["text"]}, **arguments)
+
+
+def test_evaluation_sets_are_called_by_their_last_part(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["sets/gsm8k", "sets/mmlu-v1.5/", "sets/mmlu-v1.6"]
+    for name in names:
+        Path(name).mkdir(parents=True)
+        Path(name, "test.jsonl").write_text('{"question": "How many jars are left?"}\n')
+    assert list(read_evaluations(names)) == ["gsm8k", "mmlu-v1.5", "mmlu-v1.6"]

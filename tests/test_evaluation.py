@@ -10,14 +10,15 @@ from conftest import REPOSITORY
 from stub_client import running_stub
 from typer.testing import CliRunner
 
-from hf_lmmixup import overlap
+from hf_lmmixup import bundled, overlap
 from hf_lmmixup.cli import app
 from hf_lmmixup.downstream import find_metric
 from hf_lmmixup.endpoint import EndpointModel
 from hf_lmmixup.evaluation import markdown, rate_completions, score_completions, summarize
+from hf_lmmixup.mixture_repository import Configuration, Origin, write_repository
 from hf_lmmixup.overlap import TokenEncoder
 from hf_lmmixup.prompts import format_completion
-from hf_lmmixup.systems import evaluate_systems, find_systems, mixture_test, models_of
+from hf_lmmixup.systems import evaluate_systems, find_systems, mixture_test, models_of, split_name
 
 
 REFERENCE = "Q: What causes tides?\nA: The Moon pulls the sea; two tides come each day, 12 hours apart."
@@ -72,6 +73,11 @@ def test_lengths_must_agree():
         score([GOOD, GOOD], references=[REFERENCE])
 
 
+def test_a_text_is_no_list_of_weak_texts():
+    with pytest.raises(ValueError, match="sources has a text where a list of texts is needed"):
+        score([GOOD], sources=[SOURCES[0]])
+
+
 def test_the_table_says_how_many_were_judged():
     entry = summarize({"format": [1.0, 1.0], "rouge_l": [0.5, None]}, ["qa", "qa"], answered=[True, True])
     text = markdown({"data": "test", "rows": 3, "systems": [{"system": "a|b", **entry}]})
@@ -124,8 +130,19 @@ def test_a_run_whose_trainings_were_deleted_still_has_its_distiller(run):
 
 
 def test_two_systems_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="Two systems are called 'base'"):
+    with pytest.raises(ValueError, match="Two systems are called 'base'. Name them one by one, as in a=MODEL b=MODEL"):
         find_systems(["ada/base", "bob/base"])
+
+
+def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path):
+    (tmp_path / "lr=1e-4").mkdir()
+    model = str(tmp_path / "lr=1e-4")
+    assert find_systems([model, f"a={model}"]) == {"lr=1e-4": model, "a": model}
+
+
+def test_a_run_under_a_name_is_refused(run):
+    with pytest.raises(ValueError, match="is a run directory, and free stands for one model. Name one of its models"):
+        find_systems([f"free={run}"])
 
 
 @pytest.mark.parametrize("words", [["evaluate", "RUN/none", "--limit", "5"], ["compare", "RUN", "--model", "none"]])
@@ -142,6 +159,27 @@ def test_few_rows_are_spread_over_the_task_types():
     assert mixture_test(limit=10_000) == mixture_test()
     with pytest.raises(FileNotFoundError, match="Expected 'bundled', 'hub'"):
         mixture_test("nowhere")
+
+
+def test_a_mixture_of_ones_own_is_evaluated_on_too(tmp_path):
+    parts = [bundled.mixture_clusters("test")[start : start + 7] for start in (0, 7)]
+    for clusters in parts:  # the second time at the same place with other rows
+        write_repository(
+            tmp_path / "own",
+            [Configuration("grpo", "grpo", {"test": clusters})],
+            title="own",
+            description="",
+            origins=[Origin("here", "mit", 1)],
+        )
+        rows = mixture_test(str(tmp_path / "own"))
+        assert [row["reference"] for row in rows] == [cluster["target"] for cluster in clusters]
+    assert split_name(str(tmp_path / "own")) == "own, test split"
+    with pytest.raises(FileNotFoundError, match="No file of MIXTURE in"):
+        mixture_test(str(tmp_path))
+    empty = [Configuration("sft", "sft", {"test": parts[0]}), Configuration("grpo", "grpo", {"test": []})]
+    write_repository(tmp_path / "none", empty, title="", description="", origins=[])
+    with pytest.raises(ValueError, match="The test split of .* has no row"):
+        mixture_test(str(tmp_path / "none"))
 
 
 def test_extractive_mode_and_references_without_any_model(tmp_path):
@@ -171,6 +209,13 @@ def test_what_is_not_installed_is_said_before_anything_is_written(no_rouge, tmp_
     assert not (tmp_path / "out").exists()
     with pytest.raises(ImportError, match="rouge-score"):  # before three models are fine-tuned
         find_metric("rouge")
+
+
+def test_names_may_look_like_markup(tmp_path):
+    out = tmp_path / "out[/]x"
+    told = CliRunner().invoke(app, ["evaluate", "a[/b]=reference", "--limit", "2", "--output", str(out)])
+    assert told.exit_code == 0, told.output
+    assert "out[/]x/evaluation.md" in told.output and "a[/b]" in told.output
 
 
 def test_the_demo_installs_what_evaluating_needs():

@@ -161,3 +161,8 @@ def test_commands(finished, tmp_path):
         "withdraw", "--run", finished, "--source", "x", "-o", tmp_path / "b", code=1
     )
     assert "Say what to withdraw" in lmmixup("withdraw", "--run", finished, "-o", tmp_path / "b", code=1)
+
+
+def test_a_folder_may_be_called_what_looks_like_markup(finished, tmp_path):
+    told = lmmixup("withdraw", "--run", finished, "--id", identifier(3), "-o", tmp_path / "new[/]x")
+    assert "new[/]x." in told

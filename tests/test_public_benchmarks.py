@@ -13,6 +13,7 @@ import yaml
 from conftest import REPOSITORY, lmmixup
 
 from hf_lmmixup.artifacts import distiller_publication, evaluation_results
+from hf_lmmixup.card_markup import escape
 from hf_lmmixup.lm_eval_tasks.questions import final, load, process_results
 from hf_lmmixup.public_benchmarks import (
     BENCHMARKS,
@@ -104,8 +105,23 @@ def test_results_beside_a_model_are_in_its_card(tmp_path):
         ("MMLU", 25.0),
         ("Questions", 50.0),
     }
-    assert "| MMLU | accuracy | 25.0 |" in card
-    assert evaluation_results([own]) == "[]\n"
+    assert f"| MMLU | accuracy | 25.0 | {escape(entry['notes'])} |" in card
+    assert evaluation_results([own]) == ""
+
+
+def test_a_result_on_a_few_rows_is_none_of_the_benchmark(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    part = entry_of("mmlu", {"results": {"mmlu": {"acc,none": 0.5}}}, limit=2)
+    store_beside(tmp_path, [part])
+    files = {file.name: file.content for file in distiller_publication(tmp_path, "a/b", licenses=("mit",)).files}
+    card = files["README.md"].decode()
+    assert ".eval_results/lmmixup.yaml" not in files and "model-index" not in yaml.safe_load(card.split("---\n")[1])
+    assert "| MMLU | accuracy | 50.0 |" in card and "only 2 rows of each task |" in card
+    whole = entry_of("mmlu", {"results": {"mmlu": {"acc,none": 0.25}}})
+    assert merge_evaluations([part], [whole]) == merge_evaluations([whole], [part]) == [whole]
 
 
 def test_the_five_of_the_paper():
@@ -124,6 +140,11 @@ def test_pages_and_requirements_agree_with_the_code():
     assert install in page.partition("## Benchmarks")[2].partition("## ")[0]
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert "lm-eval>=0.4.10" in extras["eval"]  # the first with `lm_eval run`, which our help names
+
+
+def test_no_benchmark_is_one_clear_message(tmp_path):
+    told = lmmixup("benchmark", tmp_path, "--tasks", ",", check=False)
+    assert told.returncode == 1 and "No benchmark is named. Expected some of ['mmlu'" in told.stderr
 
 
 def test_an_unknown_benchmark_is_one_clear_message(tmp_path):

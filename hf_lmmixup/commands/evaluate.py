@@ -23,7 +23,9 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the results; by default in the run directory.")
     ] = None,
-    data: Annotated[str, typer.Option(help="MIXTURE: `bundled`, `hub`, or a folder with a copy of it.")] = "bundled",
+    data: Annotated[
+        str, typer.Option(help="MIXTURE: `bundled`, `hub`, or a folder with a copy of it or your own.")
+    ] = "bundled",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts, spread over the types.")] = None,
     datastore: Annotated[
         str | None, typer.Option(help="Judge of the quality: folder, Hub id or `bundled`; by default the run's.")
@@ -46,7 +48,7 @@ def evaluate(
     """
     from hf_lmmixup.evaluation import markdown
     from hf_lmmixup.run_facts import add_facts
-    from hf_lmmixup.systems import MAX_NEW_TOKENS, evaluate_systems, find_systems, is_run, mixture_test
+    from hf_lmmixup.systems import MAX_NEW_TOKENS, evaluate_systems, find_systems, is_run, mixture_test, split_name
 
     with errors():
         run = next((Path(target) for target in systems if is_run(Path(target))), None)
@@ -61,7 +63,7 @@ def evaluate(
             results = evaluate_systems(
                 named,
                 mixture_test(data, limit),
-                data="mini MIXTURE, test split" if data == "bundled" else "MIXTURE, test split",
+                data=split_name(data),
                 folder=folder,
                 environment=environment,
                 max_new_tokens=tokens,
@@ -157,7 +159,7 @@ def _table(results: dict[str, Any]) -> Table:
     from hf_lmmixup.figures import score_text, score_title
 
     systems = results["systems"]
-    table = Table(title=f"{results['data']}: {results['rows']} prompts")
+    table = Table(title=f"{escape(results['data'])}: {results['rows']} prompts")
     table.add_column("score")
     for system in systems:
         table.add_column(escape(system["system"]), justify="right")

@@ -43,6 +43,8 @@ def build(
     from hf_lmmixup.stage_files import read_scored
 
     with errors(), progress_bar() as update:
+        if output.is_file():
+            raise ValueError(f"{output} is a file. Name a folder for the datastore.")
         update("embedding the rows", 0, 0)
         loaded = CachedEncoder(load_encoder(encoder)) if encoder else None
         if input == BUNDLED:
