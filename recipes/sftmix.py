@@ -45,6 +45,9 @@ from hf_lmmixup.sftmix.reference_run import as_conversation
 
 logger = logging.getLogger(__name__)
 
+SHARED = ("use_cpu", "bf16", "fp16", "dataloader_pin_memory")
+"""What the reference run takes over: accelerate has one device and one precision for all trainers of a process."""
+
 
 @dataclass
 class SFTMixScriptArguments(ScriptArguments):
@@ -98,6 +101,8 @@ def read_rows(script: SFTMixScriptArguments, mixture: DatasetMixtureConfig) -> D
 
 def stream_rows(script: SFTMixScriptArguments, training: SFTMixConfig) -> IterableDataset:
     """The rows as a stream, which has no reference run: to be mixed they need their confidences with them."""
+    if not script.dataset_name:
+        raise ValueError("Name the data: a stream is read from `dataset_name`, a folder or a Hub id.")
     rows = load_dataset(script.dataset_name, script.dataset_config, split=script.dataset_train_split, streaming=True)
     if training.mixup_weight and training.confidence_column not in (rows.column_names or next(iter(rows))):
         raise ValueError(
@@ -126,6 +131,7 @@ def with_confidence(
         lora_rank=script.reference_lora_rank,
         seed=training.seed,
         run_directory=f"{training.output_dir}/reference",
+        **{name: getattr(training, name) for name in SHARED},
     )
     save_confidence_plot(table["confidence"], path.with_suffix(".svg"))
     return attach_confidence(rows, table, column=training.confidence_column)
@@ -160,6 +166,8 @@ def main(
     """Confidence, then training, then the model in the output folder."""
     if training.hub_token:
         raise ValueError("hub_token would be stored in every checkpoint. Remove it and set HF_TOKEN instead.")
+    if training.eval_strategy != "no":
+        raise ValueError(f"eval_strategy={training.eval_strategy.value!r}: this script trains and evaluates nothing.")
     tokenizer = AutoTokenizer.from_pretrained(
         model.model_name_or_path, revision=model.model_revision, trust_remote_code=training.trust_remote_code
     )
