@@ -29,7 +29,7 @@ from trl import (
     get_quantization_config,
 )
 
-from hf_lmmixup.loading import load_rows, normalize_rows
+from hf_lmmixup.loading import detect_form, load_rows, normalize_rows
 from hf_lmmixup.mosaic import mosaic
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.sftmix import (
@@ -104,12 +104,25 @@ def stream_rows(script: SFTMixScriptArguments, training: SFTMixConfig) -> Iterab
     if not script.dataset_name:
         raise ValueError("Name the data: a stream is read from `dataset_name`, a folder or a Hub id.")
     rows = load_dataset(script.dataset_name, script.dataset_config, split=script.dataset_train_split, streaming=True)
-    if training.mixup_weight and training.confidence_column not in (rows.column_names or next(iter(rows))):
+    first = next(iter(rows), {})
+    if detect_form(first, script.dataset_name) == "Alpaca":
+        rows = rows.map(
+            _as_pair, remove_columns=[name for name in ("instruction", "input", "output") if name in first]
+        )
+    if training.mixup_weight and training.confidence_column not in first:
         raise ValueError(
             f"A stream is mixed by its column {training.confidence_column!r}, which these rows lack. Write it with "
             "`lmmixup confidence --rows ROWS.parquet`, or set mixup_weight: 0."
         )
     return rows if script.limit is None else rows.take(script.limit)
+
+
+def _as_pair(row: dict[str, Any]) -> dict[str, str]:
+    context = row.get("input")
+    return {
+        "prompt": f"{row['instruction']}\n\n{context}" if context else row["instruction"],
+        "completion": row["output"],
+    }
 
 
 def with_confidence(

@@ -125,6 +125,14 @@ def test_a_stream_is_read_while_the_trainer_runs(script, tmp_path, monkeypatch):
         assert trainers[-1].state.global_step == 2
     assert any(row.get("mixup_share", 0) > 0 for row in trainers[-1].state.log_history)
     assert not list((tmp_path / "out").glob("confidence*"))  # no reference run
+    # Rows of Alpaca's columns are pairs too, whatever else they hold.
+    alpaca = [{"instruction": row["prompt"], "output": row["completion"], "input": "", "text": "x"} for row in rows]
+    (tmp_path / "alpaca").mkdir()
+    Dataset.from_list(alpaca).to_json(str(tmp_path / "alpaca" / "train.jsonl"))
+    plain = ["--dataset_name", str(tmp_path / "alpaca"), "--mixup_weight", "0", "--mosaic_items", "1"]
+    script.main(*script.make_parser().parse_args_and_config([*arguments, *plain]))
+    seen = next(iter(trainers[-1].train_dataset))
+    assert seen["labels"][0] == -100 and "plus one" in trainers[-1].processing_class.decode(seen["input_ids"])
     with pytest.raises(ValueError, match="which these rows lack"):
         script.main(*script.make_parser().parse_args_and_config([*arguments, "--confidence_column", "other"]))
 
