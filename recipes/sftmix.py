@@ -29,7 +29,7 @@ from trl import (
     get_quantization_config,
 )
 
-from hf_lmmixup.loading import load_rows, normalize_rows
+from hf_lmmixup.loading import detect_form, load_rows, normalize_rows
 from hf_lmmixup.mosaic import mosaic
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.sftmix import (
@@ -44,6 +44,9 @@ from hf_lmmixup.sftmix.reference_run import as_conversation
 
 
 logger = logging.getLogger(__name__)
+
+SHARED = ("use_cpu", "bf16", "fp16", "dataloader_pin_memory")
+"""What the reference run takes over: accelerate has one device and one precision for all trainers of a process."""
 
 
 @dataclass
@@ -98,13 +101,28 @@ def read_rows(script: SFTMixScriptArguments, mixture: DatasetMixtureConfig) -> D
 
 def stream_rows(script: SFTMixScriptArguments, training: SFTMixConfig) -> IterableDataset:
     """The rows as a stream, which has no reference run: to be mixed they need their confidences with them."""
+    if not script.dataset_name:
+        raise ValueError("Name the data: a stream is read from `dataset_name`, a folder or a Hub id.")
     rows = load_dataset(script.dataset_name, script.dataset_config, split=script.dataset_train_split, streaming=True)
-    if training.mixup_weight and training.confidence_column not in (rows.column_names or next(iter(rows))):
+    first = next(iter(rows), {})
+    if detect_form(first, script.dataset_name) == "Alpaca":
+        rows = rows.map(
+            _as_pair, remove_columns=[name for name in ("instruction", "input", "output") if name in first]
+        )
+    if training.mixup_weight and training.confidence_column not in first:
         raise ValueError(
             f"A stream is mixed by its column {training.confidence_column!r}, which these rows lack. Write it with "
             "`lmmixup confidence --rows ROWS.parquet`, or set mixup_weight: 0."
         )
     return rows if script.limit is None else rows.take(script.limit)
+
+
+def _as_pair(row: dict[str, Any]) -> dict[str, str]:
+    context = row.get("input")
+    return {
+        "prompt": f"{row['instruction']}\n\n{context}" if context else row["instruction"],
+        "completion": row["output"],
+    }
 
 
 def with_confidence(
@@ -126,6 +144,7 @@ def with_confidence(
         lora_rank=script.reference_lora_rank,
         seed=training.seed,
         run_directory=f"{training.output_dir}/reference",
+        **{name: getattr(training, name) for name in SHARED},
     )
     save_confidence_plot(table["confidence"], path.with_suffix(".svg"))
     return attach_confidence(rows, table, column=training.confidence_column)
@@ -160,6 +179,8 @@ def main(
     """Confidence, then training, then the model in the output folder."""
     if training.hub_token:
         raise ValueError("hub_token would be stored in every checkpoint. Remove it and set HF_TOKEN instead.")
+    if training.eval_strategy != "no":
+        raise ValueError(f"eval_strategy={training.eval_strategy.value!r}: this script trains and evaluates nothing.")
     tokenizer = AutoTokenizer.from_pretrained(
         model.model_name_or_path, revision=model.model_revision, trust_remote_code=training.trust_remote_code
     )

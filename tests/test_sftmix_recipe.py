@@ -125,6 +125,14 @@ def test_a_stream_is_read_while_the_trainer_runs(script, tmp_path, monkeypatch):
         assert trainers[-1].state.global_step == 2
     assert any(row.get("mixup_share", 0) > 0 for row in trainers[-1].state.log_history)
     assert not list((tmp_path / "out").glob("confidence*"))  # no reference run
+    # Rows of Alpaca's columns are pairs too, whatever else they hold.
+    alpaca = [{"instruction": row["prompt"], "output": row["completion"], "input": "", "text": "x"} for row in rows]
+    (tmp_path / "alpaca").mkdir()
+    Dataset.from_list(alpaca).to_json(str(tmp_path / "alpaca" / "train.jsonl"))
+    plain = ["--dataset_name", str(tmp_path / "alpaca"), "--mixup_weight", "0", "--mosaic_items", "1"]
+    script.main(*script.make_parser().parse_args_and_config([*arguments, *plain]))
+    seen = next(iter(trainers[-1].train_dataset))
+    assert seen["labels"][0] == -100 and "plus one" in trainers[-1].processing_class.decode(seen["input_ids"])
     with pytest.raises(ValueError, match="which these rows lack"):
         script.main(*script.make_parser().parse_args_and_config([*arguments, "--confidence_column", "other"]))
 
@@ -138,12 +146,38 @@ def test_a_token_is_refused_before_anything_is_loaded(script, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+def test_the_reference_run_has_the_precision_of_the_training(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("CI", "1")
+    torch.set_num_threads(1)
+    rows = Dataset.from_list([{"prompt": f"What is {i} plus one?", "completion": f"It is {i + 1}."} for i in range(8)])
+    rows.to_json(str(tmp_path / "rows.jsonl"))
+    model = build_tiny_distiller(tmp_path / "tiny", rows["completion"][:])
+    arguments = ["--config", str(REPOSITORY / "recipes" / "quickstart" / "sftmix.yaml"), "--bf16", "true"]
+    arguments += ["--dataset_name", str(tmp_path / "rows.jsonl"), "--model_name_or_path", str(model)]
+    arguments += ["--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "4", "--mosaic_items", "1"]
+    trainers = watched(script, monkeypatch)
+    script.main(*script.make_parser().parse_args_and_config([*arguments, "--max_steps", "1"]))
+    assert trainers[-1].accelerator.mixed_precision == "bf16"
+    assert (tmp_path / "out" / "confidence.parquet").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+def test_an_evaluation_is_refused_before_anything_is_loaded(script, tmp_path):
+    options = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "true", "--eval_strategy", "steps"]
+    options += ["--eval_steps", "5"]
+    with pytest.raises(ValueError, match="eval_strategy='steps': this script trains and evaluates nothing"):
+        script.main(*script.make_parser().parse_args_and_config(options))
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
 def test_data_must_be_named(script, tmp_path):
     arguments, _, _, mixture = script.make_parser().parse_args_and_config(
         ["--output_dir", str(tmp_path), "--use_cpu", "true"]
     )
     with pytest.raises(ValueError, match="Name the data"):
         script.read_rows(arguments, mixture)
+    with pytest.raises(ValueError, match="Name the data: a stream is read"):
+        script.stream_rows(arguments, None)
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")

@@ -50,7 +50,10 @@ def mosaic(
         str, typer.Option(metavar="LANGUAGE|PATH", help="Language of the sentences, or a JSON file with your own.")
     ] = "en",
     keep_apart: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column whose values never meet in one mosaic.")
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Column whose values never meet in one mosaic, of Parquet or of a stage's output."
+        ),
     ] = None,
     epoch: Annotated[int, typer.Option(min=0, help="Which pass: every epoch joins the rows anew.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,

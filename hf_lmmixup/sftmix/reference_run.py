@@ -108,7 +108,8 @@ def record_confidence(
         run_directory: Folder for the model's checkpoints, one per epoch, from which an interrupted run resumes.
             Without it nothing but the table is kept.
         progress: Told about the steps, instead of the bars and logs of the trainer.
-        **settings: Further fields of `trl.SFTConfig`.
+        **settings: Further fields of `trl.SFTConfig`. Where the settings of a later trainer exist already, give its
+            `use_cpu`, `bf16` and `fp16`: accelerate has one device and one precision for all trainers of a process.
 
     Returns:
         The confidence table.
