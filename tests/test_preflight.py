@@ -179,6 +179,7 @@ def test_the_command(folder, capsys):
     assert "tiny.yaml is in order: 8 rows; the longest prompt has" in said and "limit 4,000" in said
     for file, overrides, words in (
         (SFT, [*options, "max_length"], "'max_length' is not KEY=VALUE"),
+        (SFT, [*options, "run_name=a: b: c"], "the value is not valid YAML"),
         (REPOSITORY / "recipes" / "quickstart.yaml", None, "has no 'model_name_or_path'"),
         (SFT, [*options, "max_length=100"], "The prompt of row 5"),
     ):
