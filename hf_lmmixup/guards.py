@@ -168,7 +168,7 @@ def violation(answer: str, *, sources: Sequence[str] = (), reference: str | None
     """
     if _over_long(answer, sources, reference):
         return "over-long"
-    if _has_look_alikes(answer):
+    if _has_look_alikes(answer, [*sources, reference or ""]):
         return "look-alike letters"
     folded = answer.casefold()
     if any(tag in folded for tag in TAGS):
@@ -223,7 +223,7 @@ def _over_long(answer: str, sources: Sequence[str], reference: str | None) -> bo
     return max(known) > 0 and len(answer) > LENGTH_FACTOR * max(known) + LENGTH_ALLOWANCE
 
 
-def _has_look_alikes(answer: str) -> bool:
+def _has_look_alikes(answer: str, known: Sequence[str]) -> bool:
     """Letters that stand in for others: invisible ones, mixed scripts in a word, styled forms of plain letters."""
     if answer.isascii():
         return False
@@ -233,10 +233,19 @@ def _has_look_alikes(answer: str) -> bool:
             continue
         if not INVISIBLE.isdisjoint(word):
             return True
-        scripts = {_script(character) for character in word if character.isalpha()}
-        odd += len(scripts & {"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE"}) > 1 or "STYLED" in scripts
-    # One such word may be a unit or a formula, as in "5 \u00b5m".
-    return odd > 1
+        # What is known may spell units and symbols so, as "k\u03a9" or "\u0394t".
+        odd += sum(_is_odd(part) and not any(part in _odd_words(text) for text in known) for part in _words(word))
+    return odd > 1  # one may be a symbol that is not known
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _odd_words(text: str) -> frozenset[str]:
+    return frozenset() if text.isascii() else frozenset(filter(_is_odd, _words(text[:MAX_CHARACTERS])))
+
+
+def _is_odd(word: str) -> bool:
+    scripts = {_script(character) for character in word if character.isalpha()}
+    return len(scripts & {"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE"}) > 1 or "STYLED" in scripts
 
 
 def _script(character: str) -> str:

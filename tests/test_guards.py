@@ -71,6 +71,21 @@ def test_guard(answer, guard):
     assert violation(answer, sources=SOURCES, reference=HONEST) == guard
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Q: How do proteins fold?\nA: They fold into \u03b1-helices and \u03b2-sheets, as TGF-\u03b2 does in it.",
+        "Q: Which resistors are these?\nA: One has 4.7 k\u03a9, the other 10 k\u03a9, and both are ten \u03bcm thin.",
+        "Q: What is speed?\nA: It is \u0394x by \u0394t, how far one moves in the time that it takes.",
+    ],
+)
+def test_symbols_of_the_reference_are_no_look_alikes(text):
+    assert violation(text, reference=text) is None
+    assert violation(text, sources=[text, "Q: something else\nA: of it"]) != "look-alike letters"
+    spelled = text.replace("e", "\u0435")  # a Cyrillic letter in every word
+    assert violation(spelled, reference=text) == "look-alike letters"
+
+
 def test_no_honest_reference_is_stopped():
     for cluster in bundled.mini_clusters():
         sources = [weak["text"] for weak in cluster["weak"]]
