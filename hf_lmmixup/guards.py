@@ -54,7 +54,9 @@ INSTRUCTIONS = (
     "ignore all previous",
     "ignore the above",
     "ignore the rubric",
-    "disregard the",
+    "disregard the above",
+    "disregard the instructions",
+    "disregard the rubric",
     "disregard all",
     "disregard previous",
     "rate this",
@@ -65,7 +67,8 @@ INSTRUCTIONS = (
     "score of 10",
     "score of 5",
     "give this answer",
-    "give this a",
+    "give this a 10",
+    "give this a perfect",
     "give it a 10",
     "give me a 10",
     "give me full",
@@ -177,7 +180,7 @@ def violation(answer: str, *, sources: Sequence[str] = (), reference: str | None
     known = [reference] if reference else sources
     if _is_short(words) and not (_holds(_is_short, known) and set(words) - LABELS):
         return "too few words"
-    if _repeats(words):
+    if _repeats(words) and not _holds(_repeats, known):
         return "repetition"
     if _is_list(words) and not _holds(_is_list, known):
         return "keyword list"
@@ -205,7 +208,7 @@ def _is_list(words: list[str]) -> bool:
 
 
 def _holds(guard: Callable[[list[str]], bool], known: Sequence[str]) -> bool:
-    """Whether what is known trips a guard itself: in another language, or where short answers are right."""
+    """Whether what is known trips a guard itself: another language, short answers, options that differ in a word."""
     return bool(known) and all(guard(_known_words(text)) for text in known)
 
 
