@@ -39,6 +39,9 @@ TIE_MARGIN = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}
 _STOP_WINDOW = 16
 """Tokens of the tail in which the stop text is looked for; no tokenizer spells it in more."""
 
+OUT_OF_MEMORY = ("out of memory", "out_of", "alloc")
+"""What errors of torch and its libraries say when memory runs out, in lower case."""
+
 REFILL = 4
 """Waiting rows are taken in when this part of the places is free: reading them one by one would cost a pass each."""
 
@@ -237,7 +240,7 @@ class LocalGenerator:
 
     def _halve(self, error: RuntimeError) -> None:
         """Halve the batch after running out of memory; raise any other error again."""
-        if "memory" not in str(error).lower() or self.batch_size == 1:
+        if not any(word in str(error).lower() for word in OUT_OF_MEMORY) or self.batch_size == 1:
             raise error
         self.batch_size //= 2
         logger.warning("Out of memory: going on with batches of %d.", self.batch_size)

@@ -54,7 +54,9 @@ INSTRUCTIONS = (
     "ignore all previous",
     "ignore the above",
     "ignore the rubric",
-    "disregard the",
+    "disregard the above",
+    "disregard the instructions",
+    "disregard the rubric",
     "disregard all",
     "disregard previous",
     "rate this",
@@ -65,7 +67,8 @@ INSTRUCTIONS = (
     "score of 10",
     "score of 5",
     "give this answer",
-    "give this a",
+    "give this a 10",
+    "give this a perfect",
     "give it a 10",
     "give me a 10",
     "give me full",
@@ -168,7 +171,7 @@ def violation(answer: str, *, sources: Sequence[str] = (), reference: str | None
     """
     if _over_long(answer, sources, reference):
         return "over-long"
-    if _has_look_alikes(answer):
+    if _has_look_alikes(answer, [*sources, reference or ""]):
         return "look-alike letters"
     folded = answer.casefold()
     if any(tag in folded for tag in TAGS):
@@ -177,7 +180,7 @@ def violation(answer: str, *, sources: Sequence[str] = (), reference: str | None
     known = [reference] if reference else sources
     if _is_short(words) and not (_holds(_is_short, known) and set(words) - LABELS):
         return "too few words"
-    if _repeats(words):
+    if _repeats(words) and not _holds(_repeats, known):
         return "repetition"
     if _is_list(words) and not _holds(_is_list, known):
         return "keyword list"
@@ -205,7 +208,7 @@ def _is_list(words: list[str]) -> bool:
 
 
 def _holds(guard: Callable[[list[str]], bool], known: Sequence[str]) -> bool:
-    """Whether what is known trips a guard itself: in another language, or where short answers are right."""
+    """Whether what is known trips a guard itself: another language, short answers, options that differ in a word."""
     return bool(known) and all(guard(_known_words(text)) for text in known)
 
 
@@ -223,7 +226,7 @@ def _over_long(answer: str, sources: Sequence[str], reference: str | None) -> bo
     return max(known) > 0 and len(answer) > LENGTH_FACTOR * max(known) + LENGTH_ALLOWANCE
 
 
-def _has_look_alikes(answer: str) -> bool:
+def _has_look_alikes(answer: str, known: Sequence[str]) -> bool:
     """Letters that stand in for others: invisible ones, mixed scripts in a word, styled forms of plain letters."""
     if answer.isascii():
         return False
@@ -233,10 +236,19 @@ def _has_look_alikes(answer: str) -> bool:
             continue
         if not INVISIBLE.isdisjoint(word):
             return True
-        scripts = {_script(character) for character in word if character.isalpha()}
-        odd += len(scripts & {"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE"}) > 1 or "STYLED" in scripts
-    # One such word may be a unit or a formula, as in "5 \u00b5m".
-    return odd > 1
+        # What is known may spell units and symbols so, as "k\u03a9" or "\u0394t".
+        odd += sum(_is_odd(part) and not any(part in _odd_words(text) for text in known) for part in _words(word))
+    return odd > 1  # one may be a symbol that is not known
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _odd_words(text: str) -> frozenset[str]:
+    return frozenset() if text.isascii() else frozenset(filter(_is_odd, _words(text[:MAX_CHARACTERS])))
+
+
+def _is_odd(word: str) -> bool:
+    scripts = {_script(character) for character in word if character.isalpha()}
+    return len(scripts & {"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE"}) > 1 or "STYLED" in scripts
 
 
 def _script(character: str) -> str:

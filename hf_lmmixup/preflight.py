@@ -253,10 +253,10 @@ def _check_prompts(
         advice = advice if limit > 0 else "Lower max_completion_length"
         raise ValueError(
             f"The prompt of row {measured.row} of {config.get('dataset_name')} has {measured.longest:,} tokens; the "
-            f"limit is {limit:,} ({name}), which {measured.over(limit):,} of {measured.rows:,} rows pass. {advice} "
+            f"limit is {limit:,} ({name}), which {measured.over(limit)} of {measured.rows:,} rows pass. {advice} "
             "or drop such rows."
         )
-    return Checked(measured.rows, measured.longest, limit, [*warnings, *measured.warnings(method)])
+    return Checked(measured.rows, measured.longest, limit, [*warnings, *measured.warnings(method, limit)])
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:

@@ -1,13 +1,13 @@
 """How long the prompts of a training are in tokens, without loading its model.
 
     measure_prompts({"model_name_or_path": "Qwen/Qwen2.5-1.5B-Instruct", "dataset_name": "mixture"})
-    Measured(rows=180, longest=611, row=42, counts=(611, 598, ...), room=32768, columns=("id", "prompt", ...))
+    Measured(rows=180, longest=611, row=42, counts=(611, 598, ...), room=32768, columns=("id", ...), ...)
 
 Only the tokenizer and the configuration of the model are read. A text has at most as many tokens as bytes, so that of
 a large dataset only the longest texts need counting.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Measured:
         counts: Tokens of the prompts that were counted.
         room: Positions of the model; `None` if its configuration names none.
         columns: Columns of the dataset.
+        wholes: Tokens of the longest prompts with their completions, where the data has both.
     """
 
     rows: int
@@ -40,16 +41,20 @@ class Measured:
     counts: tuple[int, ...]
     room: int | None
     columns: tuple[str, ...]
+    wholes: tuple[int, ...] = ()
 
-    def over(self, limit: int) -> int:
-        """How many prompts are longer than a limit."""
-        return sum(count > limit for count in self.counts)
+    def over(self, limit: int) -> str:
+        """How many prompts are longer than a limit; of many rows only the longest were counted."""
+        found = sum(count > limit for count in self.counts)
+        return f"{found:,}" if len(self.counts) == self.rows else f"at least {found:,}"
 
-    def warnings(self, method: str) -> list[str]:
-        """What the columns say."""
-        if method == "grpo" and "completion" in self.columns:
-            return ["TRL does not hand the column `completion` to rewards. Call it `reference`."]
-        return []
+    def warnings(self, method: str, limit: int | None) -> list[str]:
+        """What the columns and the completions say."""
+        if method == "grpo":
+            clash = "TRL does not hand the column `completion` to rewards. Call it `reference`."
+            return [clash] if "completion" in self.columns else []
+        cut = sum(limit is not None and count > limit for count in self.wholes)
+        return [f"{cut:,} of {self.rows:,} completions are cut off: max_length is {limit:,} tokens."] if cut else []
 
 
 def measure_prompts(config: Mapping[str, Any], *, at_least: int = 100, at_most: int = 20_000) -> Measured:
@@ -76,6 +81,19 @@ def measure_prompts(config: Mapping[str, Any], *, at_least: int = 100, at_most: 
         raise ValueError(f"The dataset has no column `prompt`, only {list(columns)}.")
     tokenizer, room = _tokenizer(config)
     texts = [_rendered(tokenizer, value, row) for row, value in enumerate(rows[found[0]])]
+    counts = _longest(texts, tokenizer, at_least, at_most)
+    wholes: dict[int, int] = {}
+    if found[0] == "prompt" and "completion" in columns:
+        whole = [text + _content(value) for text, value in zip(texts, rows["completion"], strict=True)]
+        wholes = _longest(whole, tokenizer, at_least, at_most)
+    longest = max(counts, key=lambda row: counts[row], default=0)
+    return Measured(
+        len(rows), counts.get(longest, 0), longest, tuple(counts.values()), room, columns, tuple(wholes.values())
+    )
+
+
+def _longest(texts: Sequence[str], tokenizer: Any, at_least: int, at_most: int) -> dict[int, int]:
+    """Tokens of the longest texts, by row."""
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row].encode()))
     counts: dict[int, int] = {}
     for start in range(0, min(len(order), at_most), BATCH):
@@ -84,8 +102,7 @@ def measure_prompts(config: Mapping[str, Any], *, at_least: int = 100, at_most: 
             break
         ids = tokenizer([texts[row] for row in batch], add_special_tokens=False)["input_ids"]
         counts.update({row: len(found) for row, found in zip(batch, ids, strict=True)})
-    longest = max(counts, key=lambda row: counts[row], default=0)
-    return Measured(len(texts), counts.get(longest, 0), longest, tuple(counts.values()), room, columns)
+    return counts
 
 
 def _rows(config: Mapping[str, Any]) -> Any:
@@ -140,3 +157,9 @@ def _rendered(tokenizer: Any, value: Any, row: int) -> str:
     if not value:
         raise ValueError(f"Row {row} of the data has no prompt.")
     return render(tokenizer, value)
+
+
+def _content(completion: Any) -> str:
+    """The text of a completion; the template adds a token or two."""
+    parts = [message.get("content") for message in completion] if isinstance(completion, list) else [completion]
+    return "".join(part for part in parts if isinstance(part, str))

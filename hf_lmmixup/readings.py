@@ -42,12 +42,12 @@ def read_completions(
     """Read completions, each against its sources and its reference where there are any.
 
     Raises:
-        ValueError: If a column has another length than the completions.
+        ValueError: If a column has another length than the completions, or holds something else than texts.
     """
     rows = len(completions)
-    clusters, wanted = column(sources, rows, "sources"), column(reference, rows, "reference")
+    clusters, wanted = cluster_column(sources, rows), reference_column(reference, rows)
     return [
-        _read(completion_text(completion), tuple(cluster or ()), text)
+        _read(completion_text(completion), cluster, text)
         for completion, cluster, text in zip(completions, clusters, wanted, strict=True)
     ]
 
@@ -59,6 +59,35 @@ def column(values: Sequence[Any] | None, rows: int, name: str) -> list[Any]:
     if len(values) != rows:
         raise ValueError(f"The column {name!r} has {len(values)} entries for {rows} completions.")
     return list(values)
+
+
+def reference_column(values: Sequence[Any] | None, rows: int) -> list[str | None]:
+    """The references as texts, `None` where there is none or an empty one.
+
+    Raises:
+        ValueError: If one is no text, or the number of rows differs.
+    """
+    found = column(values, rows, "reference")
+    for value in found:
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"The column 'reference' holds {str(value)[:80]!r}. Expected a text in each row.")
+    return [value if value and not value.isspace() else None for value in found]
+
+
+def cluster_column(values: Sequence[Any] | None, rows: int) -> list[tuple[str, ...]]:
+    """The sources as texts, empty where there are none.
+
+    Raises:
+        ValueError: If those of a row are no list of texts, or the number of rows differs.
+    """
+    clusters: list[tuple[str, ...]] = []
+    for value in column(values, rows, "sources"):
+        is_list = value is None or isinstance(value, (list, tuple))
+        cluster = tuple(text for text in value or () if text is not None) if is_list else (value,)
+        if not is_list or not all(isinstance(text, str) for text in cluster):
+            raise ValueError(f"The column 'sources' holds {str(value)[:80]!r}. Expected a list of texts in each row.")
+        clusters.append(cluster)
+    return clusters
 
 
 def completion_text(completion: Any) -> str:

@@ -23,7 +23,15 @@ from hf_lmmixup.datastore import ScoredDatastore
 from hf_lmmixup.encoder import CachedEncoder
 from hf_lmmixup.observations import Observation, record
 from hf_lmmixup.prompts import answer_matches
-from hf_lmmixup.readings import Reading, column, completion_text, read_completions, source_texts
+from hf_lmmixup.readings import (
+    Reading,
+    cluster_column,
+    column,
+    completion_text,
+    read_completions,
+    reference_column,
+    source_texts,
+)
 from hf_lmmixup.records import HIGH_SCORE, TaskType
 from hf_lmmixup.reward_settings import (
     check_settings,
@@ -93,7 +101,7 @@ def alignment_reward(completions: Sequence[Any], **columns: Any) -> Rewards:
     """
     started = time.perf_counter()
     readings = _read(completions, columns)
-    references = column(columns.get("reference"), len(readings), "reference")
+    references = reference_column(columns.get("reference"), len(readings))
     values: Rewards = [None if text is None else 0.0 for text in references]
     judged = [row for row, value in enumerate(values) if value is not None and readings[row].fault is None]
     cosines: Rewards = [None] * len(values)
@@ -124,7 +132,7 @@ def quality_reward(
     """
     started = time.perf_counter()
     readings, kinds = _read(completions, columns), _kinds(task_type, len(completions))
-    references = column(columns.get("reference"), len(readings), "reference")
+    references = reference_column(columns.get("reference"), len(readings))
     values: Rewards = [None] * len(readings)
     expected: Rewards = [None] * len(readings)
     datastore = loaded_datastore()
@@ -228,7 +236,7 @@ def _nearest(datastore: ScoredDatastore, encoder: CachedEncoder, texts: list[str
     return datastore.nearest(encoder.encode(list(distinct)), kind)[[distinct[text] for text in texts]]
 
 
-def _cosines(encoder: CachedEncoder, pairs: Sequence[tuple[str | None, str]]) -> np.ndarray:
+def _cosines(encoder: CachedEncoder, pairs: Sequence[tuple[str | None, str | None]]) -> np.ndarray:
     if not pairs:
         return np.zeros(0, np.float32)
     rows = encoder.encode([text or "" for pair in pairs for text in pair])
@@ -247,7 +255,7 @@ def _kinds(task_type: Sequence[str | None] | None, rows: int) -> list[TaskType]:
 
 
 def _clusters(columns: dict[str, Any], rows: int) -> list[Sequence[str]]:
-    sources, prompts = column(columns.get("sources"), rows, "sources"), column(columns.get("prompts"), rows, "prompts")
+    sources, prompts = cluster_column(columns.get("sources"), rows), column(columns.get("prompts"), rows, "prompts")
     return [cluster or source_texts(prompt) for cluster, prompt in zip(sources, prompts, strict=True)]
 
 

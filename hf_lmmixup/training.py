@@ -167,15 +167,14 @@ def _vllm() -> dict[str, bool]:
 
 
 def trl_command() -> list[str]:
-    """How to call TRL's command line with this interpreter.
+    """How to call TRL's command line with this interpreter, wherever the script `trl` was installed.
 
     Raises:
         ImportError: If TRL is not installed.
     """
-    script = Path(sys.executable).with_name("trl")
-    if not script.is_file():
+    if importlib.util.find_spec("trl") is None:
         raise ImportError('Training needs TRL: pip install "hf-lmmixup[train]".')
-    return [sys.executable, str(script)]
+    return [sys.executable, "-c", "import sys; from trl.cli import main; sys.exit(main())"]
 
 
 def beside(folder: Path, suffix: str) -> Path:

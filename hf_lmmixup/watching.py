@@ -16,7 +16,7 @@ from typing import Any
 from hf_lmmixup.monitors import RewardMonitor, copy_rate
 from hf_lmmixup.observations import drain
 from hf_lmmixup.prompts import parse_completion
-from hf_lmmixup.readings import column, completion_text, source_texts
+from hf_lmmixup.readings import cluster_column, column, completion_text, source_texts
 
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def copy_rate_monitor(completions: Sequence[Any], **columns: Any) -> list[float 
         for text in troubles:
             logger.warning("step %s: %s", "?" if state is None else state.global_step, text)
     rows = len(completions)
-    sources, prompts = column(columns.get("sources"), rows, "sources"), column(columns.get("prompts"), rows, "prompts")
+    sources, prompts = cluster_column(columns.get("sources"), rows), column(columns.get("prompts"), rows, "prompts")
     return [
         _copied(completion_text(completion), cluster or source_texts(prompt))
         for completion, cluster, prompt in zip(completions, sources, prompts, strict=True)

@@ -1,3 +1,4 @@
+import re
 import shutil
 
 import pytest
@@ -185,15 +186,25 @@ def test_running_out_of_memory_halves_the_batch_and_loses_nothing(model, convers
     assert small.batch_size == 2
 
 
-def test_other_errors_are_not_taken_for_memory(model, conversations, monkeypatch):
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        ("device lost", 8),
+        ("CUDA error: an illegal memory access was encountered", 8),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", 1),
+        ("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory", 1),
+    ],
+)
+def test_other_errors_are_not_taken_for_memory(model, conversations, monkeypatch, said, size):
     generator = LocalGenerator(model, batch_size=8, max_new_tokens=2)
 
     def broken(**arguments):
-        raise RuntimeError("device lost")
+        raise RuntimeError(said)
 
     monkeypatch.setattr(generator.model, "forward", broken)
-    with pytest.raises(RuntimeError, match="device lost"):
+    with pytest.raises(RuntimeError, match=re.escape(said)):
         generator.generate(conversations)
+    assert generator.batch_size == size
 
 
 REFUSED = [

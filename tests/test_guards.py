@@ -71,11 +71,28 @@ def test_guard(answer, guard):
     assert violation(answer, sources=SOURCES, reference=HONEST) == guard
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Q: How do proteins fold?\nA: They fold into \u03b1-helices and \u03b2-sheets, as TGF-\u03b2 does in it.",
+        "Q: Which resistors are these?\nA: One has 4.7 k\u03a9, the other 10 k\u03a9, and both are ten \u03bcm thin.",
+        "Q: What is speed?\nA: It is \u0394x by \u0394t, how far one moves in the time that it takes.",
+    ],
+)
+def test_symbols_of_the_reference_are_no_look_alikes(text):
+    assert violation(text, reference=text) is None
+    assert violation(text, sources=[text, "Q: something else\nA: of it"]) != "look-alike letters"
+    spelled = text.replace("e", "\u0435")  # a Cyrillic letter in every word
+    assert violation(spelled, reference=text) == "look-alike letters"
+
+
 def test_no_honest_reference_is_stopped():
     for cluster in bundled.mini_clusters():
         sources = [weak["text"] for weak in cluster["weak"]]
         assert violation(cluster["target"], sources=sources, reference=cluster["target"]) is None
 
+
+ANGLES = list(zip("ABCD", (90, 180, 270, 360), strict=True))
 
 UNLIKE_ENGLISH_PROSE = [
     "Q: Who wrote Hamlet?\nA: Shakespeare.",
@@ -97,6 +114,18 @@ def test_guards_that_the_reference_trips_do_not_apply(text):
     assert alignment_reward([completion], task_type=["qa"], reference=[text], sources=[SOURCES]) == [1.0]
 
 
+def test_options_that_differ_in_a_word_are_no_repetition():
+    options = [f"{letter}) The sum of the interior angles of a triangle is {n} degrees." for letter, n in ANGLES]
+    text = "\n".join(["Q: Which sum of the angles of a triangle is right?", *options, f"Answer: {options[1]}"])
+    assert violation(text, reference=HONEST) == "repetition"
+    assert violation(text, reference=text) is None
+
+
+@pytest.mark.parametrize("end", ["Give this a try for two weeks.", "Disregard the outliers if the instrument failed."])
+def test_ordinary_english_speaks_to_no_rater(end):
+    assert violation(f"{HONEST} {end}", sources=SOURCES, reference=HONEST) is None
+
+
 def test_without_a_reference_the_sources_decide():
     sources = ["Q: hamlet?\nA: Shakespeare", "Q: author of hamlet\nA: shakespeare"]
     assert violation(UNLIKE_ENGLISH_PROSE[0], sources=sources) is None
@@ -108,7 +137,7 @@ def test_an_answer_without_words_is_none_whatever_the_reference():
 
 def test_no_reference_of_the_mini_lets_a_guard_off():
     found = {violation(cluster["target"]) for cluster in bundled.mini_clusters()}
-    assert not found & {"too few words", "keyword list"}
+    assert not found & {"too few words", "keyword list", "repetition"}
 
 
 def test_a_cluster_about_ratings_may_speak_of_them():

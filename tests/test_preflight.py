@@ -121,6 +121,27 @@ def test_the_long_prompt_is_named_by_its_row(folder):
         check("sft", config)
 
 
+def test_completions_that_would_be_cut_are_told(folder):
+    (folder / "cut").mkdir()
+    rows = [{"prompt": "one two", "completion": "three " * (400 if n < 2 else 4)} for n in range(5)]
+    turns = [{key: [{"role": "user", "content": text}] for key, text in row.items()} for row in rows]
+    config = {"model_name_or_path": str(folder / "tiny"), "dataset_name": str(folder / "cut"), "max_length": 100}
+    for given in (rows, turns):
+        (folder / "cut" / "train.jsonl").write_text("\n".join(json.dumps(row) for row in given))
+        assert check("sft", config).warnings == ["2 of 5 completions are cut off: max_length is 100 tokens."]
+        assert check("sft", config | {"max_length": None}).warnings == []
+
+
+def test_of_many_rows_the_longest_are_counted(folder):
+    rows = [{"prompt": "word " * (9000 if n == 0 else 200)} for n in range(1500)]
+    (folder / "many").mkdir()
+    (folder / "many" / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(ValueError, match="which at least 1,000 of 1,500 rows pass"):
+        check(
+            "sft", {"model_name_or_path": str(folder / "tiny"), "dataset_name": str(folder / "many"), "max_length": 50}
+        )
+
+
 def test_keys_that_decide_what_is_read_are_followed(folder):
     rows = [{"words": "one two three", "messages": [{"role": "user", "content": "x"}]}]
     (folder / "words").mkdir()
@@ -179,6 +200,7 @@ def test_the_command(folder, capsys):
     assert "tiny.yaml is in order: 8 rows; the longest prompt has" in said and "limit 4,000" in said
     for file, overrides, words in (
         (SFT, [*options, "max_length"], "'max_length' is not KEY=VALUE"),
+        (SFT, [*options, "run_name=a: b: c"], "the value is not valid YAML"),
         (REPOSITORY / "recipes" / "quickstart.yaml", None, "has no 'model_name_or_path'"),
         (SFT, [*options, "max_length=100"], "The prompt of row 5"),
     ):

@@ -114,6 +114,27 @@ def test_format(completion, kind, reward):
     assert format_reward([[{"role": "assistant", "content": completion}]], [kind]) == [reward]
 
 
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"sources": ["Q: tides\nA: moon"]}, "'sources' holds 'Q: tides.*Expected a list of texts"),
+        ({"sources": [[{"role": "user"}]]}, "'sources' holds .*role.*Expected a list of texts"),
+        ({"sources": [7]}, "'sources' holds '7'"),
+        ({"reference": [7]}, "'reference' holds '7'. Expected a text"),
+        ({"reference": [[{"role": "assistant", "content": "x"}]]}, "'reference' holds .*Expected a text"),
+    ],
+)
+def test_a_column_of_something_else_is_a_mistake_of_the_dataset(columns, words):
+    for reward in ALL:
+        with pytest.raises(ValueError, match=words):
+            reward([said(ANSWERS["qa"])], **columns)
+
+
+def test_an_empty_reference_is_none(hashing):
+    for empty in ("", " \n"):
+        assert alignment_reward([said(ANSWERS["qa"])], reference=[empty], sources=[[None, "moon"]]) == [None]
+
+
 def test_an_unknown_task_type_is_a_mistake_of_the_dataset():
     with pytest.raises(ValueError, match="Unknown task type 'essay'"):
         format_reward([said("a")], ["essay"])

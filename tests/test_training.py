@@ -116,6 +116,17 @@ def test_null_stays_where_it_switches_a_default_off(recipe, tmp_path):
     assert not {"accelerate_config", "env", "dataset_config"} & set(config)
 
 
+def test_trl_is_found_without_its_script(monkeypatch):
+    """An environment that sees the packages of another one has no script of theirs beside its interpreter."""
+    helped = subprocess.run([*training.trl_command(), "--help"], capture_output=True, text=True, check=True)
+    assert helped.stdout.startswith("usage: trl") and "grpo" in helped.stdout
+    monkeypatch.setattr(training.sys, "executable", "/elsewhere/bin/python")
+    assert training.trl_command()[0] == "/elsewhere/bin/python"
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"hf-lmmixup\[train\]"):
+        training.trl_command()
+
+
 def test_unknown_method_is_refused(recipe, tmp_path):
     with pytest.raises(ValueError, match=r"'ppo'.*\['sft', 'grpo'\]"):
         train("ppo", recipe, {}, tmp_path / "out")

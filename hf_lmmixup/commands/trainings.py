@@ -21,8 +21,8 @@ Overrides = Annotated[
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Look for mistakes in a TRL recipe before its model is loaded.
 
-    Unknown keys, rewards that do not exist, a missing datastore, data that cannot be loaded, prompts longer than the
-    limit, tokens that would be stored in checkpoints.
+    Unknown keys and values, rewards that do not exist, groups that do not fit, a missing datastore, data that cannot
+    be loaded, prompts longer than the limit, tokens that would be stored in checkpoints.
 
     For example:
 
@@ -92,5 +92,8 @@ def _pairs(overrides: list[str] | None) -> dict[str, Any]:
         if not re.match(r"\w+=", text):
             raise ValueError(f"--set {text!r} is not KEY=VALUE.")
         key, _, value = text.partition("=")
-        pairs[key] = yaml.safe_load(value)
+        try:
+            pairs[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {text!r}: the value is not valid YAML. Put it in quotation marks.") from error
     return pairs
