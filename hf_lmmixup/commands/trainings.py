@@ -34,13 +34,14 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     from hf_lmmixup.recipe import find_recipe
 
     with errors():
-        method, config = _read(find_recipe(recipe), overrides)
+        file = find_recipe(recipe)
+        method, config = _read(file, overrides)
         found = look_over(method, config)
     for warning in found.warnings:
         say(f"[yellow]Note:[/] {escape(warning)}")
     limit = "no limit" if found.limit is None else f"limit {found.limit:,}"
     say(
-        f"{escape(recipe)} is in order: {found.rows:,} rows; the longest prompt has {found.longest:,} tokens "
+        f"{escape(str(file))} is in order: {found.rows:,} rows; the longest prompt has {found.longest:,} tokens "
         f"({limit})."
     )
 
