@@ -75,7 +75,7 @@ def compare(
         (folder / "comparison.md").write_text(text, encoding="utf-8")
         report = add_facts(run, arms=entries)
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-    wrote = f"Wrote {escape(str(folder / 'comparison.md'))}; see {escape(str(report))}."
+    wrote = f"Wrote {escape(str(folder / 'comparison.md'))}{f'; see {escape(str(report))}' if report else ''}."
     console.print(f"Tested on {len(rows.test)} rows that no arm saw. {wrote}", highlight=False, soft_wrap=True)
 
 
