@@ -43,7 +43,7 @@ def read_docstrings(packages: Iterable[str]) -> Iterator[Article]:
         One article a module that has any, in the order of names and paths.
 
     Raises:
-        ValueError: If a package is not installed or has no Python source.
+        ValueError: If a package is not installed, has no Python source, or states no license.
     """
     for package in packages:
         root, license_name = _locate(package)
@@ -71,8 +71,19 @@ def _locate(package: str) -> tuple[Path, str]:
 def _license(package: str) -> str:
     if package in sys.stdlib_module_names:
         return "PSF-2.0"
-    fields = importlib.metadata.metadata(importlib.metadata.packages_distributions()[package][0])
-    return fields.get("License-Expression") or (fields.get("License") or "unknown").splitlines()[0]
+    distributions = importlib.metadata.packages_distributions().get(package, [])
+    stated = _stated(importlib.metadata.metadata(distributions[0])) if distributions else ""
+    if not stated:
+        raise ValueError(f"{package!r} states no license, and nothing is taken without one. Leave it out.")
+    return stated
+
+
+def _stated(fields: importlib.metadata.PackageMetadata) -> str:
+    """What the metadata of a distribution says: an expression, the first line of a text, or classifiers."""
+    texts = [fields.get_all(name, [""])[0].partition("\n")[0].strip() for name in ("License-Expression", "License")]
+    classes = [line for line in fields.get_all("Classifier", []) if line.startswith("License :: ")]
+    known = (text for text in texts if text not in ("", "UNKNOWN"))
+    return next(known, " and ".join(line.rpartition(" :: ")[2] for line in classes))
 
 
 def _module_name(path: Path, root: Path, package: str) -> str:

@@ -6,12 +6,15 @@ Cards are rendered from the same facts when something is pushed.
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.report import render_report
 from hf_lmmixup.run_directory import RunDirectory, write_json
 
+
+logger = logging.getLogger(__name__)
 
 FACTS, REPORT = "facts.json", "report.html"
 
@@ -29,15 +32,15 @@ def read_facts(run: str | Path) -> dict[str, Any]:
     return facts
 
 
-def add_facts(run: str | Path, **facts: Any) -> Path:
-    """Add facts to those of a run, or replace them, and write its report anew.
+def add_facts(run: str | Path, **facts: Any) -> Path | None:
+    """Add facts to those of a run, or replace them, and write its report anew if it can be drawn here.
 
     Args:
         run: The run directory.
         **facts: Plain data by name.
 
     Returns:
-        The report.
+        The report; `None` where plotly is missing, which a warning says.
 
     Raises:
         FileNotFoundError: If the run has no facts.
@@ -46,7 +49,11 @@ def add_facts(run: str | Path, **facts: Any) -> Path:
     read_facts(run)
     with RunDirectory(run).locked():
         known = read_facts(run) | facts
-        page = render_report(known)
         write_json(Path(run) / FACTS, known)
+        try:
+            page = render_report(known)
+        except ImportError as error:
+            logger.warning("%s was not written anew: %s", Path(run) / REPORT, error)
+            return None
         (Path(run) / REPORT).write_text(page, encoding="utf-8")
     return Path(run) / REPORT

@@ -1,3 +1,4 @@
+import email
 import filecmp
 import json
 import os
@@ -389,6 +390,26 @@ def test_docstrings_are_read_without_running_anything(tmp_path, monkeypatch):
         "trapped": (("trapped", "First words."),),
         "trapped.part": (("trapped.part.A", "About A."), ("trapped.part.A.f", "About f.")),
     }
+
+
+LICENSES = [  # lines of a distribution's metadata, the license that it states
+    ("License-Expression: BSD-3-Clause AND MIT\nLicense: other", "BSD-3-Clause AND MIT"),
+    ("License: MIT License\n        Copyright the authors", "MIT License"),
+    ("License: UNKNOWN\nClassifier: Topic :: Text\nClassifier: License :: OSI Approved :: BSD License", "BSD License"),
+    ("Name: none", ""),
+]
+
+
+@pytest.mark.parametrize(("lines", "stated"), LICENSES)
+def test_the_license_that_a_package_states(lines, stated):
+    assert docstrings._stated(email.message_from_string(lines)) == stated
+
+
+def test_a_module_without_a_license_is_not_taken(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_module.py").write_text('"""Words."""')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert script.main(["build", str(tmp_path / "own"), "--docstrings", "own_module", "--no-fusion"]) == 1
+    assert "'own_module' states no license" in capsys.readouterr().err
 
 
 def test_docstrings_of_the_standard_library():

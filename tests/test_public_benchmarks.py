@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import REPOSITORY, lmmixup
+from typer.testing import CliRunner
 
 from hf_lmmixup.artifacts import distiller_publication, evaluation_results
 from hf_lmmixup.card_markup import escape
+from hf_lmmixup.cli import app
 from hf_lmmixup.lm_eval_tasks.questions import final, load, process_results
 from hf_lmmixup.public_benchmarks import (
     BENCHMARKS,
@@ -107,6 +109,23 @@ def test_results_beside_a_model_are_in_its_card(tmp_path):
     }
     assert f"| MMLU | accuracy | 25.0 | {escape(entry['notes'])} |" in card
     assert evaluation_results([own]) == ""
+
+
+@pytest.mark.parametrize("fails", ["plotly", "folder"])
+def test_results_outlive_what_fails_behind_them(fails, tmp_path, monkeypatch):
+    """The page asks for `hf-lmmixup[eval,train]`, in which there is no plotly; a benchmark takes hours."""
+    entry = entry_of("mmlu", {"results": {"mmlu": {"acc,none": 0.25}}})
+    monkeypatch.setattr("hf_lmmixup.public_benchmarks.run_benchmarks", lambda *_, **__: [entry])
+    (tmp_path / "ledger.json").write_text("{}")
+    books = {"rows_in": 1, "kept": 1, "merged": 0, "dropped": {}}
+    facts = json.dumps({"ledger": books, "rows": {"in": 1, "out": 1}})
+    (tmp_path / "facts.json").write_text(facts if fails == "plotly" else "no JSON")
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    told = CliRunner().invoke(app, ["benchmark", str(tmp_path), "-o", str(tmp_path / "new" / "out.json")])
+    assert "25.00" in told.output and json.loads((tmp_path / "new" / "out.json").read_text()) == [entry]
+    if fails == "plotly":
+        assert told.exit_code == 0, told.output
+        assert json.loads((tmp_path / "facts.json").read_text())["evaluations"] == [entry]
 
 
 def test_a_result_on_a_few_rows_is_none_of_the_benchmark(tmp_path):

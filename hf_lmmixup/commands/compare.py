@@ -75,8 +75,8 @@ def compare(
         (folder / "comparison.md").write_text(text, encoding="utf-8")
         report = add_facts(run, arms=entries)
     say(escape(text))
-    wrote = escape(f"Wrote {folder / 'comparison.md'}; see {report}.")
-    say(f"Tested on {len(rows.test)} rows that no arm saw. {wrote}")
+    wrote = f"Wrote {folder / 'comparison.md'}{f'; see {report}' if report else ''}."
+    say(f"Tested on {len(rows.test)} rows that no arm saw. {escape(wrote)}")
 
 
 def _listed(text: str | None) -> list[str]:

@@ -113,21 +113,18 @@ def benchmark(
         run = Path(model) if is_run(Path(model)) else None
         place = run / "distiller" if run else model
         size: int | str = int(batch_size) if batch_size.isdigit() else batch_size
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
         entries = run_benchmarks(
             place, names, data=str(data) if data else None, limit=limit, batch_size=size, device=device
         )
+        console.print(_benchmarks(model, entries))  # before anything can keep them from being written
         if output is not None:
             output.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
         if run:
             add_facts(run, evaluations=merge_evaluations(read_facts(run).get("evaluations") or [], entries))
         elif Path(model).is_dir():
             store_beside(model, entries)
-    table = Table(title=f"{escape(model)}: benchmarks")
-    for title in ("benchmark", "metric", "percent", "how"):
-        table.add_column(title, justify="right" if title == "percent" else "left")
-    for entry in entries:
-        table.add_row(entry["name"], entry["metric"], f"{entry['value']:.2f}", entry["notes"])
-    console.print(table)
 
 
 def benchmark_tasks() -> None:
@@ -151,6 +148,15 @@ def _rater(given: str | None) -> Any:
     from hf_lmmixup.endpoint import EndpointModel
 
     return EndpointModel(model, url)
+
+
+def _benchmarks(model: str, entries: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"{escape(model)}: benchmarks")
+    for title in ("benchmark", "metric", "percent", "how"):
+        table.add_column(title, justify="right" if title == "percent" else "left")
+    for entry in entries:
+        table.add_row(entry["name"], entry["metric"], f"{entry['value']:.2f}", entry["notes"])
+    return table
 
 
 def _table(results: dict[str, Any]) -> Table:
