@@ -648,14 +648,15 @@ def test_mosaics_are_mixed_too(tmp_path, tokenizer):
     assert np.mean([row["mixup_share"] for row in steps]) > 0.4
 
 
-def test_mosaics_without_confidence_are_refused(tmp_path, tokenizer):
+@pytest.mark.parametrize("threshold", [None, -1.0])
+def test_mosaics_without_confidence_are_refused(tmp_path, tokenizer, threshold):
     from hf_lmmixup.mosaic import mosaic
 
     rows = Dataset.from_list([{"prompt": f"w{i + 2}", "completion": "w5"} for i in range(8)])
     with pytest.raises(ValueError, match="keep_apart='confidence'"):
         SFTMixTrainer(
             model=tiny_model(),
-            args=SFTMixConfig(**settings_of(tmp_path)),
+            args=SFTMixConfig(**settings_of(tmp_path, confidence_threshold=threshold)),
             train_dataset=mosaic(rows, tokenizer),
             processing_class=tokenizer,
         )

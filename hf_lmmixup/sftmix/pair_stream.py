@@ -103,19 +103,27 @@ def half_of(confidence: float | None, threshold: float) -> int:
     return CONFIDENT if confidence >= threshold else UNCONFIDENT
 
 
+def check_column(row: dict[str, Any], column: str) -> None:
+    """Refuse a row of a stream without a column of confidences.
+
+    Raises:
+        ValueError: If there is no such column.
+    """
+    if column not in row:
+        raise ValueError(
+            f"The rows of the training stream have no column {column!r}; they have {sorted(row)}. For mosaics, set "
+            f"MosaicConfig(keep_apart={column!r})."
+        )
+
+
 def median_of(rows: Iterable[dict[str, Any]], column: str) -> float:
     """Median of the known confidences of one pass.
 
     Raises:
-        ValueError: If a row has no such column or none of the values is known.
+        ValueError: If none of the values is known.
     """
     values = []
     for row in rows:
-        if column not in row:
-            raise ValueError(
-                f"The rows of the training stream have no column {column!r}; they have {sorted(row)}. For mosaics, "
-                f"set MosaicConfig(keep_apart={column!r})."
-            )
         if row[column] is not None and not math.isnan(row[column]):
             values.append(row[column])
     if not values:

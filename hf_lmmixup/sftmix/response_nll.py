@@ -75,9 +75,9 @@ def score_responses(trainer: SFTTrainer, batch_size: int) -> Iterator[tuple[int,
     was_training = model.training
     model.eval()
     keep_weights_unpacked(model)
-    shown = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
+    hidden = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
     try:
-        for numbers in tqdm(_shares(rows, batch_size, trainer), desc="Confidence", disable=shown, leave=False):
+        for numbers in tqdm(_shares(rows, batch_size, trainer), desc="Confidence", disable=hidden, leave=False):
             batch = trainer._prepare_inputs(trainer.data_collator([rows[number] for number in numbers]))
             with torch.no_grad(), trainer.accelerator.autocast():
                 scores = model(**batch, use_cache=False, fused_lm_head=True)

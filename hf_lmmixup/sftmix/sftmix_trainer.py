@@ -29,7 +29,7 @@ from trl import SFTTrainer
 
 from hf_lmmixup.sftmix.confidence import CONFIDENT, UNCONFIDENT, split_by_confidence
 from hf_lmmixup.sftmix.mixed_loss import logit_transform, mixed_cross_entropy
-from hf_lmmixup.sftmix.pair_stream import HALF, ROW, PairStream, half_of, median_of
+from hf_lmmixup.sftmix.pair_stream import HALF, ROW, PairStream, check_column, half_of, median_of
 from hf_lmmixup.sftmix.pairing import (
     IGNORED,
     MixedPositions,
@@ -129,6 +129,7 @@ class SFTMixTrainer(SFTTrainer):
                     "A stream has no median. Set confidence_threshold to the confidence from which a row counts as "
                     "confident, for example the median of the confidence table."
                 )
+            check_column(next(iter(dataset), {}), column)
             cut = median_of(dataset, column) if threshold is None else threshold
             return PairStream(dataset, column, cut, self.args.seed_of_mixup)
         if column not in dataset.column_names:
