@@ -11,7 +11,7 @@ limit for prompts.
 
 import argparse
 import difflib
-import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -36,6 +36,9 @@ LAUNCH_KEYS = "accelerate_config num_processes num_machines machine_rank main_pr
 """Keys that `trl` passes on to the launcher."""
 
 TOKEN_KEYS = ("hub_token", "push_to_hub_token")
+
+BITSANDBYTES = ("paged_", "adamw_8bit", "adamw_bnb", "ademamix", "lion_", "rmsprop_bnb")
+"""How the names of optimizers begin that bitsandbytes brings."""
 
 NEEDS_DATASTORE = ("quality_reward", "mixup_reward")
 
@@ -78,7 +81,7 @@ def check(method: str, config: Mapping[str, Any], environment: Mapping[str, str]
         What was found.
 
     Raises:
-        ImportError: If the `train` extra is missing.
+        ImportError: If the `train` extra is missing, or a package that the recipe asks for.
         ValueError: If the training cannot go well; the message says why and what to do.
     """
     for key in TOKEN_KEYS:
@@ -103,6 +106,7 @@ def check(method: str, config: Mapping[str, Any], environment: Mapping[str, str]
         written = 0
         limits = {"max_length": _whole({"max_length": DEFAULT_MAX_LENGTH, **config}, "max_length")}
     check_values(method, config)
+    _check_packages(config)
     limits = {name: limit for name, limit in limits.items() if limit}
     return _check_prompts(method, config, limits, written, warnings)
 
@@ -207,6 +211,15 @@ def _check_group(config: Mapping[str, Any]) -> None:
         )
 
 
+def _check_packages(config: Mapping[str, Any]) -> None:
+    wanted: dict[str, Any] = {name: name in (config.get("report_to") or ()) for name in ("trackio", "wandb")}
+    wanted["bitsandbytes"] = config.get("load_in_4bit") or str(config.get("optim")).startswith(BITSANDBYTES)
+    wanted["vllm"] = config.get("use_vllm")
+    for package in wanted:
+        if wanted[package] and importlib.util.find_spec(package) is None:
+            raise ImportError(f"This training needs {package}: pip install {package}.")
+
+
 def _whole(config: Mapping[str, Any], key: str) -> int:
     """A number of the recipe; 0 where there is none."""
     try:
@@ -249,12 +262,11 @@ def _check_prompts(
         limits = {**limits, "the model's positions - max_completion_length": measured.room - written}
     name, limit = min(limits.items(), key=lambda item: item[1], default=("", None))
     if limit is not None and measured.longest > limit:
-        advice = "Raise max_length" if method == "sft" else "Make clusters smaller"
-        advice = advice if limit > 0 else "Lower max_completion_length"
+        shorten = "Make clusters smaller" if limit > 0 else "Lower max_completion_length"
         raise ValueError(
             f"The prompt of row {measured.row} of {config.get('dataset_name')} has {measured.longest:,} tokens; the "
-            f"limit is {limit:,} ({name}), which {measured.over(limit)} of {measured.rows:,} rows pass. {advice} "
-            "or drop such rows."
+            f"limit is {limit:,} ({name}), which {measured.over(limit)} of {measured.rows:,} rows pass. "
+            f"{'Raise max_length' if method == 'sft' else shorten} or drop such rows."
         )
     return Checked(measured.rows, measured.longest, limit, [*warnings, *measured.warnings(method, limit)])
 

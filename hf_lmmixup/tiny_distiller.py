@@ -77,12 +77,14 @@ def build_tiny_distiller(
 
     Raises:
         ImportError: If the `train` extra is missing.
+        FileExistsError: If there is a file where the folder shall be.
     """
     try:
         import torch
         from transformers import Qwen2Config, Qwen2ForCausalLM
     except ImportError as error:
         raise ImportError('Building a model needs torch: pip install "hf-lmmixup[train]".') from error
+    Path(path).mkdir(parents=True, exist_ok=True)  # before the minutes that follow
     tokenizer = _train_tokenizer([SYSTEM_PROMPT, *TASK_INSTRUCTIONS.values(), *texts])
     config = Qwen2Config(
         vocab_size=len(tokenizer),

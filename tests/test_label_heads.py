@@ -37,3 +37,10 @@ def test_one_head_looks_at_the_last_label_and_one_at_all_labels(tmp_path, docume
         assert last[place, seen[-1]] > 0.4 and last[place, seen].sum() > 0.99
         assert last[place].argmax() == seen[-1]
         assert all_labels[place, seen].sum() > 0.9
+
+
+def test_a_file_in_the_place_of_the_folder_is_found_at_once(tmp_path):
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(FileExistsError):
+        build_tiny_distiller(tmp_path / "model", TEXTS)
+    assert (tmp_path / "model").read_text() == "mine"

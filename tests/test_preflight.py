@@ -10,6 +10,7 @@ import pytest
 import typer
 from conftest import REPOSITORY
 
+from hf_lmmixup import preflight
 from hf_lmmixup.commands import trainings
 from hf_lmmixup.preflight import check, check_keys, check_rewards
 from hf_lmmixup.prompt_lengths import measure_prompts
@@ -119,6 +120,22 @@ def test_the_long_prompt_is_named_by_its_row(folder):
     config = {"model_name_or_path": str(folder / "tiny"), "dataset_name": str(folder / "good"), "max_length": 100}
     with pytest.raises(ValueError, match="prompt of row 5 of .* which 1 of 8 rows pass. Raise max_length"):
         check("sft", config)
+
+
+@pytest.mark.parametrize(
+    ("keys", "package"),
+    [
+        ({"report_to": "trackio"}, "trackio"),
+        ({"report_to": ["tensorboard", "wandb"]}, "wandb"),
+        ({"use_vllm": True}, "vllm"),
+        ({"load_in_4bit": True}, "bitsandbytes"),
+        ({"optim": "paged_adamw_8bit"}, "bitsandbytes"),
+    ],
+)
+def test_a_package_that_is_missing_is_named(grpo, monkeypatch, keys, package):
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None if name == package else "spec")
+    with pytest.raises(ImportError, match=f"needs {package}: pip install {package}"):
+        check("grpo", grpo | keys)
 
 
 def test_completions_that_would_be_cut_are_told(folder):

@@ -21,8 +21,8 @@ Overrides = Annotated[
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Look for mistakes in a TRL recipe before its model is loaded.
 
-    Unknown keys and values, rewards that do not exist, groups that do not fit, a missing datastore, data that cannot
-    be loaded, prompts longer than the limit, tokens that would be stored in checkpoints.
+    Unknown keys and values, rewards that do not exist, groups that do not fit, a missing package or datastore, data
+    that cannot be loaded, prompts longer than the limit, tokens that would be stored in checkpoints.
 
     For example:
 
