@@ -94,6 +94,8 @@ class Comparison:
 
     def __post_init__(self) -> None:
         for name, given, allowed in (("arm", self.arms, ARMS), ("budget", self.budgets, BUDGETS)):
+            if not given:
+                raise ValueError(f"No {name} is named. Expected some of {list(allowed)}.")
             if unknown := [value for value in given if value not in allowed]:
                 raise ValueError(f"Unknown {name} {unknown[0]!r}. Expected some of {list(allowed)}.")
         if self.seeds < 1 or self.epochs <= 0:

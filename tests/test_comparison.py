@@ -139,6 +139,8 @@ def test_table_and_figure_show_the_difference(plan, rows):
 
 WRONG = [
     ({"arms": ("gold",)}, "Unknown arm 'gold'"),
+    ({"arms": ()}, "No arm is named. Expected some of"),
+    ({"budgets": ()}, "No budget is named. Expected some of"),
     ({"budgets": ("time",)}, "Unknown budget 'time'"),
     ({"seeds": 0}, "seeds=0 must be at least 1"),
     ({"epochs": 0}, "epochs=0 above 0"),

@@ -59,7 +59,7 @@ def compare(
             model=model,
             recipe=find_recipe(recipe),
             folder=folder,
-            arms=_listed(arms) or ARMS,
+            arms=ARMS if arms is None else _listed(arms),
             budgets=_listed(budget),
             seeds=seeds,
             epochs=epochs,
@@ -79,5 +79,5 @@ def compare(
     say(f"Tested on {len(rows.test)} rows that no arm saw. {escape(wrote)}")
 
 
-def _listed(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+def _listed(text: str) -> list[str]:
+    return [*dict.fromkeys(part.strip() for part in text.split(",") if part.strip())]
