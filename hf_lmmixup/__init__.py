@@ -3,10 +3,10 @@
 Importing the package registers `load_dataset("mixture")` and loads no torch. Public names are loaded when first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_lmmixup.mixture import register as _register
+from hf_lmmixup.public_names import load_when_used
 
 
 if TYPE_CHECKING:
@@ -84,11 +84,4 @@ __all__ = [
 _register()
 
 if not TYPE_CHECKING:  # which would take it for a promise that every name exists
-
-    def __getattr__(name: str) -> Any:
-        if name not in _MODULE_OF:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}. It offers {sorted(_MODULE_OF)}.")
-        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-    def __dir__() -> list[str]:
-        return sorted(__all__)
+    __getattr__, __dir__ = load_when_used(__name__, _MODULE_OF, __all__)

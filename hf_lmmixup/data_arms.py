@@ -25,7 +25,7 @@ from hf_lmmixup.loading import load_rows
 from hf_lmmixup.mosaic import build_mosaics
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.records import HIGH_SCORE, LOADED, MERGED, RATED
-from hf_lmmixup.run_directory import DROPPED, STAGES, read_json, read_stage
+from hf_lmmixup.run_directory import DROPPED, RATE, STAGES, UNIQUE, read_json, read_stage
 from hf_lmmixup.tables import best_first, dataset_of, without
 
 
@@ -74,7 +74,7 @@ def rows_of_run(run: str | Path, test: str | Path | None = None, *, seed: int = 
     """
     if not (Path(run) / "ledger.json").is_file():
         raise FileNotFoundError(f"{run} is no finished run: there is no ledger.json in it.")
-    raw = read_stage(Path(run) / STAGES / "3_rate", RATED)
+    raw = read_stage(Path(run) / STAGES / RATE, RATED)
     shards = sorted((Path(run) / "dataset" / "data").glob("train-*.parquet"))
     written = pa.concat_tables(pq.read_table(shard, columns=list(MERGED)) for shard in shards)
     dataset = dataset_of(written.cast(MERGED.arrow_schema))
@@ -95,7 +95,7 @@ def rows_of_run(run: str | Path, test: str | Path | None = None, *, seed: int = 
 
 def _with_duplicates(run: Path, tested: set[str]) -> set[str]:
     """Raw rows, with all that the run found to say the same."""
-    file = run / STAGES / "3_deduplicate" / DROPPED
+    file = run / STAGES / UNIQUE / DROPPED
     reasons = read_json(file) if file.is_file() else {}
     stands_for = {row: reason.rpartition("(")[2].rstrip(")") for row, reason in reasons.items()}
 

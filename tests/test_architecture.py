@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / "hf_lmmixup"
 LAYERS = [
     (
         "words and numbers",
-        "records process_environment bounds",
+        "records process_environment bounds public_names",
     ),
     (
         "pure functions",

@@ -6,8 +6,9 @@ train with `SFTMixTrainer` on the rows joined with their confidence (`attach_con
 The names below load what they need when first used; the ones that only handle tables load no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hf_lmmixup.public_names import load_when_used
 
 
 if TYPE_CHECKING:
@@ -55,11 +56,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # which would take it for a promise that every name exists
-
-    def __getattr__(name: str) -> Any:
-        if name not in _MODULE_OF:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}. It offers {sorted(_MODULE_OF)}.")
-        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-    def __dir__() -> list[str]:
-        return sorted(__all__)
+    __getattr__, __dir__ = load_when_used(__name__, _MODULE_OF, __all__)
