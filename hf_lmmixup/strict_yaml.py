@@ -13,6 +13,12 @@ import yaml
 
 
 MAX_RECIPE_BYTES = 1_000_000
+MAX_DEPTH = 50
+"""Levels of nesting; PyYAML's time grows with their square."""
+
+BLOCK_START = (yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken)
+FLOW_START = (yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken)
+END = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -20,7 +26,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is too large, not YAML, holds aliases or a key twice, or is not a mapping.
+        ValueError: If it is too large or too deep, not YAML, holds aliases or a key twice, or is not a mapping.
     """
     if not path.is_file():
         raise FileNotFoundError(f"No recipe at {path}.")
@@ -28,15 +34,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is larger than {MAX_RECIPE_BYTES} bytes; that is no recipe.")
     try:
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError(f"{path} holds a YAML alias (*name). Write the value out.")
+        _refuse_aliases_and_depths(path, text)
         _refuse_doubled_keys(path, yaml.compose(text, yaml.SafeLoader))
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{path} must hold a mapping of names to values.")
     return values
+
+
+def _refuse_aliases_and_depths(path: Path, text: str) -> None:
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise ValueError(f"{path} holds a YAML alias (*name). Write the value out.")
+        depth += isinstance(token, BLOCK_START + FLOW_START) - isinstance(token, END)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"{path} is nested deeper than {MAX_DEPTH} levels; that is no recipe.")
 
 
 def _refuse_doubled_keys(path: Path, node: yaml.Node | None) -> None:

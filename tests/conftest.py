@@ -32,10 +32,8 @@ distiller:
   held_out: 5
 """
 
-SHARED = {
-    "finished run": ["test_comparison", "test_evaluation", "test_new_user", "test_pipeline", "test_sftmix_recipe"],
-    "server": ["test_gpu_training", "test_recipes", "test_training_page", "test_training_resume"],
-}
+SHARED = {"test_comparison", "test_evaluation", "test_new_user", "test_pipeline", "test_sftmix_recipe"}
+SHARED |= {"test_gpu_training", "test_recipes", "test_training_page", "test_training_resume"}
 """Files that one parallel worker takes together, because they share the finished run or the server of `trl_forks`."""
 
 
@@ -47,7 +45,7 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return next((group for group, files in SHARED.items() if Path(file).stem in files), file)
+            return "shared" if Path(file).stem in SHARED else file
 
     return Scheduling(config, log)
 

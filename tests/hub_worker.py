@@ -42,6 +42,16 @@ def command(*arguments):
             return {"code": end.code or 0, "said": " ".join(said.getvalue().split())}
 
 
+def train(*arguments):
+    """What `trl sft` does with its arguments."""
+    import contextlib
+
+    from trl.scripts import sft
+
+    with contextlib.redirect_stdout(sys.stderr):
+        sft.main(*sft.make_parser().parse_args_and_config(list(arguments)))
+
+
 def python(code):
     """Run a program; what it prints."""
     import contextlib

@@ -2,18 +2,15 @@
 
 import hashlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import lmmixup, write_tiny_run
 from datasets import load_dataset
+from trl_forks import failures, job, run_jobs
 
 from hf_lmmixup.datastore import ScoredDatastore
 from hf_lmmixup.loading import load_rows
@@ -89,15 +86,12 @@ def test_killed_run_goes_on_and_gives_the_same_bytes(finished_run, tmp_path):
     recipe = write_tiny_run(tmp_path, "killed")
     (tmp_path / "pool.jsonl").write_bytes((finished_run.parent / "pool.jsonl").read_bytes())
     stages = tmp_path / "killed" / "stages"
-    command = [sys.executable, "-m", "hf_lmmixup.cli", "run", str(recipe)]
     for stage in ("3_rate", "5_cold_start"):  # killed while clustering, and while GRPO trains
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
-            while not (stages / stage).is_dir():
-                assert process.poll() is None
-                time.sleep(0.02)
-            os.killpg(process.pid, signal.SIGKILL)
+        killed = job("lmmixup", ["run", recipe], tmp_path / "log", kill_when=stages / stage)
+        assert run_jobs(killed) == [-signal.SIGKILL], failures([1], killed)
     times = {path.name: path.stat().st_mtime_ns for path in stages.iterdir() if not path.name.startswith(".")}
-    lmmixup("run", recipe)
+    whole = job("lmmixup", ["run", recipe], tmp_path / "log")
+    assert run_jobs(whole) == [0], failures([1], whole)
     assert {name: (stages / name).stat().st_mtime_ns for name in times} == times
     assert digests(tmp_path / "killed" / "dataset") != {}
     data = "data/train-00000-of-00001.parquet"

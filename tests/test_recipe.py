@@ -39,7 +39,8 @@ BAD = [
     ("name: x\nselect:\n  size: 1\n  size: 2", r":4 has the key 'size' again"),
     ("name: x\ndecontaminate: {evaluations: [{a: 1, a: 2}]}", r"the key 'a' again"),
     ("name: x\n? [a]\n: 1", r"not valid YAML"),
-    ("[" * 5000, r"not valid YAML"),
+    ("[" * 100_000, r"nested deeper than 50 levels"),
+    ("\n".join(" " * n + "a:" for n in range(60)), r"nested deeper than 50 levels"),
 ]
 
 

@@ -2,7 +2,8 @@
 
 A server process imports TRL and forks for each training; the fork runs the `main` of `trl.scripts.sft` or
 `trl.scripts.grpo`, or of another script, with the arguments that `trl` would give it. It may be killed by SIGKILL at
-a step, and may be one of several processes of a distributed training, with the variables that launchers set.
+a step, and may be one of several processes of a distributed training, with the variables that launchers set. A fork
+may also be `lmmixup`, whose trainings are forks of it, and be killed with them as soon as a folder is there.
 
 The file is also the server: `python tests/trl_forks.py` reads one job a line and answers with exit codes.
 """
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
 from functools import cache, wraps
@@ -39,6 +41,7 @@ SLOW_IMPORTS = (
     "torch._dynamo",
     "transformers.models.qwen2.modeling_qwen2",
     "hf_lmmixup.rewards",
+    "hf_lmmixup.cli",
 )
 
 
@@ -70,20 +73,37 @@ def stop(process):
 
 def run_jobs(*jobs):
     """Run jobs, one after the other, and return their exit codes; a job is what `job` made."""
-    process = server()
-    process.stdin.write(json.dumps(jobs) + "\n")
-    process.stdin.flush()
-    return json.loads(process.stdout.readline())
+    return ask(server().stdin, server().stdout, *jobs)
 
 
-def job(script, arguments, log, environment=None, kill_at=None, processes=1, folder=ROOT):
-    """One training: `sft`, `grpo` or the path of a script with `main`."""
+def ask(questions, answers, *jobs):
+    """Have jobs run by who `answer`s at the other end of two streams."""
+    questions.write(json.dumps(jobs) + "\n")
+    questions.flush()
+    return json.loads(answers.readline())
+
+
+def answer(questions, answers):
+    """Run the jobs that are asked for, and answer with their exit codes."""
+    for line in questions:
+        jobs, codes = json.loads(line), []
+        if any(one["script"] == "grpo" for one in jobs):
+            load_judges()
+        for one in jobs:
+            codes.append(code_of(start(one)))
+        answers.write(json.dumps(codes) + "\n")
+        answers.flush()
+
+
+def job(script, arguments, log, environment=None, kill_at=None, kill_when=None, processes=1, folder=ROOT):
+    """One training, by `sft`, `grpo` or the path of a script with `main`; or one `lmmixup`."""
     return {
         "script": str(script),
         "arguments": [str(argument) for argument in arguments],
         "log": str(log),
         "environment": environment or {},
         "kill_at": kill_at,
+        "kill_when": str(kill_when or ""),
         "processes": processes,
         "folder": str(folder),
     }
@@ -108,6 +128,7 @@ def train(one):
     """The body of a forked process."""
     import transformers
 
+    faulthandler.dump_traceback_later(LIMIT, exit=True)
     if one["processes"] > 1:
         # They end by `_exit`: a trainer that is taken apart while its peer still talks to it may wait for ever.
         keep_all(transformers.Trainer)
@@ -132,6 +153,33 @@ def train(one):
         script.main(*script.make_parser().parse_args_and_config(one["arguments"]))
     else:
         script.main(one["arguments"])
+
+
+def command(one):
+    """The body of a forked `lmmixup`; its trainings are forks of a twin, which has used no library yet."""
+    from hf_lmmixup import training
+    from hf_lmmixup.cli import app
+
+    here, there = (end.makefile("rw") for end in socket.socketpair())
+    if not os.fork():
+        here.close()
+        answer(there, there)
+        os._exit(0)
+    there.close()
+    faulthandler.dump_traceback_later(LIMIT, exit=True)  # not sooner: a fork cannot end its parent's watch
+
+    def run(command, log, environment, on_step):
+        return ask(here, here, job(command[-3], command[-2:], Path(log).absolute(), environment, folder=Path.cwd()))[0]
+
+    training._run = run
+    assert not app(one["arguments"], standalone_mode=False)
+
+
+def kill_when(folder):
+    """Kill this process and its forks once a folder is there."""
+    while not os.path.isdir(folder):
+        time.sleep(0.005)
+    os.killpg(0, signal.SIGKILL)
 
 
 def keep_all(kind):
@@ -163,7 +211,6 @@ def fork(one, rank, port):
         log = os.open(one["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(log, stream)
-        faulthandler.dump_traceback_later(LIMIT, exit=True)
         # The lock of progress bars is shared with all forks; one that is killed while it holds it stops the next ones.
         tqdm.set_lock(threading.RLock())
         os.environ.update(one["environment"])
@@ -171,7 +218,10 @@ def fork(one, rank, port):
         if one["processes"] > 1:
             world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": one["processes"], "MASTER_PORT": port}
             os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="127.0.0.1")
-        train(one)
+        if one["kill_when"]:
+            os.setsid()
+            threading.Thread(target=kill_when, args=[one["kill_when"]], daemon=True).start()
+        command(one) if one["script"] == "lmmixup" else train(one)
         if one["processes"] > 1:
             leave_together()
         code = 0
@@ -226,14 +276,7 @@ def serve():
     for name in SLOW_IMPORTS:
         importlib.import_module(name)
     torch.set_num_threads(1)
-    for line in sys.stdin:
-        jobs, codes = json.loads(line), []
-        if any(one["script"] == "grpo" for one in jobs):
-            load_judges()
-        for one in jobs:
-            codes.append(code_of(start(one)))
-        sys.stdout.write(json.dumps(codes) + "\n")
-        sys.stdout.flush()
+    answer(sys.stdin, sys.stdout)
 
 
 if __name__ == "__main__":
