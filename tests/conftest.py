@@ -32,8 +32,10 @@ distiller:
   held_out: 5
 """
 
-SHARED = {"test_comparison", "test_evaluation", "test_new_user", "test_pipeline", "test_sftmix_recipe"}
-SHARED |= {"test_gpu_training", "test_recipes", "test_training_page", "test_training_resume"}
+SHARED = (
+    "comparison evaluation gpu_training new_user pipeline recipes sftmix_distributed sftmix_recipe training_page "
+    "training_resume"
+).split()
 """Files that one parallel worker takes together, because they share the finished run or the server of `trl_forks`."""
 
 
@@ -45,7 +47,7 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return "shared" if Path(file).stem in SHARED else file
+            return "shared" if Path(file).stem.removeprefix("test_") in SHARED else file
 
     return Scheduling(config, log)
 

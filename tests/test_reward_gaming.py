@@ -3,6 +3,7 @@
 import pytest
 
 from hf_lmmixup import bundled, reward_settings
+from hf_lmmixup.encoder import ShippedEncoder, load_encoder
 from hf_lmmixup.prompts import SKELETONS, format_completion
 from hf_lmmixup.records import TaskType
 from hf_lmmixup.rewards import alignment_reward, coverage_reward, format_reward, mixup_reward, quality_reward
@@ -80,7 +81,9 @@ def clusters():
     """Held-out clusters of each task type, and the datastore's row that lies nearest to each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_LMMIXUP_DATASTORE", "bundled")
-        patch.setenv("HF_LMMIXUP_ENCODER_PRECISION", "float32")
+        # Any processor gives the same numbers, and the texts of the package are not encoded again.
+        exact = ShippedEncoder(load_encoder(precision="float32"))
+        patch.setattr(reward_settings, "load_encoder", lambda *_, **__: exact)
         encoder = reward_settings.loaded_encoder()
         rows = bundled.rated_texts("train")
         chosen = []

@@ -1,12 +1,6 @@
-"""Two processes (gloo) give the weights and the confidences of one.
-
-The file is also the program that each process runs:
-`torchrun --nproc_per_node 2 tests/test_sftmix_distributed.py OUT`.
-"""
+"""Two processes (gloo) give the weights and the confidences of one; the file is also the program that they run."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from trl import SFTConfig, SFTTrainer
+from trl_forks import failures, job, run_jobs
 
 from hf_lmmixup.sftmix.confidence import load_confidence
 from hf_lmmixup.sftmix.confidence_callback import ConfidenceCallback
@@ -106,30 +101,21 @@ def confidence_run(out, size, online):
     assert len(callback.table) == 11  # every process holds the whole table
 
 
-def main(out, processes):
+def main(arguments):
     torch.set_num_threads(1)
+    out, processes = Path(arguments[0]), int(os.environ.get("WORLD_SIZE", "1"))
     for accumulation in (1, 2):
         assert mixed_run(out, 8 // processes // accumulation, accumulation) == processes
     for online in (False, True):
         confidence_run(out, 4 // processes, online)
 
 
-def test_two_processes_equal_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("CI", "1")  # TRL reports no usage from there
+def test_two_processes_equal_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
-    root = Path(__file__).resolve().parents[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run = subprocess.Popen(
-        [*launcher, __file__, str(two)],
-        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    main(one, processes=1)
-    output, _ = run.communicate(timeout=300)
-    assert run.returncode == 0, output[-3000:]
+    jobs = [job(__file__, [one], tmp_path / "log"), job(__file__, [two], tmp_path / "log", processes=2)]
+    codes = run_jobs(*jobs)
+    assert codes == [0, 0], failures(codes, *jobs)
 
     for accumulation in (1, 2):
         expected, found = (load_file(folder / f"mixed-{accumulation}.safetensors") for folder in (one, two))
@@ -143,7 +129,3 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
         for row, other in zip(expected, found, strict=True):
             assert row["checkpoints"] == other["checkpoints"] and row["tokens"] == other["tokens"]
             np.testing.assert_allclose(other["nll"], row["nll"], rtol=1e-5)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), processes=int(os.environ["WORLD_SIZE"]))
