@@ -1,6 +1,6 @@
 """A strict, bounded reader for JSON from strangers: one row per line, or one array of rows.
 
-`load_dataset("json")` ends with a segmentation fault on a line nested 10,000 levels deep, so no such file reaches it.
+`load_dataset("json")` ends with a segmentation fault on a line nested 10,000 levels deep, so no local file reaches it.
 Here every line is capped in bytes and in depth and must be UTF-8; what fails is a `Reject` with its place and reason,
 and the next line is read as if nothing had happened. Memory stays below a few times the cap.
 
@@ -21,6 +21,8 @@ MAX_LINE_BYTES = 8 * 2**20
 
 MAX_DEPTH = 64
 """Deepest nesting of lists and objects; conversation data needs four levels."""
+
+NOT_JSON, NOT_OBJECT = "not valid JSON", "not a JSON object"
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def parse_row(raw: bytes) -> dict[str, Any] | Reject:
     try:
         row = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        return Reject("not valid JSON")
-    return row if isinstance(row, dict) else Reject("not a JSON object")
+        return Reject(NOT_JSON)
+    return row if isinstance(row, dict) else Reject(NOT_OBJECT)
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes | Reject | None]:
