@@ -90,7 +90,7 @@ def rate(
         "allow_http": allow_http,
     }
     with errors(resumes=datastore is None):
-        check_output(output)
+        check_output(output, input)
         _check_raters(datastore, endpoint, model)
         read = read_rows(input, limit=limit)
         with progress_bar() as update:
