@@ -103,7 +103,7 @@ JAMS = [
         [CUT] * 40,
         "none of the first 32 questions got a reply that can be read; most often: reply cut at the token limit",
     ),
-    ([CUT] * 40, r"Allow longer replies \(--max-tokens\).* will be asked again"),
+    ([CUT] * 40, r"Allow longer replies \(--max-new-tokens\).* will be asked again"),
     ([{"text": "what?"}] * 20 + [CUT] * 20, "most often: not what was asked. Look at what the model writes"),
     ([{"error": "refusal"}, {"text": "what?"}] * 33, "most often: not what was asked"),
     ([CUT] * 31, 31),
