@@ -232,7 +232,7 @@ class _Run:
         """Why the run ends, and what to do."""
         ((reason, _),) = Counter(self.unread.values()).most_common(1)
         asked = f"none of the first {MAX_UNREAD} questions got a reply that can be read; most often: {reason}"
-        longer = "Allow longer replies (--max-tokens): a model that thinks first needs thousands of tokens."
+        longer = "Allow longer replies (--max-new-tokens): a model that thinks first needs thousands of tokens."
         advice = (
             longer if reason in GREEDY_ASKS else "Look at what the model writes, and change its settings or the model."
         )

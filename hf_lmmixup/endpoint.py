@@ -105,7 +105,7 @@ class EndpointModel:
         Raises:
             ModelStopped: If the server refuses the key, the quota is exhausted, or nothing gets through.
         """
-        key = os.environ.get(self.key_variable, "")
+        key = os.environ.get(self.key_variable, "").strip()  # as files that hold one end with a line break
         if not key and self.base_url.startswith("https"):
             raise ModelStopped(f"The environment variable {self.key_variable} is not set. Set it to the server's key.")
         delivered = self._delivered(iter(requests), stop or Event(), key or "none")
@@ -250,7 +250,7 @@ class _Run:
         except passing_errors() as error:
             return Verdict(error=f"connection failed ({type(error).__name__})", passing=True)
         if 200 <= response.status < 300:
-            return read_body(response.body)
+            return read_body(response.body, self.secrets)
         wait = retry_after(response.headers)
         return judge_error(response.status, error_body(response.body), wait, self.secrets)
 

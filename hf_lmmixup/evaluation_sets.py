@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hf_lmmixup.inputs import FILES, PARQUET, short_name
 from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
-from hf_lmmixup.loading import FILES, PARQUET, ROLES, short_name
+from hf_lmmixup.loading import ROLES
 
 
 COLUMNS = ("question", "prompt", "problem", "instruction", "query", "text", "messages", "conversations")

@@ -161,7 +161,8 @@ class Journal:
             written = os.write(self._descriptor, line)
             while written < len(line):  # a short write is how a full disk announces itself
                 written += os.write(self._descriptor, line[written:])
-        except OSError:
+        except OSError as error:
+            error.filename = str(self.path)
             self._cut(place)
             os.lseek(self._descriptor, place, os.SEEK_SET)
             raise

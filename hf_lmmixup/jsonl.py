@@ -1,6 +1,6 @@
 """A strict, bounded reader for JSON from strangers: one row per line, or one array of rows.
 
-`load_dataset("json")` ends with a segmentation fault on a line nested 10,000 levels deep, so no such file reaches it.
+`load_dataset("json")` ends with a segmentation fault on a line nested 10,000 levels deep, so no local file reaches it.
 Here every line is capped in bytes and in depth and must be UTF-8; what fails is a `Reject` with its place and reason,
 and the next line is read as if nothing had happened. Memory stays below a few times the cap.
 
@@ -8,6 +8,7 @@ One line of a file `pile.jsonl` becomes `("pile.jsonl:1", {"prompt": "why sky bl
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ MAX_LINE_BYTES = 8 * 2**20
 
 MAX_DEPTH = 64
 """Deepest nesting of lists and objects; conversation data needs four levels."""
+
+SIGNS, TEXT = re.compile(rb'["\[\]{},]'), re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+"""What has a meaning outside of a string of JSON, and what a string holds. Neither ever goes back."""
+
+NOT_JSON, NOT_OBJECT = "not valid JSON", "not a JSON object"
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,8 @@ def parse_row(raw: bytes) -> dict[str, Any] | Reject:
     try:
         row = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        return Reject("not valid JSON")
-    return row if isinstance(row, dict) else Reject("not a JSON object")
+        return Reject(NOT_JSON)
+    return row if isinstance(row, dict) else Reject(NOT_OBJECT)
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes | Reject | None]:
@@ -104,7 +110,7 @@ def _elements(stream: BinaryIO) -> Iterator[bytes | Reject]:
 
 
 class _ArrayScanner:
-    """Cuts an array into its elements byte by byte; holds at most one element of `MAX_LINE_BYTES`."""
+    """Cuts an array into its elements by its signs alone; holds at most one element of `MAX_LINE_BYTES`."""
 
     def __init__(self) -> None:
         self.depth, self.in_string, self.escaped, self.too_long = 0, False, False, False
@@ -112,37 +118,39 @@ class _ArrayScanner:
         self.element = bytearray()
 
     def feed(self, block: bytes) -> Iterator[bytes | Reject]:
-        start = 0
-        for position, byte in enumerate(block):
-            if self.in_string:
-                self._step_string(byte)
-            elif byte == 0x22:
+        start, position = 0, self._after_string(block, int(self.escaped))
+        while sign := SIGNS.search(block, position):
+            place, byte = sign.start(), sign[0]
+            position = place + 1
+            if byte == b'"':
                 self.in_string = True
+                position = self._after_string(block, position)
             elif byte in b"[{":
                 self.depth += 1
-                start = position + 1 if self.depth == 1 else start
+                start = position if self.depth == 1 else start
             elif byte in b"]}":
                 self.depth -= 1
-            if not self.in_string and ((byte == 0x2C and self.depth == 1) or (byte == 0x5D and self.depth == 0)):
-                self._keep(block[start:position])
+            if (byte == b"," and self.depth == 1) or (byte == b"]" and self.depth == 0):
+                self._keep(block[start:place])
                 yield from self._flush()
-                start = position + 1
+                start = position
                 self.closed = self.depth == 0
         self._keep(block[start:])
+
+    def _after_string(self, block: bytes, position: int) -> int:
+        """Where the string ends that this place of the block lies in, if it lies in one; perhaps in a later block."""
+        if not self.in_string:
+            return position
+        end = TEXT.match(block, position).end()  # type: ignore[union-attr]  # it matches nothing, too
+        self.in_string = block[end : end + 1] != b'"'
+        self.escaped = block[end : end + 1] == b"\\"
+        return len(block) if self.in_string else end + 1
 
     def close(self) -> Iterator[bytes | Reject]:
         if not self.closed:
             yield Reject("array not closed")
         elif self.element.strip():
             yield Reject("text after the array")
-
-    def _step_string(self, byte: int) -> None:
-        if self.escaped:
-            self.escaped = False
-        elif byte == 0x5C:
-            self.escaped = True
-        elif byte == 0x22:
-            self.in_string = False
 
     def _keep(self, piece: bytes) -> None:
         if len(self.element) + len(piece) > MAX_LINE_BYTES:

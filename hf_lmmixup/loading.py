@@ -10,26 +10,25 @@ Four forms are recognized by their columns:
 | ShareGPT | `conversations`: `[{"from": "human", "value": ...}, ...]` | see below |
 
 A conversation stays whole: its last assistant turn is the completion and everything before it is the prompt. A prompt
-of one user turn is that turn's text; a longer one is written as a transcript, `User: ...`, `Assistant: ...`.
+of one user turn is that turn's text; a longer one is written as a transcript, `User: ...`, `Assistant: ...`. Of a turn
+its role and its text are read; one that calls tools says more than that, so its row is a reject.
 
 Nothing is lost silently. A row that cannot be used is counted with its place and its reason, for example
 `{"pile.jsonl:17": "invalid UTF-8"}`. Rows with equal texts are one row; the later ones are counted as duplicates.
 """
 
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
+from hf_lmmixup.inputs import RawRow, raw_rows
+from hf_lmmixup.jsonl import NOT_JSON, NOT_OBJECT, Reject
 from hf_lmmixup.records import LOADED, Outcome, row_id
 from hf_lmmixup.tables import dataset_of
 
-
-logger = logging.getLogger(__name__)
 
 FORMS = {
     "messages": ("messages",),
@@ -39,19 +38,19 @@ FORMS = {
 }
 """Form -> the columns that identify it, tried in this order."""
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES = {
+    **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
+    **{"system": "system", "developer": "system"},
+}
 """Spellings of a speaker in ShareGPT and messages data -> the role in this package."""
+
+CALLS = ("tool_calls", "function_call")
+"""Fields of a turn that calls tools."""
 
 MAX_TEXT = 1_000_000
 """Longest prompt or completion in characters; a longer one is a reject, not an instruction."""
 
-PARQUET = ".parquet"
-FILES = (*SUFFIXES, PARQUET)
-
 FLUSH_ROWS = 20_000
-
-Place = str
-RawRow = tuple[Place, dict[str, Any] | Reject]
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,10 @@ def load_rows(source: str | Path, *, limit: int | None = None, split: str = "tra
 
     Args:
         source: A `.jsonl`, `.json` or `.parquet` file, a folder written by `Dataset.save_to_disk`, a folder that
-            `load_dataset` understands, or a Hub dataset id, as `owner/name` or `owner/name:configuration`.
+            `load_dataset` understands, or a Hub dataset id, as `owner/name`, `owner/name:configuration` or
+            `owner/name:configuration:split`, where the configuration may be left empty.
         limit: Read at most this many raw rows.
-        split: Which split to take where the source has several.
+        split: Which split to take where the source has several and its name says none.
 
     Returns:
         The usable rows with the columns of `records.LOADED`, in their order, and the place and reason of every reject.
@@ -78,8 +78,10 @@ def load_rows(source: str | Path, *, limit: int | None = None, split: str = "tra
     outcome = normalize_rows(raw_rows(source, split), name=Path(str(source)).name, limit=limit)
     if not len(outcome.dataset):
         reasons = sorted(set(outcome.dropped.values()))
+        form = " Expected one JSON object a line, or in a .json file one array of them."
         raise ValueError(
             f"{source} holds no usable row: {len(outcome.dropped)} read, rejected for {reasons}."
+            + form * (set(reasons) <= {NOT_JSON, NOT_OBJECT})
             if reasons
             else f"{source} is empty. Give a file with at least one instruction pair."
         )
@@ -156,7 +158,7 @@ def _read_row(row: dict[str, Any], form: str) -> tuple[str, str]:
         context = row.get("input")
         prompt = _text(row["instruction"], "instruction")
         if context is not None and _text(context, "input"):
-            prompt = f"{prompt}\n\n{_text(context, 'input')}"
+            prompt = f"{prompt}\n\n{_text(context, 'input')}".strip()
         completion = _text(row["output"], "output")
     elif form == "prompt/completion":
         prompt, completion = _side(row["prompt"], "prompt"), _side(row["completion"], "completion")
@@ -185,6 +187,8 @@ def _text(value: Any, column: str) -> str:
 def _side(value: Any, column: str) -> str:
     if isinstance(value, str):
         return _text(value, column)
+    if not isinstance(value, list):
+        raise _Unusable(f"{column} is neither text nor a list of turns")
     turns = _turns(value)
     return turns[0][1] if len(turns) == 1 else _transcript(turns)
 
@@ -210,7 +214,11 @@ def _turns(value: Any) -> list[tuple[str, str]]:
         role = turn.get("role", turn.get("from"))
         if not isinstance(role, str) or role not in ROLES:
             raise _Unusable("turn without a known role")
-        turns.append((ROLES[role], _text(turn.get("content", turn.get("value")), "turn")))
+        if any(turn.get(name) for name in CALLS):
+            raise _Unusable("turn calls tools")
+        text = _text(turn.get("content", turn.get("value")), "turn")
+        if text or ROLES[role] != "system":  # many data sets have an empty one in each row
+            turns.append((ROLES[role], text))
     return turns
 
 
@@ -221,80 +229,3 @@ def _transcript(turns: list[tuple[str, str]]) -> str:
 def _source(row: dict[str, Any], name: str) -> str:
     source = row.get("source")
     return source if isinstance(source, str) and 0 < len(source) <= 200 and source.isprintable() else name
-
-
-def raw_rows(source: str | Path, split: str = "train") -> Iterator[RawRow]:
-    """The raw rows of a source one by one, as they are, each with its place; arguments as for `load_rows`."""
-    check_source(source)
-    path = Path(source)
-    if path.suffix in SUFFIXES:
-        return read_json(path)
-    return _parquet_rows(path) if path.suffix == PARQUET else _dataset_rows(source, split)
-
-
-def check_source(source: str | Path) -> None:
-    """Refuse a file that is not there or cannot be read, before anything is begun.
-
-    Raises:
-        FileNotFoundError: If the name is that of a file and there is none.
-        ValueError: If its suffix is unknown.
-    """
-    path = Path(source)
-    is_file, accepted = path.is_file(), path.suffix in FILES
-    if accepted and not is_file:
-        raise FileNotFoundError(f"No file at {path}.")
-    if is_file and not accepted:
-        raise ValueError(f"{path} ends in {path.suffix!r}. Accepted files: .jsonl, .json, .parquet.")
-
-
-def short_name(source: str) -> str:
-    """What a source is called: a file's name without its suffix, the last part of a folder or a Hub id."""
-    path = Path(source)
-    if path.is_dir():
-        return path.resolve().name
-    return path.stem if path.suffix in FILES else path.name
-
-
-def _parquet_rows(path: Path) -> Iterator[RawRow]:
-    import pyarrow.parquet as pq
-
-    try:
-        parquet = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a Parquet file: {error}") from error
-    name, number = path.name, 0
-    for batch in parquet.iter_batches(batch_size=10_000):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{name}:{number}", row
-
-
-def _dataset_rows(source: str | Path, split: str) -> Iterator[RawRow]:
-    from datasets import load_dataset, load_from_disk
-    from datasets.exceptions import DatasetNotFoundError
-
-    path = Path(source)
-    loaded: Any
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        loaded = load_from_disk(str(path))
-    elif path.is_dir():
-        # The cache of `datasets` knows a folder by the words of its card, so another folder's rows may be in it.
-        loaded = load_dataset(str(source), streaming=True)
-    elif str(source).count("/") <= 1:
-        name, _, configuration = str(source).partition(":")
-        try:
-            loaded = load_dataset(name, configuration or None)
-        except (DatasetNotFoundError, ConnectionError) as error:
-            known = f"{source} is neither a file nor a folder, nor found on the Hub"
-            raise FileNotFoundError(f"{known}: {error}") from error
-        except ValueError as error:
-            advice = f"A configuration is named as {name}:CONFIGURATION."
-            raise ValueError(f"{source} cannot be loaded from the Hub: {error} {advice}") from error
-    else:
-        raise FileNotFoundError(f"{source} is neither a file, a folder nor a Hub dataset id (name or owner/name).")
-    if isinstance(loaded, dict):
-        if split not in loaded:
-            raise ValueError(f"{source} has the splits {sorted(loaded)}, not {split!r}. Name one of them.")
-        loaded = loaded[split]
-    for number, row in enumerate(loaded, start=1):
-        yield f"{path.name}:{number}", row

@@ -27,7 +27,7 @@ from hf_lmmixup.mosaic_rows import RowForm, RowReader, answers_of
 from hf_lmmixup.mosaic_stream import MosaicDataset, MosaicWindow, epoch_key
 from hf_lmmixup.mosaic_text import Layout
 from hf_lmmixup.mosaic_tokens import KeptColumn, TokenCounter, checked_counts, describe_all, row_numbers
-from hf_lmmixup.stage_files import check_apart, check_output, write_rows
+from hf_lmmixup.stage_files import check_output, write_rows
 
 
 logger = logging.getLogger(__name__)
@@ -148,8 +148,7 @@ def mosaic_file(
             `load_rows`.
     """
     output = Path(output)
-    check_output(output)
-    check_apart(output, source)
+    check_output(output, source)
     loaded = read_turns(source, limit=limit, split=split)
     examples, report = build_mosaics(
         loaded.dataset, tokenizer, config, num_proc=num_proc, epoch=epoch, progress=progress

@@ -14,8 +14,9 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
+from hf_lmmixup.inputs import RawRow, raw_rows
 from hf_lmmixup.jsonl import Reject
-from hf_lmmixup.loading import ROLES, RawRow, load_rows, normalize_rows, raw_rows
+from hf_lmmixup.loading import ROLES, load_rows, normalize_rows
 from hf_lmmixup.records import Outcome
 from hf_lmmixup.stage_files import WRITTEN, read_rows
 

@@ -31,7 +31,7 @@ from hf_lmmixup.distilling import JOURNAL, Distilling
 from hf_lmmixup.earlier_run import EarlierRun
 from hf_lmmixup.evaluation_sets import local_evaluations
 from hf_lmmixup.fingerprint import input_fingerprint
-from hf_lmmixup.loading import check_source
+from hf_lmmixup.inputs import check_source
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.projection import map_points
 from hf_lmmixup.recipe import Recipe

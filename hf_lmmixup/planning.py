@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Value
 
 from hf_lmmixup.extractive import distill_extractively
-from hf_lmmixup.loading import normalize_rows, raw_rows
+from hf_lmmixup.inputs import raw_rows
+from hf_lmmixup.loading import normalize_rows
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.prompts import distillation_messages
 from hf_lmmixup.recipe import COLD_START, EXTRACTIVE, GRPO, TINY, TRAINED, Recipe

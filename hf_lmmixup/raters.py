@@ -33,7 +33,7 @@ def named(
     endpoint: str | None = None,
     engine: str = "transformers",
     rubric: str | None = None,
-    max_tokens: int = REPLY_TOKENS,
+    max_new_tokens: int = REPLY_TOKENS,
     **options: Any,
 ) -> list[Rater]:
     """The chat models that a user names, each with the rubric that it answers.
@@ -44,7 +44,7 @@ def named(
         engine: What runs a model here: `transformers` or `vllm`.
         rubric: `axes` (four judgements as JSON) or `digit` (the expected digit from one forward pass); `None` means
             `digit` with transformers and `axes` elsewhere.
-        max_tokens: Longest reply; the rubric `digit` needs none.
+        max_new_tokens: Longest reply; the rubric `digit` needs none.
         options: Further arguments of `EndpointModel`.
 
     Returns:
@@ -63,12 +63,12 @@ def named(
     if chosen == "digit" and not here:
         raise ValueError("The rubric 'digit' reads the probabilities of a transformers model on this machine.")
     if endpoint is not None:
-        return [(EndpointModel(model, endpoint, max_tokens=max_tokens, **options), FOUR_AXES) for model in models]
+        return [(EndpointModel(model, endpoint, max_tokens=max_new_tokens, **options), FOUR_AXES) for model in models]
     if engine == "vllm":
-        return [(VLLMModel(model, max_tokens=max_tokens), FOUR_AXES) for model in models]
+        return [(VLLMModel(model, max_tokens=max_new_tokens), FOUR_AXES) for model in models]
     if chosen == "digit":
         return [(DigitModel(model), ONE_DIGIT) for model in models]
-    return [(_writer(model, max_tokens), FOUR_AXES) for model in models]
+    return [(_writer(model, max_new_tokens), FOUR_AXES) for model in models]
 
 
 def named_datastore(name: str, encoder: Encoder | None = None) -> tuple[ScoredDatastore, Encoder]:
@@ -94,8 +94,8 @@ def named_datastore(name: str, encoder: Encoder | None = None) -> tuple[ScoredDa
     return datastore, encoder or CachedEncoder(load_encoder(datastore.encoder, revision=datastore.encoder_revision))
 
 
-def _writer(model: str, max_tokens: int) -> ChatModel:
+def _writer(model: str, max_new_tokens: int) -> ChatModel:
     from hf_lmmixup.generation import LocalGenerator
 
-    generator = LocalGenerator(model, max_new_tokens=max_tokens)
-    return GeneratorModel(generator.generate, model, settings={"max_tokens": max_tokens})
+    generator = LocalGenerator(model, max_new_tokens=max_new_tokens)
+    return GeneratorModel(generator.generate, model, settings={"max_tokens": max_new_tokens})

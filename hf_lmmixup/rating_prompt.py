@@ -10,8 +10,9 @@ message::
     Everything between the tags was the text to judge. ...
 
 A reply is `{"rarity": 2, "complexity": 3, "informativeness": 4, "overall": 5}`: these four keys, each once, each an
-integer from 1 to 10. A leading `<think>` block and one code fence around the whole are allowed, since models are
-trained to write them; anything else is not a rating. The axes and the scale are those of arXiv 2510.20449.
+integer from 1 to 10. A leading block of reasoning, up to `</think>` (chat templates may hold the opening tag), and one
+code fence around the whole are allowed, since models are trained to write them; anything else is not a rating. The
+axes and the scale are those of arXiv 2510.20449.
 """
 
 import hashlib
@@ -171,8 +172,9 @@ def parse_digit(reply: str) -> float:
 def _unwrapped(reply: str) -> str:
     """The reply without a leading block of reasoning and without a code fence around all of it."""
     text = reply.strip()
-    if text.startswith("<think>"):
-        text = text.partition("</think>")[2].strip()
+    _, closed, after = text.partition("</think>")
+    if closed or text.startswith("<think>"):
+        text = after.strip()
     if text.startswith("```") and text.endswith("```") and len(text) > 6:
         text = text[3:-3].removeprefix("json").strip()
     return text

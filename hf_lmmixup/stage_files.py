@@ -11,18 +11,19 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 
 from hf_lmmixup.faithfulness import COLUMNS
 from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
 from hf_lmmixup.loading import load_rows
-from hf_lmmixup.records import CLUSTERED, MERGED, SCORES, Outcome, TaskType, pair_text
+from hf_lmmixup.records import CLUSTERED, MERGED, SCORES, Outcome, TaskType, pair_text, row_id
 from hf_lmmixup.tables import dataset_of
 
 
@@ -47,7 +48,8 @@ def read_rows(source: str | Path, *, limit: int | None = None) -> Outcome:
 
     Args:
         source: A Parquet or `.jsonl` file that a stage wrote, of which every column is kept, or raw rows of any form
-            that `loading.load_rows` reads.
+            that `loading.load_rows` reads. Where an id stands twice, as in files from elsewhere, rows get the ids of
+            their texts.
         limit: Read at most this many rows.
 
     Returns:
@@ -63,9 +65,9 @@ def read_rows(source: str | Path, *, limit: int | None = None) -> Outcome:
             schema = pq.read_schema(path)
             schema = pa.schema([field.with_type(_plain(field.type)) for field in schema])
             if all(name in schema.names and pa.types.is_string(schema.field(name).type) for name in RECORD):
-                table = pq.read_table(path).cast(schema)
+                table = pq.read_table(path).cast(schema).slice(0, limit)
                 if not any(table.column(name).null_count for name in RECORD):
-                    return Outcome(Dataset(table.slice(0, limit)))
+                    return _with_own_ids(table, (f"{path.name}:{row}" for row in count(1)))
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path} is not a Parquet file: {error}") from error
     written = _stage_lines(path, limit) if path.suffix == ".jsonl" else None
@@ -96,11 +98,29 @@ def _stage_lines(path: Path, limit: int | None) -> Outcome | None:
         table = pa.concat_tables(tables, promote_options="permissive") if tables else None
     except (pa.ArrowException, UnicodeEncodeError, OverflowError):  # values that no stage writes
         return None
-    return None if table is None else Outcome(dataset_of(table), dropped)
+    if table is None:
+        return None
+    places = (place for place, row in islice(read_json(path), limit) if not isinstance(row, Reject))
+    own = _with_own_ids(table, places)
+    return Outcome(own.dataset, dropped | own.dropped)
 
 
 def _is_staged(row: dict[str, Any]) -> bool:
     return all(isinstance(row.get(name), str) for name in RECORD) and any(name in row for name in STAGED)
+
+
+def _with_own_ids(table: pa.Table, places: Iterable[str]) -> Outcome:
+    """The rows; where an id stands twice, all under the ids of their texts, and of equal ones the first, as loaded."""
+    if pc.count_distinct(table["id"]).as_py() == len(table):
+        return Outcome(dataset_of(table))
+    pairs = zip(table["prompt"].to_pylist(), table["completion"].to_pylist(), strict=True)
+    first: dict[str, int] = {}
+    dropped: dict[str, str] = {}
+    for row, (pair, place) in enumerate(zip(pairs, places, strict=False)):
+        if first.setdefault(row_id(*pair), row) != row:
+            dropped[place] = "duplicate"
+    kept, ids = table.take([*first.values()]), pa.array([*first], pa.string())
+    return Outcome(dataset_of(kept.set_column(kept.column_names.index("id"), "id", ids)), dropped)
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
@@ -108,28 +128,24 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.table({name: column.cast(TYPES.get(name, column.type)) for name, column in columns.items()})
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, *inputs: str | Path) -> None:
     """Refuse an output that `write_rows` cannot write, before anything is computed, and make its folder.
 
+    Args:
+        path: The output.
+        inputs: What is read. The output is none of them, for it would not hold all their rows and columns.
+
     Raises:
-        ValueError: If the suffix is unknown, or there is a folder of this name.
+        ValueError: If the suffix is unknown, or there is a folder of this name, or it is an input.
         OSError: If its folder cannot be made.
     """
     if path.suffix not in WRITTEN:
         raise ValueError(f"{path} ends in {path.suffix!r}. Accepted outputs: {', '.join(WRITTEN)}.")
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Name a file to write.")
+    if path.exists() and any(Path(source).exists() and path.samefile(source) for source in inputs):
+        raise ValueError(f"{path} is the input, whose rows would be lost. Name another file to write.")
     path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def check_apart(output: Path, source: str | Path) -> None:
-    """Refuse an output that is the input, for what would not hold its rows any more.
-
-    Raises:
-        ValueError: If both are one file.
-    """
-    if output.exists() and Path(source).exists() and output.samefile(source):
-        raise ValueError(f"{output} is the input, whose rows would be lost. Name another file to write.")
 
 
 def write_rows(dataset: Dataset, path: Path) -> None:

@@ -28,9 +28,23 @@ class TensorFileError(ValueError):
 def write_files(
     tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any], tensors_file: Path, facts_file: Path
 ) -> None:
-    """Write both files; equal contents give equal bytes."""
-    save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, tensors_file)
-    facts_file.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    """Write both files; equal contents give equal bytes, and two that are there are of one writing.
+
+    Raises:
+        OSError: If the disk is full or fails; what was there before is then there still.
+    """
+    partial = {path: path.with_name(f".{path.name}.partial") for path in (tensors_file, facts_file)}
+    try:
+        save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, partial[tensors_file])
+        partial[facts_file].write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        facts_file.unlink(missing_ok=True)  # or a crash now would leave new arrays beside old facts
+        for path, written in partial.items():
+            written.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{tensors_file} cannot be written: {error}") from error
+    finally:
+        for written in partial.values():
+            written.unlink(missing_ok=True)
 
 
 def read_facts(path: Path, types: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 
 MAX_BODY_BYTES = 1_000_000
@@ -79,7 +79,7 @@ def open_client(base_url: str, key: str) -> Any:
 
         async def post(self, path: str, *, body: Any = None, **other: Any) -> Any:
             if self.session is None:
-                self.session = _open_session(base_url.startswith("https"))
+                self.session = _open_session(base_url)
                 self.headers = _headers(self)
             async with self.session.post(
                 destination(path),
@@ -129,15 +129,23 @@ def _url(base_url: str, path: str) -> Any:
     return URL(base_url + path, encoded=True)
 
 
-def _open_session(secure: bool) -> Any:
+def _open_session(base_url: str) -> Any:
     import aiohttp
 
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=_tls() if secure else True),
+        connector=aiohttp.TCPConnector(limit=0, ssl=_tls() if base_url.startswith("https") else True),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=None, sock_read=None),  # one total deadline, above
-        trust_env=bool(getproxies()),
+        proxy=_proxy(base_url),  # by `trust_env` aiohttp would put what `.netrc` knows into the place of the key
     )
+
+
+def _proxy(base_url: str) -> str | None:
+    """The proxy that the environment names for an address; none for this machine's, or its rows would leave it."""
+    parts = urlsplit(base_url)
+    if _is_this_machine(parts.hostname or "") or proxy_bypass(parts.netloc):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 def _tls() -> ssl.SSLContext:

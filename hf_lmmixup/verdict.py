@@ -80,8 +80,13 @@ class Verdict:
     stops: bool = False
 
 
-def read_body(body: bytes) -> Verdict:
-    """Read the body of a successful response strictly."""
+def read_body(body: bytes, secrets: Iterable[str] = ()) -> Verdict:
+    """Read the body of a successful response strictly; some servers report an error in one.
+
+    Args:
+        body: What came.
+        secrets: Values to hide in the words of such an error.
+    """
     try:
         response = json.loads(body)
         choice = response["choices"][0]
@@ -90,7 +95,7 @@ def read_body(body: bytes) -> Verdict:
     except (ValueError, RecursionError):
         return Verdict(error="response is not JSON", passing=True)
     except (KeyError, IndexError, TypeError, AttributeError):
-        return Verdict(error="response has no message", passing=True)
+        return _judge_odd(error_body(body), secrets)
     if finish == "length" and _is_thinking(text):
         return Verdict(error=CUT_THINKING, answered=True)
     if isinstance(finish, str) and finish in FINISHED_BADLY:
@@ -106,6 +111,16 @@ def read_body(body: bytes) -> Verdict:
     except UnicodeEncodeError as broken:  # half of a pair of escapes, which no file can hold
         return Verdict(text=text[: broken.start], error="reply holds a lone surrogate", answered=True)
     return Verdict(text=text, answered=True)
+
+
+def _judge_odd(body: Any, secrets: Iterable[str]) -> Verdict:
+    """What a response without a message means: the error that it names, if it names one."""
+    error = body.get("error") if isinstance(body, dict) else None
+    status = error.get("code") if isinstance(error, dict) else None
+    if isinstance(status, int) and 400 <= status < 600:
+        return judge_error(status, body, None, secrets)
+    said = _error_fields(body, secrets)[1] if error else ""
+    return Verdict(error="response has no message" + (f" ({said})" if said else ""), passing=True)
 
 
 def _is_thinking(text: Any) -> bool:
@@ -147,8 +162,9 @@ def judge_error(status: int, body: Any, wait: float | None, secrets: Iterable[st
 
 def _error_fields(body: Any, secrets: Iterable[str]) -> tuple[str, str]:
     """Code and message of an error body in the usual shapes, else nothing."""
-    if isinstance(body, dict) and isinstance(body.get("error"), dict):
-        body = body["error"]
+    error = body.get("error", body.get("detail")) if isinstance(body, dict) else None
+    if isinstance(error, dict | str):
+        body = error if isinstance(error, dict) else {"message": error}
     if not isinstance(body, dict):
         return "", ""
     codes = [body[name] for name in ("code", "type") if isinstance(body.get(name), str)]

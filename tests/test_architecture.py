@@ -28,8 +28,8 @@ LAYERS = [
         "near_duplicates observations pacing projection "
         "prompts rating_prompt row_stream score_health secrecy strict_yaml tables tensor_files transition "
         "recipe run_directory token_choice verdict wording articles comparison_figures construction_prompts "
-        "corruption coverage distilled_rows drawings guards loading lm_eval_tasks mixture_rows mosaic_templates "
-        "neighbors patience published row_figures score_head target_checks training_figures bundled "
+        "corruption coverage distilled_rows drawings guards inputs loading lm_eval_tasks mixture_rows "
+        "mosaic_templates neighbors patience published row_figures score_head target_checks training_figures bundled "
         "shipped_vectors construction_plan diversity faithfulness mosaic_costs mosaic_rows quality_report readings "
         "run_figures mosaic_plan offline_writer mosaic_length mosaic_text mosaic_tokens mosaic_passes "
         "mosaic_stream stage_files mosaic_files mosaic evaluation_sets correction",

@@ -24,7 +24,7 @@ from hf_lmmixup.journal import Journal
 from hf_lmmixup.local_model import GeneratorModel, VLLMModel
 from hf_lmmixup.pacing import Pacing, retry_after
 from hf_lmmixup.rating_prompt import RATING_SCHEMA
-from hf_lmmixup.transport import MAX_BODY_BYTES, check_url
+from hf_lmmixup.transport import MAX_BODY_BYTES, _proxy, check_url
 from hf_lmmixup.verdict import Verdict, judge_error, read_body
 
 
@@ -103,7 +103,7 @@ JAMS = [
         [CUT] * 40,
         "none of the first 32 questions got a reply that can be read; most often: reply cut at the token limit",
     ),
-    ([CUT] * 40, r"Allow longer replies \(--max-tokens\).* will be asked again"),
+    ([CUT] * 40, r"Allow longer replies \(--max-new-tokens\).* will be asked again"),
     ([{"text": "what?"}] * 20 + [CUT] * 20, "most often: not what was asked. Look at what the model writes"),
     ([{"error": "refusal"}, {"text": "what?"}] * 33, "most often: not what was asked"),
     ([CUT] * 31, 31),
@@ -423,6 +423,26 @@ def test_impossible_numbers_are_refused(settings):
         EndpointModel("m", "http://localhost/v1", **settings)
 
 
+def test_rows_for_this_machine_pass_no_proxy_and_netrc_replaces_no_key(stub, monkeypatch, tmp_path):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login ada password other\n")
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-0123456789\n")  # as `cat` of a file gives it
+    (reply,) = EndpointModel("m", stub.url, backoff=0.01).replies(questions("a"))
+    assert reply.error is None and reply.text
+
+
+def test_the_proxy_of_the_environment_serves_other_machines(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://ada:pw@proxy:3128")
+    monkeypatch.setenv("no_proxy", "near.example.org,far.example.org:8443")
+    found = [_proxy(f"https://{host}/v1") for host in ("a.example.org", "far.example.org", "[2001:db8::1]:8000")]
+    assert found == ["http://ada:pw@proxy:3128"] * 3
+    for host in ("near.example.org", "far.example.org:8443", "localhost:8000", "127.0.0.2", "[::1]:8000"):
+        assert _proxy(f"https://{host}/v1") is None
+    assert _proxy("http://a.example.org/v1") is None
+
+
 def test_a_redirect_is_not_followed():
     verdict = judge_error(307, "", None)
     assert verdict.stops and "name the final one" in verdict.error
@@ -431,6 +451,33 @@ def test_a_redirect_is_not_followed():
 # ---- verdict ----
 
 GOOD = {"choices": [{"message": {"content": "7"}, "finish_reason": "stop"}]}
+
+
+def passing(error):
+    return Verdict(error=error, passing=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (
+            {"error": {"message": "no credits", "code": 402}},
+            Verdict(error="402: payment is required (no credits)", stops=True),
+        ),
+        ({"error": {"message": "slow", "code": 429}}, Verdict(error="status 429", passing=True, refused=True)),
+        ({"error": "model is loading"}, passing("response has no message (model is loading)")),
+        ({"error": {"message": "key odd:canary/0123456789"}}, passing("response has no message (key [secret])")),
+        ({"error": None, "choices": []}, passing("response has no message")),
+        ({"error": {"code": True}}, passing("response has no message")),
+    ],
+)
+def test_an_error_within_a_successful_response_is_told(body, expected):
+    assert read_body(json.dumps(body).encode(), {"odd:canary/0123456789"}) == expected
+
+
+def test_an_error_may_be_a_text():
+    for body in ({"error": "no model m"}, {"detail": "no model m"}, {"message": "no model m"}):
+        assert judge_error(400, body, None).error == "status 400 (no model m)"
 
 
 @pytest.mark.parametrize(

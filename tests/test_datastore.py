@@ -1,5 +1,7 @@
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,6 +210,38 @@ def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
         ScoredDatastore.load(folder)
+
+
+def test_a_full_disk_leaves_the_datastore_that_was_there(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code = (
+        "import resource, sys; import numpy as np; from pathlib import Path\n"
+        "from hf_lmmixup.datastore_files import write_datastore\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))\n"
+        "try:\n    write_datastore(Path(sys.argv[1]), {'embeddings': np.zeros(10_000)}, {})\n"
+        "except OSError as error: sys.exit(str(error))"
+    )
+    full = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=False)
+    assert full.stderr.startswith(f"{folder / TENSORS_FILE} cannot be written: ")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_crash_amid_writing_leaves_no_pair_that_does_not_belong_together(datastore, folder, monkeypatch):
+    replace = Path.replace
+
+    def crash(path, target):
+        if target.name == FACTS_FILE:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        datastore.save(folder)
+    with pytest.raises(FileNotFoundError, match=FACTS_FILE):
+        ScoredDatastore.load(folder)
+    monkeypatch.undo()
+    assert len(ScoredDatastore.load(datastore.save(folder))) == len(datastore)
+    assert sorted(path.name for path in folder.iterdir()) == [FACTS_FILE, TENSORS_FILE]
 
 
 @pytest.mark.parametrize("source", ["nobody/nothing", "./no/such/folder", "nothing at all"])

@@ -206,11 +206,11 @@ def test_a_full_disk_stops_without_half_a_record_and_a_rerun_completes(path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))\n"
         f"journal = Journal({str(path)!r}, {SETTINGS!r})\n"
         "try:\n    for number in range(200): journal.add(str(number), 'x' * 70)\n"
-        "except OSError as error: sys.exit(f'{error.errno} {len(journal)}')"
+        "except OSError as error: sys.exit(f'{error.errno} {len(journal)} {error}')"
     )
     full = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     recorded = int(full.stderr.split()[1])
-    assert full.returncode == 1 and 0 < recorded < 200
+    assert full.returncode == 1 and 0 < recorded < 200 and full.stderr.endswith(f": '{path}'\n")
     assert path.read_bytes().endswith(b"\n")
     with Journal(path, SETTINGS) as journal:
         assert len(journal) == recorded

@@ -1,17 +1,32 @@
 """Raw rows of every form become the same record; what cannot is counted with its place and reason."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hf_lmmixup.loading import load_rows, normalize_rows, short_name
+from hf_lmmixup.inputs import short_name
+from hf_lmmixup.loading import load_rows, normalize_rows
 from hf_lmmixup.records import LOADED, row_id
+
+
+SHOW = """
+import json, sys
+from hf_lmmixup.loading import load_rows
+outcome = load_rows(sys.argv[1])
+print(json.dumps([outcome.dataset["prompt"][:], outcome.dropped]))
+"""
 
 
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def user(text):
+    return {"role": "user", "content": text}
 
 
 FORMS = [
@@ -44,6 +59,23 @@ FORMS = [
         "System: Be brief.\n\nUser: hi\n\nAssistant: hello\n\nUser: bye",
         "see you",
     ),
+    ({"instruction": "", "input": "1 + 2", "output": "3"}, "1 + 2", "3"),
+    (  # an empty system turn says nothing; turns of one Arrow type all have a field for calls
+        {
+            "messages": [
+                {"role": "system", "content": "", "tool_calls": None},
+                {"role": "user", "content": "hi", "tool_calls": []},
+                {"role": "assistant", "content": "hello", "tool_calls": None},
+            ]
+        },
+        "hi",
+        "hello",
+    ),
+    (
+        {"prompt": [{"role": "developer", "content": "Be brief."}, user("hi")], "completion": "hello"},
+        "System: Be brief.\n\nUser: hi",
+        "hello",
+    ),
     (  # prompt and completion as messages
         {"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "hello"}]},
         "hi",
@@ -65,12 +97,17 @@ def test_form(tmp_path, raw, prompt, completion):
     }
 
 
+CALLED = "turn calls tools"
+
 REJECTS = [
     ({"prompt": "", "completion": "b"}, "empty prompt"),
     ({"prompt": "a", "completion": "  "}, "empty completion"),
     ({"prompt": None, "completion": "b"}, "no prompt"),
     ({"prompt": "a"}, "no completion"),
-    ({"prompt": 3, "completion": "b"}, "conversation is not a list of turns"),
+    ({"prompt": 3, "completion": "b"}, "prompt is neither text nor a list of turns"),
+    ({"prompt": [user("a")], "completion": [{"role": "assistant", "content": "b", "tool_calls": [{}]}]}, CALLED),
+    ({"prompt": [{"role": "assistant", "content": None, "tool_calls": [{}]}], "completion": "b"}, CALLED),
+    ({"prompt": [{"role": "system", "content": " "}], "completion": "b"}, "empty prompt"),
     ({"prompt": "a\ud800", "completion": "b"}, "prompt holds a lone surrogate"),
     ({"prompt": "a", "completion": "b" * 1_000_001}, "text longer than 1000000 characters"),
     ({"prompt": "a", "completion": ["b"]}, "turn is not an object"),
@@ -103,6 +140,56 @@ def test_empty_file_and_file_without_a_usable_row(tmp_path):
         load_rows(write(tmp_path / "empty.jsonl", []))
     with pytest.raises(ValueError, match="no usable row: 1 read"):
         load_rows(write(tmp_path / "bad.jsonl", [{"prompt": "", "completion": ""}]))
+
+
+def test_an_array_in_a_file_of_lines_is_told_the_form(tmp_path):
+    (tmp_path / "pile.jsonl").write_text('[{"prompt": "a", "completion": "b"}]')
+    with pytest.raises(ValueError, match=r"1 read.*Expected one JSON object a line, or in a .json file one array"):
+        load_rows(tmp_path / "pile.jsonl")
+
+
+def test_a_bad_line_in_a_folder_is_a_reject_and_ends_nothing(tmp_path):
+    good = {"prompt": "a", "completion": "b"}
+    (tmp_path / "in").mkdir()
+    deep = '{"prompt": "x", "completion": "y", "deep": ' + "[" * 20_000 + "]" * 20_000 + "}\n"
+    (tmp_path / "in" / "a.jsonl").write_text(deep + '{"prompt": tr\n' + json.dumps(good) + "\n")
+    (tmp_path / "in" / "more").mkdir()
+    write(tmp_path / "in" / "more" / "a.jsonl", [{"prompt": "", "completion": "b"}, {**good, "prompt": "c", "n": 1}])
+    command = [sys.executable, "-c", SHOW, str(tmp_path / "in")]  # a segmentation fault shall not end the tests
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [
+        ["a", "c"],
+        {
+            "a.jsonl:1": "nested deeper than 64 levels",
+            "a.jsonl:2": "not valid JSON",
+            "more/a.jsonl:1": "empty prompt",
+        },
+    ]
+
+
+def test_the_card_of_a_folder_names_its_files_and_splits(tmp_path):
+    write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}])
+    write(tmp_path / "b.jsonl", [{"prompt": "b", "completion": "b"}])
+    files = "[{split: train, path: b.jsonl}, {split: x, path: a.jsonl}]"
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {files}\n---\n")
+    assert load_rows(tmp_path).dataset["prompt"][:] == ["b"]
+    assert load_rows(tmp_path, split="x").dataset["prompt"][:] == ["a"]
+    with pytest.raises(ValueError, match=r"has the splits \['train', 'x'\], not 'test'"):
+        load_rows(tmp_path, split="test")
+
+
+def test_other_files_are_read_from_a_folder_and_what_is_left_out_is_told(tmp_path, caplog):
+    (tmp_path / "a.csv").write_text("\ufeffprompt,completion\nwhy?,so.\n")
+    with pytest.raises(ValueError, match=r"ends in '.csv'.*name the folder"):
+        load_rows(tmp_path / "a.csv")
+    assert load_rows(tmp_path).dataset["prompt"][:] == ["why?"] and not caplog.records
+    (tmp_path / "b.csv").write_text("prompt,completion\nhow?,so.\n")
+    write(tmp_path / "c.jsonl", [{"prompt": "who?", "completion": "b"}])
+    assert len(load_rows(tmp_path).dataset) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: files of another format are not read: c.jsonl."
+    ]
 
 
 def test_limit_counts_raw_rows(tmp_path):
@@ -158,13 +245,22 @@ def test_a_configuration_of_the_hub_is_named_behind_a_colon(monkeypatch):
         asked.append((name, configuration))
         if configuration is None:
             raise ValueError("Config name is missing.")
-        return {"train": [{"prompt": "p", "completion": "c"}]}
+        return {"train": [{"prompt": "p", "completion": "c"}], "held": [{"prompt": "q", "completion": "c"}]}
 
     monkeypatch.setattr("datasets.load_dataset", load)
     assert load_rows("ada/pile:main").dataset["source"][:] == ["pile:main"]
     with pytest.raises(ValueError, match="Config name is missing. A configuration is named as ada/pile:CONFIGURATION"):
         load_rows("ada/pile")
     assert asked == [("ada/pile", "main"), ("ada/pile", None)]
+    assert load_rows("ada/pile:main:held").dataset["prompt"][:] == ["q"]
+    with pytest.raises(
+        ValueError, match=r"splits \['held', 'train'\], not 'x'. Name one of them as ada/pile:main:SPLIT"
+    ):
+        load_rows("ada/pile:main:x")
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda name, configuration: {"held": [{"prompt": "q", "completion": "c"}]}
+    )
+    assert len(load_rows("ada/pile::held").dataset) == 1
 
 
 def test_names_of_sources(tmp_path, monkeypatch):

@@ -129,10 +129,10 @@ def test_a_model_that_is_always_cut_is_stopped_and_asked_again_with_more_tokens(
     command = ["rate", pile(tmp_path, 60)[0], "-o", tmp_path / "rated.parquet", "--endpoint", stub.url, "--model", "m"]
     stub.fault("cut", times=10**6)
     code, told = said(*command)
-    assert code == 3 and "most often: reply cut at the token limit. Allow longer replies (--max-tokens)" in told
+    assert code == 3 and "most often: reply cut at the token limit. Allow longer replies (--max-new-tokens)" in told
     assert 96 <= stub.stats()["requests"] <= 3 * (32 + 16) and not (tmp_path / "rated.parquet").exists()
     stub.reset()
-    assert said(*command, "--max-tokens", "2048")[0] == 0
+    assert said(*command, "--max-new-tokens", "2048")[0] == 0
     assert stub.stats()["requests"] == 60
     code, told = said(*command)
     assert code == 1 and "max_tokens was 2048 and is 256" in told

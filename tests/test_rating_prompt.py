@@ -85,6 +85,7 @@ def test_the_schema_is_the_rating():
         f"```\n{GOOD}\n```",
         f'<think>All 10? {{"overall": 10}} No.</think>\n{GOOD}',
         f"<think></think>```json{GOOD}```",
+        f"All fine, or not?\n</think>\n\n{GOOD}",  # the template of Qwen3-Thinking ends with the opening tag
         '{"overall": 5, "rarity": 2, "informativeness": 4, "complexity": 3}',  # any order
     ],
 )
@@ -100,6 +101,8 @@ def test_a_rating_is_read(reply):
         (f"Sure! {GOOD}", "not JSON"),
         (f"{GOOD} {GOOD}", "not JSON"),
         (f"<think>{GOOD}", "not JSON"),  # reasoning that never ends holds no answer
+        (f"{GOOD}</think>", "not JSON"),
+        (f"a</think>{GOOD}</think>{GOOD}", "not JSON"),
         (f"```{GOOD}", "not JSON"),
         (GOOD[:-1], "not JSON"),
         (GOOD.replace("5", "NaN"), "not JSON"),

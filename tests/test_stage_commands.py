@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from hf_lmmixup.chat_model import ChatReply
 from hf_lmmixup.cli import app
 from hf_lmmixup.cluster_page import render_inspection
-from hf_lmmixup.records import CLUSTERED, LOADED
+from hf_lmmixup.records import CLUSTERED, LOADED, row_id
 from hf_lmmixup.stage_files import read_rows
 
 
@@ -171,6 +171,26 @@ def test_parquet_that_pandas_or_polars_wrote_keeps_its_columns(tmp_path, wide):
     assert found.to_list() == [row] and found.features == Dataset(plain).features
 
 
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl"])
+def test_rows_that_share_an_id_are_all_in_the_books(tmp_path, name):
+    rows = [{"id": "x", **row, "score": score} for row, score in zip(raw_rows(range(4)), (5, 5, 1, 5), strict=True)]
+    rows[3] |= {"prompt": rows[1]["prompt"], "completion": rows[1]["completion"]}
+    if name == "rows.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        (tmp_path / name).write_text("oops\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    read = read_rows(tmp_path / name)
+    pairs = [(row["prompt"], row["completion"]) for row in rows[:3]]
+    assert read.dataset["id"][:] == [row_id(*pair) for pair in pairs] and read.dataset["score"][:] == [5, 5, 1]
+    assert read.dropped == (
+        {f"{name}:4": "duplicate"}
+        if name == "rows.parquet"
+        else {f"{name}:1": "not valid JSON", f"{name}:5": "duplicate"}
+    )
+    lmmixup("select", tmp_path / name, "-o", tmp_path / "out.parquet")
+    assert len(table(tmp_path / "out.parquet")) == 2
+
+
 @pytest.mark.parametrize("batch", [1, 2, 10])
 def test_lines_that_cannot_be_read_are_counted_by_every_stage(tmp_path, monkeypatch, batch):
     monkeypatch.setattr("hf_lmmixup.stage_files.BATCH", batch)
@@ -208,6 +228,14 @@ def test_clusters_none_of_which_became_a_row_are_a_failure(tmp_path, monkeypatch
     assert ("m gave no good text for 2 requests: {'status 400 (no such field)': 2}" in caplog.text) == (code == 4)
 
 
+IN_PLACE = [
+    ("cluster", "{pile}", "-o", "{pile}"),
+    ("select", "{pile}", "-o", "{pile}"),
+    ("distill", "{pile}", "-o", "{pile}", "--extractive"),
+    ("merge", "nothing.parquet", "{pile}", "-o", "{pile}"),
+    ("rate", "{pile}", "-o", "{pile}", "--datastore", "bundled"),
+]
+
 REFUSED = [
     (("cluster", "{pile}", "-o", "x.csv"), "Accepted outputs: .parquet, .jsonl"),
     (("cluster", "{pile}", "-o", "{folder}"), "folder.parquet is a folder. Name a file to write."),
@@ -218,6 +246,7 @@ REFUSED = [
     (("run", "extractive", "-i", "{pile}", "-o", "{pile}/run"), "Not a directory: "),
     (("distill", "{pile}", "-o", "{out}", "--extractive"), "has no column cluster_id. Make it with lmmixup cluster."),
     (("distill", "{pile}", "-o", "{out}"), "Give --model, or --extractive"),
+    *((command, "is the input, whose rows would be lost") for command in IN_PLACE),
     (("distill", "{pile}", "-o", "{out}", "--extractive", "--endpoint", "http://127.0.0.1:9/v1"), "asks no server"),
     (("distill", "{pile}", "-o", "{out}", "--model", "m", "--temperature", "0"), "--temperature 0.0 must be above 0"),
     (("distill", "{pile}", "-o", "{out}", "--model", "m", "--temperature", "0.01"), "has no column cluster_id"),

@@ -151,12 +151,11 @@ def confidence(
 
         lmmixup confidence pile.jsonl -o confidence.parquet --model models/tiny-distiller --rows rows.parquet
     """
-    from hf_lmmixup.stage_files import check_apart, check_output, read_rows, write_rows
+    from hf_lmmixup.stage_files import check_output, read_rows, write_rows
 
     with errors(resumes=run_directory is not None):
         _check_confidence(output, model, checkpoint, online)
-        check_output(output)
-        check_apart(output, input)
+        check_output(output, input)
         if rows is not None:
             check_output(rows)
             if rows.resolve() == output.resolve():

@@ -29,7 +29,7 @@ def run(
         typer.Option(
             "--input",
             "-i",
-            help="A .jsonl, .json or .parquet file, a dataset folder, or a Hub id (OWNER/NAME[:CONFIGURATION]).",
+            help="A .jsonl, .json or .parquet file, a dataset folder or a Hub id (OWNER/NAME[:CONFIGURATION[:SPLIT]])",
         ),
     ] = None,
     output: Annotated[
@@ -65,7 +65,7 @@ def run(
 
         lmmixup run extractive --input june.jsonl --output runs/june --update runs/may
     """
-    from hf_lmmixup.loading import short_name
+    from hf_lmmixup.inputs import short_name
     from hf_lmmixup.pipeline import run as run_recipe
     from hf_lmmixup.recipe import find_recipe, load_recipe
 

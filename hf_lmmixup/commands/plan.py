@@ -38,7 +38,7 @@ def plan(
 
         lmmixup plan --run runs/pile
     """
-    from hf_lmmixup.loading import short_name
+    from hf_lmmixup.inputs import short_name
     from hf_lmmixup.planning import as_data
     from hf_lmmixup.planning import plan as estimate
     from hf_lmmixup.recipe import find_recipe, load_recipe

@@ -43,7 +43,7 @@ def rate(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 16,
     timeout: Annotated[float, typer.Option(help="Seconds for one attempt, in all.")] = 60.0,
     temperature: Annotated[float, typer.Option(min=0, help="Of a served model's sampling.")] = 0.0,
-    max_tokens: Annotated[
+    max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Longest reply. A model that thinks first needs thousands.")
     ] = 256,
     structured: Annotated[
@@ -90,7 +90,7 @@ def rate(
         "allow_http": allow_http,
     }
     with errors(resumes=datastore is None):
-        check_output(output)
+        check_output(output, input)
         _check_raters(datastore, endpoint, model)
         read = read_rows(input, limit=limit)
         with progress_bar() as update:
@@ -98,7 +98,16 @@ def rate(
                 rated = [_by_datastore(read.dataset, datastore, task_type, update)]
             else:
                 rated = _by_models(
-                    read.dataset, model or [], endpoint, engine, rubric, max_tokens, task_type, served, output, update
+                    read.dataset,
+                    model or [],
+                    endpoint,
+                    engine,
+                    rubric,
+                    max_new_tokens,
+                    task_type,
+                    served,
+                    output,
+                    update,
                 )
             final = rated[0] if len(rated) == 1 else _combined(rated)
             final = _corrected(final, encoder, update) if correct else final
@@ -132,7 +141,7 @@ def _by_models(
     endpoint: str | None,
     engine: str,
     rubric: str | None,
-    max_tokens: int,
+    max_new_tokens: int,
     task_type: str,
     served: dict[str, Any],
     output: Path,
@@ -146,7 +155,12 @@ def _by_models(
     rated = []
     for number, name in enumerate(models):
         update(f"loading {name}", 0, 0)
-        options: dict[str, Any] = {"endpoint": endpoint, "engine": engine, "rubric": rubric, "max_tokens": max_tokens}
+        options: dict[str, Any] = {
+            "endpoint": endpoint,
+            "engine": engine,
+            "rubric": rubric,
+            "max_new_tokens": max_new_tokens,
+        }
         ((rater, form),) = named([name], **options, **(served if endpoint else {}))
         told = _counter(update, f"rating by {name}", len(rows))
         where = journals / str(number) if number else journals

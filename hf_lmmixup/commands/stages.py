@@ -60,7 +60,7 @@ def cluster(
     from hf_lmmixup.tables import places_of, table_of
 
     with errors(), progress_bar() as told:
-        check_output(output)
+        check_output(output, input)
         wanted = ClusterRecipe(min_size, max_size, mean_size, std_size, min_similarity, singletons)
         check(DEDUPLICATE, {"max_similarity": duplicates}, "--duplicates: ")
         page = report or output.with_suffix(".html")
@@ -140,7 +140,7 @@ def distill(
     from hf_lmmixup.writers import writing_settings
 
     with errors(resumes=True), progress_bar() as told:
-        check_output(output)
+        check_output(output, input)
         if (model is None) != extractive:
             raise ValueError("Give --model, or --extractive, which needs none; one of the two.")
         if extractive and endpoint is not None:
@@ -197,7 +197,7 @@ def select(
     limits: dict[str, Any] = {"size": size, "token_budget": token_budget, "max_similarity": max_similarity}
     limits["min_score"] = None if min_score < 0 else min_score
     with errors(), progress_bar() as told:
-        check_output(output)
+        check_output(output, input)
         check(SELECT, limits)
         loaded = read_rows(input)
         rows = loaded.dataset
@@ -227,7 +227,7 @@ def merge(
     from hf_lmmixup.stage_files import check_output, read_rows
 
     with errors():
-        check_output(output)
+        check_output(output, originals, distilled)
         sides = read_rows(originals), read_rows(distilled)
         outcome = unite(sides[0].dataset, sides[1].dataset, size=size, distilled_share=distilled_share)
         _write(outcome.dataset, sides[0].dropped | sides[1].dropped | outcome.dropped, output)

@@ -1,0 +1,150 @@
+"""Where raw rows come from: files, folders and the Hub; each row as it is, with its place.
+
+    raw_rows("pile.jsonl")       ->  ("pile.jsonl:1", {"instruction": "Add.", "input": "1 2", "output": "3"}), ...
+    raw_rows("pile/")            ->  ("2024/june.parquet:1", {...}), ...     the files that `load_dataset` finds there
+    raw_rows("ada/pile:main")    ->  ("pile:main:1", {...}), ...             a configuration of a Hub dataset
+
+JSON Lines, JSON and Parquet files are read here, in a folder too: one bad line ends `load_dataset`, a deeply nested
+one the whole process. What else a folder holds (CSV, compressed files) is read by `load_dataset`, as Hub datasets are.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
+
+
+logger = logging.getLogger(__name__)
+
+PARQUET = ".parquet"
+FILES = (*SUFFIXES, PARQUET)
+
+ABOUT_DATA = ("dataset_info.json", "dataset_infos.json")
+"""Files of a dataset folder that hold no rows."""
+
+Place = str
+RawRow = tuple[Place, dict[str, Any] | Reject]
+
+
+def raw_rows(source: str | Path, split: str = "train") -> Iterator[RawRow]:
+    """The raw rows of a source one by one, as they are, each with its place; arguments as for `loading.load_rows`."""
+    check_source(source)
+    path = Path(source)
+    if path.suffix in FILES:
+        return _file_rows(path)
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return _saved_rows(path, split)
+    return _folder_rows(path, split) if path.is_dir() else _hub_rows(str(source), split)
+
+
+def check_source(source: str | Path) -> None:
+    """Refuse a file that is not there or cannot be read, before anything is begun.
+
+    Raises:
+        FileNotFoundError: If the name is that of a file and there is none.
+        ValueError: If its suffix is unknown.
+    """
+    path = Path(source)
+    is_file, accepted = path.is_file(), path.suffix in FILES
+    if accepted and not is_file:
+        raise FileNotFoundError(f"No file at {path}.")
+    if is_file and not accepted:
+        raise ValueError(
+            f"{path} ends in {path.suffix!r}. Accepted files: {', '.join(FILES)}. Other ones that `load_dataset` "
+            "reads, such as .csv and .jsonl.gz, are accepted in a folder of their own: name the folder."
+        )
+
+
+def short_name(source: str) -> str:
+    """What a source is called: a file's name without its suffix, the last part of a folder or a Hub id."""
+    path = Path(source)
+    if path.is_dir():
+        return path.resolve().name
+    return path.stem if path.suffix in FILES else path.name
+
+
+def _file_rows(path: Path) -> Iterator[RawRow]:
+    return _parquet_rows(path) if path.suffix == PARQUET else read_json(path)
+
+
+def _parquet_rows(path: Path) -> Iterator[RawRow]:
+    import pyarrow.parquet as pq
+
+    try:
+        parquet = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a Parquet file: {error}") from error
+    name, number = path.name, 0
+    for batch in parquet.iter_batches(batch_size=10_000):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{name}:{number}", row
+
+
+def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
+    """The rows of a folder that `save_to_disk` wrote."""
+    from datasets import load_from_disk
+
+    loaded: Any = load_from_disk(str(folder))
+    if isinstance(loaded, dict):
+        loaded = _split_of(loaded, split, str(folder), f"as {folder}/SPLIT")
+    return _numbered(loaded, folder.name)
+
+
+def _folder_rows(folder: Path, split: str) -> Iterator[RawRow]:
+    """The rows of a folder of files, of which `load_dataset` says which ones belong to the split."""
+    from datasets import load_dataset, load_dataset_builder
+
+    found: Any = load_dataset_builder(str(folder)).config.data_files or {}
+    paths = [Path(file) for file in _split_of(found, split, str(folder), "by its file, or in a folder of its own")]
+    _tell_of_others(folder, {Path(file) for files in found.values() for file in files})
+    if not all(path.suffix in FILES and path.is_file() for path in paths):
+        # The cache of `datasets` knows a folder by the words of its card, so another folder's rows may be in it.
+        yield from _numbered(load_dataset(str(folder), streaming=True, split=split), folder.name)
+        return
+    for path in paths:
+        inside = path.parent.relative_to(folder.resolve()) if path.is_relative_to(folder.resolve()) else Path()
+        for place, row in _file_rows(path):
+            yield str(inside / place), row
+
+
+def _tell_of_others(folder: Path, known: set[Path]) -> None:
+    """Say what is left out: `load_dataset` takes the files of one format only, the one that most of them have."""
+    there = [path for path in sorted(folder.resolve().rglob("*")) if path.suffix in FILES and path.is_file()]
+    others = [path.relative_to(folder.resolve()) for path in there if path not in known]
+    others = [path for path in others if path.name not in ABOUT_DATA and not any(p[0] == "." for p in path.parts)]
+    if others and not (folder / "README.md").is_file():  # a card says itself what belongs to a dataset
+        logger.warning("%s: files of another format are not read: %s.", folder, ", ".join(map(str, others[:3])))
+
+
+def _hub_rows(source: str, split: str) -> Iterator[RawRow]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    if source.count("/") > 1:
+        raise FileNotFoundError(f"{source} is neither a file, a folder nor a Hub dataset id (name or owner/name).")
+    name, configuration, named = (*source.split(":", 2), "", "")[:3]
+    try:
+        loaded: Any = load_dataset(name, configuration or None)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        known = f"{source} is neither a file nor a folder, nor found on the Hub"
+        raise FileNotFoundError(f"{known}: {error}") from error
+    except ValueError as error:
+        advice = f"A configuration is named as {name}:CONFIGURATION."
+        raise ValueError(f"{source} cannot be loaded from the Hub: {error} {advice}") from error
+    rows = _split_of(loaded, named or split, source, f"as {name}:{configuration}:SPLIT")
+    return _numbered(rows, Path(source).name)
+
+
+def _split_of(splits: Mapping[str, Any], split: str, source: str, how: str) -> Any:
+    if split not in splits:
+        raise ValueError(f"{source} has the splits {sorted(map(str, splits))}, not {split!r}. Name one of them {how}.")
+    return splits[split]
+
+
+def _numbered(rows: Any, name: str) -> Iterator[RawRow]:
+    return ((f"{name}:{number}", row) for number, row in enumerate(rows, start=1))
