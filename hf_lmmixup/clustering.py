@@ -26,7 +26,7 @@ from datasets import Dataset
 from hf_lmmixup.bounds import CLUSTER, check, check_sizes
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import Outcome, row_seed
-from hf_lmmixup.tables import rows_at, with_columns
+from hf_lmmixup.tables import check_ids, rows_at, with_columns
 
 
 NEIGHBORS = 15
@@ -269,8 +269,7 @@ def check_rows(ids: list[str], embeddings: np.ndarray, graph: NeighborGraph | No
         raise ValueError("The embeddings hold values that are not finite. Encode the texts again.")
     if graph is not None and len(graph.indices) != len(ids):
         raise ValueError(f"The graph has {len(graph.indices)} rows and the dataset {len(ids)}. Build it anew.")
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"{len(ids) - len(set(ids))} of {len(ids)} rows repeat an id. Deduplicate the rows first.")
+    check_ids(pa.array(ids, pa.string()))
 
 
 def route_rows(
