@@ -1,6 +1,7 @@
 import json
 import logging
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +58,32 @@ def test_ngrams(text, overlap):
     assert (list(dropped) == ["a"]) == (overlap is not None and overlap >= 0.5)
 
 
+APPLES = "小明有三个苹果，妈妈又给了他五个苹果，请问小明现在一共有多少个苹果？"
+BOOKS = "太郎は本屋で本を三冊買いました。一冊五百円です。全部でいくらですか。"
+CAFE = "À quelle heure ouvre le café préféré des étudiants près de l’université où étudie Zoé ?"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"请回答：{APPLES}谢谢。", APPLES),
+        (APPLES.replace("小明", "小红"), APPLES),  # another name leaves most of the 8-grams
+        ("小明喜欢苹果。", None),
+        (f"次の問題です。{BOOKS}", BOOKS),
+        (unicodedata.normalize("NFD", CAFE).upper(), CAFE),
+        ("".join(chr(ord(c) + 0xFEE0) if c > " " else c for c in NATALIA), NATALIA),  # letters of full width
+    ],
+)
+def test_texts_of_any_script_and_form_are_found(text, found):
+    contacts = ngram_contacts(rows([text]), {"all": [APPLES, BOOKS, CAFE, NATALIA]})
+    assert [contact.excerpt[:9] for contact in contacts.values()] == ([found[:9]] if found else [])
+
+
 SYSTEM = {"role": "system", "content": "You are a careful assistant that thinks step by step."}
 SHARED = {"from": "system", "value": SYSTEM["content"]}
 CHATS = [  # row of an evaluation set, its texts
     ({"question": NATALIA}, [NATALIA]),
+    ({"input": NATALIA, "target": "72"}, [NATALIA]),  # BBH
     ({"prompt": [SYSTEM, {"role": "user", "content": NATALIA}]}, [NATALIA]),
     (
         {"messages": [SYSTEM, {"role": "user", "content": NATALIA}, {"role": "assistant", "content": "72 in all."}]},
