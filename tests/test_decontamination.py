@@ -1,6 +1,7 @@
 import json
 import logging
 import re
+import time
 import unicodedata
 from pathlib import Path
 
@@ -166,6 +167,16 @@ def test_overlaps_equal_a_plain_loop(texts, first, second):
         else:
             contact = found[identifier]
             assert (contact.overlap, contact.evaluation, contact.index) == next(s for s in shares if s[0] == best)
+
+
+def test_boilerplate_that_all_rows_and_texts_share_costs_little():
+    """No list of (row, text, n-gram), of which there are three million here, is sorted as such."""
+    shared = "Below is an instruction that describes a task. Write a response that properly completes the request."
+    texts = [f"{shared} {' '.join(f'{name}{i}' for name in 'abcdefghijklmnopqrst')}" for i in range(1100)]
+    started = time.perf_counter()
+    found = ngram_contacts(rows([*texts[:700], texts[-1]]), {"e": texts[700:]})
+    assert [contact.index for contact in found.values()] == [399]
+    assert time.perf_counter() - started < 10
 
 
 def test_short_evaluation_texts_are_counted(caplog):
