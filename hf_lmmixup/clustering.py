@@ -24,7 +24,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from hf_lmmixup.bounds import CLUSTER, check, check_sizes
-from hf_lmmixup.neighbors import NeighborGraph, build_graph
+from hf_lmmixup.neighbors import NeighborGraph, build_graph, check_finite
 from hf_lmmixup.records import Outcome, row_seed
 from hf_lmmixup.tables import check_ids, rows_at, with_columns
 
@@ -265,8 +265,7 @@ def check_rows(ids: list[str], embeddings: np.ndarray, graph: NeighborGraph | No
     """
     if np.ndim(embeddings) != 2 or len(embeddings) != len(ids):
         raise ValueError(f"{len(ids)} rows need embeddings ({len(ids)}, d), not {np.shape(embeddings)}.")
-    if not np.isfinite(embeddings).all():
-        raise ValueError("The embeddings hold values that are not finite. Encode the texts again.")
+    check_finite(embeddings)
     if graph is not None and len(graph.indices) != len(ids):
         raise ValueError(f"The graph has {len(graph.indices)} rows and the dataset {len(ids)}. Build it anew.")
     check_ids(pa.array(ids, pa.string()))

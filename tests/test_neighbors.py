@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from hf_lmmixup.neighbors import NO_HORIZON, STEPS, NeighborGraph, build_graph, top_k
+from hf_lmmixup.diversity import keep_diverse
+from hf_lmmixup.neighbors import NO_HORIZON, STEPS, NeighborGraph, build_graph, check_finite, top_k
 
 
 def unit(rows):
@@ -151,6 +152,19 @@ def test_top_k_is_exact_and_bounded():
     np.testing.assert_allclose(similarities, [[1, 0.5**0.5, 0]], atol=1e-6)
     assert top_k(np.zeros((0, 2), np.float32), rows, 3)[1].shape == (3, 0)
     assert top_k(rows, np.zeros((0, 2), np.float32), 3)[1].shape == (0, 3)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_vectors_that_are_not_finite_are_refused(kind, value):
+    """Such a row would have a cosine of 0 or none to all others, and be the rarest of all."""
+    vectors = drawn(200, 6, 0).astype(kind)
+    vectors[-1, 3] = value
+    for work in (lambda: build_graph(vectors, 4), lambda: keep_diverse(vectors, np.arange(200), 0.9)):
+        with pytest.raises(ValueError, match="not finite"):
+            work()
+    vectors[-1, 3] = np.finfo(kind).max
+    check_finite(vectors)
 
 
 @pytest.mark.parametrize(
