@@ -1,4 +1,7 @@
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -52,6 +55,26 @@ def test_graph_equals_a_plain_loop(n, k, duplicates, seed):
         assert ranked == sorted(ranked)
         missing = [float(vectors[row] @ vectors[other]) for other in range(n) if other not in {row, *neighbors}]
         assert max(missing, default=NO_HORIZON) <= graph.horizon[row] + 2e-5
+
+
+THREADS = """
+import hashlib
+import numpy as np
+from hf_lmmixup.neighbors import build_graph
+vectors = np.random.default_rng(0).normal(size=(3000, 48)).astype(np.float32)
+vectors[::3] = vectors[0]
+graph = build_graph(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 24)
+print(hashlib.sha256(graph.indices.tobytes() + graph.similarities.tobytes()).hexdigest())
+"""
+
+
+def test_any_number_of_threads_finds_the_same_neighbors_of_equal_rows():
+    """The last bits of products, which differ between numbers of threads, choose among a thousand equal rows."""
+    command, found = [sys.executable, "-c", THREADS], set()
+    for threads in ("1", "2", "5"):
+        known = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        found.add(subprocess.run(command, env=known, check=True, capture_output=True, text=True).stdout)
+    assert len(found) == 1
 
 
 def test_a_row_crowded_out_by_its_duplicates_is_still_not_its_own_neighbor():
