@@ -13,6 +13,7 @@ import hf_lmmixup
 from hf_lmmixup.commands import (
     companions,
     compare,
+    distillations,
     evaluate,
     job,
     lineage,
@@ -76,7 +77,7 @@ app.command()(trainings.check)
 app.command()(trainings.train)
 app.command()(ratings.rate)
 app.command()(stages.cluster)
-app.command()(stages.distill)
+app.command()(distillations.distill)
 app.command()(stages.select)
 app.command()(stages.merge)
 app.command()(companions.mosaic)

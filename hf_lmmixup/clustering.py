@@ -3,7 +3,9 @@
 Every row draws a capacity, the size of the cluster that it would start. The rows with the closest neighbors start
 first and take the nearest free rows until their capacity is met. Rows that found too few free neighbors try again
 in a graph of the free rows alone; what is left joins a cluster with room, and the rest is routed as the caller says.
-No step compares all rows with all clusters, and none runs for ever: each round leaves fewer rows free or is the last.
+Nearly equal rows that are more than a graph is wide, whose lists all name the same few of them, are cut into clusters
+as they stand. No step compares all rows with all clusters, and none runs for ever: each round leaves fewer rows free
+or is the last.
 
 The published code draws capacities that must sum to the row count, which has no solution for some counts, and fills
 them from k-means centers without a similarity floor (arXiv 2510.20449, code). Here the sizes follow the same clipped
@@ -22,9 +24,9 @@ import pyarrow as pa
 from datasets import Dataset
 
 from hf_lmmixup.bounds import CLUSTER, check, check_sizes
-from hf_lmmixup.neighbors import NeighborGraph, build_graph
+from hf_lmmixup.neighbors import NeighborGraph, build_graph, check_finite
 from hf_lmmixup.records import Outcome, row_seed
-from hf_lmmixup.tables import rows_at, with_columns
+from hf_lmmixup.tables import check_ids, rows_at, with_columns
 
 
 NEIGHBORS = 15
@@ -42,6 +44,9 @@ DENSITY_NEIGHBORS = 4
 
 NO_CLUSTER = "cluster: no related rows"
 """Reason of a dropped singleton."""
+
+CROWD = 0.999
+"""A row whose last listed neighbor is so similar stands in a crowd, of which its list may not name all rows."""
 
 STALLED = 0.9
 """A round that leaves more than this share of its rows free is the last; it settles for clusters below capacity."""
@@ -98,13 +103,14 @@ def cluster(
         std_size: Their standard deviation; they are rounded and clipped to the bounds.
         min_similarity: Smallest cosine between the row that starts a cluster and a member; it belongs to the encoder.
         seed: Seed of the wanted sizes.
-        graph: The rows' neighbor graph, if it is at hand.
+        graph: The rows' neighbor graph, if it is at hand, best built in order of id: in it equally similar neighbors
+            stand by row number, and where there are more of them than it is wide, the first ones are listed.
         singletons: What happens to a row without a cluster: `keep` passes it on with `cluster_id` None, `edit` makes
             it a cluster of one, `drop` drops it.
 
     Returns:
         The rows with the column `cluster_id`, by cluster and id, singletons without a cluster last. Clusters are
-        numbered by their smallest id. The order of the input rows has no influence.
+        numbered by their smallest id. The order of the input rows has no influence, but by way of a given graph.
 
     Raises:
         ValueError: If an argument is out of range, ids repeat, or embeddings and rows do not match.
@@ -145,21 +151,23 @@ def group(
     Returns:
         Numbers from 0 without gaps, in the order of the smallest row of each cluster.
     """
+    is_own = graph is None  # one that was cut out of a larger graph has holes, and says little of what is left
     graph = build_graph(embeddings, NEIGHBORS) if graph is None else graph
     starters = np.full(len(embeddings), -1, np.int64)
     free = np.arange(len(embeddings))
     view = graph
     while len(free) >= sizes.min_size:
         found = _grow(view, capacities[free], capacities[free], min_similarity)
-        stalled = (found < 0).mean() > STALLED
+        stalled = is_own and (found < 0).mean() > STALLED
         if stalled:
             found = _grow(view, capacities[free], np.full(len(free), sizes.min_size), min_similarity)
         starters[free[found >= 0]] = free[found[found >= 0]]
         if stalled:
             break
-        # A row without a related free row has no cluster to start or to wait for.
-        free = free[(found < 0) & related_rows(view, min_similarity).any(1)]
-        view = build_graph(embeddings[free], NEIGHBORS)
+        # A row without a related free row, listed or beyond its list, has no cluster to start or to wait for.
+        may_wait = related_rows(view, min_similarity).any(1) | (view.horizon >= min_similarity)
+        free = free[(found < 0) & may_wait]
+        view, is_own = build_graph(embeddings[free], NEIGHBORS), True
     if sizes.min_size == 1:
         starters = np.where(starters < 0, np.arange(len(starters)), starters)
     _join(graph, embeddings, starters, sizes.max_size, min_similarity)
@@ -187,7 +195,29 @@ def _grow(graph: NeighborGraph, capacities: np.ndarray, fewest: np.ndarray, min_
                 starters[row] = row
                 for member in members:
                     starters[member] = row
-    return np.array(starters, np.int64)
+    found = np.array(starters, np.int64)
+    _cut_crowds(graph, found, capacities, fewest, min_similarity)
+    return found
+
+
+def _cut_crowds(
+    graph: NeighborGraph, starters: np.ndarray, capacities: np.ndarray, fewest: np.ndarray, min_similarity: float
+) -> None:
+    """Cut crowds of free rows into clusters, in place, in order of their rows; each is named by its first listed row.
+
+    Two unit rows with cosines of at least c to a third one have one of at least `2 c^2 - 1` to each other.
+    """
+    nearness = max(CROWD, ((1 + min_similarity) / 2) ** 0.5)
+    free = np.flatnonzero((starters < 0) & (graph.horizon >= nearness))
+    listed = np.where(graph.indices[free] < 0, len(graph), graph.indices[free])
+    names = np.minimum(free, listed.min(axis=1, initial=len(graph)))
+    order = np.argsort(names, kind="stable")
+    for crowd in np.split(free[order], np.flatnonzero(np.diff(names[order])) + 1):
+        begin = 0
+        while begin < len(crowd) and len(crowd) - begin >= fewest[crowd[begin]]:
+            starter = crowd[begin]
+            starters[crowd[begin : begin + capacities[starter]]] = starter
+            begin += capacities[starter]
 
 
 def _join(
@@ -235,12 +265,10 @@ def check_rows(ids: list[str], embeddings: np.ndarray, graph: NeighborGraph | No
     """
     if np.ndim(embeddings) != 2 or len(embeddings) != len(ids):
         raise ValueError(f"{len(ids)} rows need embeddings ({len(ids)}, d), not {np.shape(embeddings)}.")
-    if not np.isfinite(embeddings).all():
-        raise ValueError("The embeddings hold values that are not finite. Encode the texts again.")
+    check_finite(embeddings)
     if graph is not None and len(graph.indices) != len(ids):
         raise ValueError(f"The graph has {len(graph.indices)} rows and the dataset {len(ids)}. Build it anew.")
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"{len(ids) - len(set(ids))} of {len(ids)} rows repeat an id. Deduplicate the rows first.")
+    check_ids(pa.array(ids, pa.string()))
 
 
 def route_rows(

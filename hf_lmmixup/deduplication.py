@@ -16,14 +16,13 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
 
 from hf_lmmixup.bounds import DEDUPLICATE, check
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph
 from hf_lmmixup.records import Outcome, row_id
-from hf_lmmixup.tables import best_first, rows_at, table_of, text_pairs, without
+from hf_lmmixup.tables import best_first, check_ids, rows_at, table_of, text_pairs, without
 
 
 MAX_SIMILARITY = 0.99
@@ -126,12 +125,7 @@ def _pairs(dataset: Dataset, of: Callable[[str], T]) -> Iterator[tuple[T, T]]:
 
 
 def _check(ids: pa.ChunkedArray, embeddings: np.ndarray | None, graph: NeighborGraph | None) -> None:
-    repeated = len(ids) - pc.count_distinct(ids).as_py()
-    if repeated:
-        raise ValueError(
-            f"{repeated} of {len(ids)} rows repeat an id. Load them with hf_lmmixup.loading, "
-            "which makes one row of equal texts."
-        )
+    check_ids(ids)
     if embeddings is not None and len(embeddings) != len(ids):
         raise ValueError(f"{len(ids)} rows need as many embeddings, not {len(embeddings)}.")
     if graph is not None and len(graph) != len(ids):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from hf_lmmixup.neighbors import NeighborGraph, rounded
+from hf_lmmixup.neighbors import NeighborGraph, check_finite, rounded
 
 
 BLOCK = 1024
@@ -59,7 +59,12 @@ def keep_diverse(
 
     Returns:
         The rows kept and, for each blocked row, its blocker.
+
+    Raises:
+        ValueError: If there is no graph, and a number of the embeddings is not finite.
     """
+    if graph is None:
+        check_finite(embeddings)
     walk = _Walk(embeddings, max_similarity, len(embeddings) if limit is None else limit, accept, graph)
     for start in range(0, len(order), BLOCK):
         if len(walk.result.kept) >= walk.limit:

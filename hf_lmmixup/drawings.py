@@ -4,6 +4,7 @@ The Hub shows an SVG of a repository inside its card. It has no script and loads
 on light and dark pages alike.
 """
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -42,6 +43,8 @@ def draw(figure: Figure) -> str:
     traces = [trace for trace in figure.data if trace["type"] in ("bar", "scatter") and "yaxis" not in trace]
     values = [value for trace in traces for value in trace["y"] if finite(value) is not None]
     low, high = min([0.0, *values]), max([1e-9, *values])
+    if all(isinstance(value, int) for value in values) and low == 0:
+        high = TICKS * max(1, math.ceil(high / TICKS))  # no ticks between whole numbers
     bars = bool(traces) and traces[0]["type"] == "bar"
     parts = _frame(figure, low, high)
     parts += _bars(traces, low, high) if bars else _lines(traces, low, high)
@@ -60,12 +63,19 @@ def _frame(figure: Figure, low: float, high: float) -> list[str]:
     for tick in range(TICKS + 1):
         value = low + (high - low) * tick / TICKS
         place = _height(value, low, high)
-        label = f"{value:.0%}" if figure.layout.get("yaxis", {}).get("tickformat") == ".0%" else f"{value:.3g}"
+        label = _number(value, figure.layout.get("yaxis", {}).get("tickformat"))
         parts.append(f"<path d='M{LEFT} {place}H{WIDTH - RIGHT}' stroke='{LINE}'/>")
         parts.append(_text(LEFT - 6, place + 4, label, "end"))
     below = figure.layout.get("xaxis", {}).get("title", "")
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, below, "middle"))
     return parts
+
+
+def _number(value: float, form: str | None) -> str:
+    """What a tick says; thousands have commas and no exponent."""
+    if form == ".0%":
+        return f"{value:.0%}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _bars(traces: Sequence[dict[str, Any]], low: float, high: float) -> list[str]:

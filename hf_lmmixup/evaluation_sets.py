@@ -18,7 +18,7 @@ from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
 from hf_lmmixup.loading import ROLES
 
 
-COLUMNS = ("question", "prompt", "problem", "instruction", "query", "text", "messages", "conversations")
+COLUMNS = ("question", "prompt", "problem", "instruction", "query", "text", "messages", "conversations", "input")
 """Where the text of an evaluation row may stand, as a string or as turns; the first that a row has is taken."""
 
 

@@ -16,13 +16,14 @@ from itertools import islice
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from hf_lmmixup.bounds import SELECT, check
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import CHARACTERS_PER_TOKEN, HIGH_SCORE, MERGED, Outcome, pair_text
-from hf_lmmixup.tables import best_first, dataset_of, rows_at, table_of, text_pairs, with_columns, without
+from hf_lmmixup.tables import best_first, check_ids, dataset_of, rows_at, table_of, text_pairs, with_columns, without
 
 
 LONG_TAIL_NEIGHBORS = 15
@@ -105,12 +106,15 @@ def select(
         The rows taken, best first, with `long_tail_score`, and the reason for every other row.
 
     Raises:
-        ValueError: If a number is out of its bounds, or neither embeddings nor `long_tail_score` are there.
+        ValueError: If a number is out of its bounds, ids repeat, scores are no numbers, or neither embeddings nor
+            `long_tail_score` are there.
     """
     options = {"size": size, "token_budget": token_budget, "min_score": min_score, "max_similarity": max_similarity}
     check(SELECT, options)
     if max_similarity is not None and embeddings is None:
         raise ValueError(f"max_similarity={max_similarity} compares embeddings. Pass those of the rows.")
+    check_scores(dataset)
+    check_ids(table_of(dataset)["id"])
     dataset = _with_long_tail(dataset, embeddings, graph)
     ids, scores = dataset["id"][:], dataset["score"][:]
     order, dropped = _eligible(best_first(dataset, "score", "long_tail_score").tolist(), ids, scores, min_score)
@@ -129,6 +133,17 @@ def select(
         if row not in taken:
             dropped.setdefault(ids[row], BEYOND_SIZE)
     return Outcome(rows_at(dataset, kept), dropped)
+
+
+def check_scores(dataset: Dataset) -> None:
+    """Refuse scores that are no numbers.
+
+    Raises:
+        ValueError: If the column holds something else.
+    """
+    kind = table_of(dataset.select_columns("score")).schema.field("score").type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise ValueError(f"The column score holds {kind}, no numbers. Write them as numbers from 0 to 5.")
 
 
 class _Budget:
@@ -164,9 +179,12 @@ def merge(
         reasoning, cluster or distiller. A distilled row with the text of an original is dropped for the original.
 
     Raises:
-        ValueError: If the share is not in [0, 1] or the size is negative.
+        ValueError: If the share is not in [0, 1], the size is negative, ids of a side repeat, or a column cannot be
+            read as that of `records.MERGED`.
     """
     check(SELECT, {"distilled_share": distilled_share, "size": size})
+    for side, rows in (("originals", originals), ("distilled", distilled)):
+        check_ids(table_of(rows)["id"], side)
     known = set(originals["id"][:])
     repeated = [identifier for identifier in distilled["id"][:] if identifier in known]
     if repeated:
@@ -206,10 +224,10 @@ def _eligible(
     eligible = []
     for row in order:
         score = scores[row]
-        if score is None or score < min_score:
-            dropped[ids[row]] = UNSCORED if score is None else LOW_SCORE
-        else:
+        if score is not None and score >= min_score:
             eligible.append(row)
+        else:  # not a number is no score either
+            dropped[ids[row]] = LOW_SCORE if score == score and score is not None else UNSCORED
     return eligible, dropped
 
 
@@ -238,13 +256,22 @@ def _as_merged(dataset: Dataset, origin: str) -> pa.Table:
     n = len(table)
     known = {name: table[name] for name in table.column_names}
     known["origin"] = pa.array([origin] * n, pa.string())
+    known["score"] = _cast(known.get("score", pa.nulls(n)), MERGED.arrow_schema.field("score"))
     if origin == "original":
-        scores = known.get("score", pa.nulls(n, pa.int32()))
-        known |= {"sources": _one_each(known["id"]), "source_scores": _one_each(scores)}
+        known |= {"sources": _one_each(known["id"]), "source_scores": _one_each(known["score"])}
         known |= {name: pa.nulls(n) for name in ("reasoning", "cluster_id", "distiller", "prompt_hash")}
     schema = MERGED.arrow_schema
-    columns = [known.get(field.name, pa.nulls(n)).cast(field.type) for field in schema]
-    return pa.table(columns, schema=schema)
+    return pa.table([_cast(known.get(field.name, pa.nulls(n)), field) for field in schema], schema=schema)
+
+
+def _cast(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+    """A column as the type of `field`; not a number is null."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"The column {field.name} holds {column.type}, not {field.type}: {error}") from error
 
 
 def _one_each(column: pa.Array | pa.ChunkedArray) -> pa.ListArray:

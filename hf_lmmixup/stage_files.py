@@ -22,7 +22,7 @@ from datasets import Dataset, Features, Value
 
 from hf_lmmixup.faithfulness import COLUMNS
 from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
-from hf_lmmixup.loading import load_rows
+from hf_lmmixup.loading import load_rows, raw_rows
 from hf_lmmixup.records import CLUSTERED, MERGED, SCORES, Outcome, TaskType, pair_text, row_id
 from hf_lmmixup.tables import dataset_of
 
@@ -47,9 +47,9 @@ def read_rows(source: str | Path, *, limit: int | None = None) -> Outcome:
     """Read the rows that a stage works on.
 
     Args:
-        source: A Parquet or `.jsonl` file that a stage wrote, of which every column is kept, or raw rows of any form
-            that `loading.load_rows` reads. Where an id stands twice, as in files from elsewhere, rows get the ids of
-            their texts.
+        source: Rows that a stage or a run wrote, of which every column is kept, or raw rows of any form: a file, a
+            folder or a Hub id that `loading.load_rows` reads. Where an id stands twice, as in files from elsewhere,
+            rows get the ids of their texts.
         limit: Read at most this many rows.
 
     Returns:
@@ -70,7 +70,7 @@ def read_rows(source: str | Path, *, limit: int | None = None) -> Outcome:
                     return _with_own_ids(table, (f"{path.name}:{row}" for row in count(1)))
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path} is not a Parquet file: {error}") from error
-    written = _stage_lines(path, limit) if path.suffix == ".jsonl" else None
+    written = _stage_rows(source, limit) if path.suffix != ".parquet" else None
     return written or load_rows(source, limit=limit)
 
 
@@ -83,11 +83,11 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _stage_lines(path: Path, limit: int | None) -> Outcome | None:
-    """The rows of a `.jsonl` file that a stage wrote; `None` if one of its rows comes from elsewhere."""
+def _stage_rows(source: str | Path, limit: int | None) -> Outcome | None:
+    """The rows that a stage wrote, with their columns; `None` if one of them comes from elsewhere."""
     dropped: dict[str, str] = {}
     tables: list[pa.Table] = []
-    lines = islice(read_json(path), limit)
+    lines = islice(raw_rows(source), limit)
     try:
         while batch := list(islice(lines, BATCH)):
             dropped |= {place: row.reason for place, row in batch if isinstance(row, Reject)}
@@ -100,7 +100,7 @@ def _stage_lines(path: Path, limit: int | None) -> Outcome | None:
         return None
     if table is None:
         return None
-    places = (place for place, row in islice(read_json(path), limit) if not isinstance(row, Reject))
+    places = (place for place, row in islice(raw_rows(source), limit) if not isinstance(row, Reject))
     own = _with_own_ids(table, places)
     return Outcome(own.dataset, dropped | own.dropped)
 

@@ -87,6 +87,22 @@ def places_of(ids: pa.Array | pa.ChunkedArray, among: pa.Array | pa.ChunkedArray
     return places
 
 
+def check_ids(ids: pa.Array | pa.ChunkedArray, source: str = "") -> None:
+    """Refuse rows of which two have one id: reasons and books go by it.
+
+    Args:
+        ids: The ids (n,).
+        source: Where the rows come from, for the message.
+
+    Raises:
+        ValueError: If an id repeats.
+    """
+    repeated = len(ids) - pc.count_distinct(ids).as_py()
+    if repeated:
+        where = f"{source}: " if source else ""
+        raise ValueError(f"{where}{repeated} of {len(ids)} rows repeat an id. Keep one of each.")
+
+
 def without(dataset: Dataset, ids: Collection[str]) -> Dataset:
     """The rows whose id is not among some."""
     gone = pc.is_in(table_of(dataset)["id"].cast(pa.string()), pa.array(list(ids), pa.string()))

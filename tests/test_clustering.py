@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lmmixup.clustering import NO_CLUSTER, Sizes, cluster, group
+from hf_lmmixup.neighbors import build_graph
 
 
 def unit(rows):
@@ -67,6 +68,43 @@ def test_sizes_floor_and_partition_hold(n, bounds, floor, seed, std):
         # some row, the one that started the cluster, is related to every other
         off_diagonal = rows @ rows.T + 2 * np.eye(len(rows))
         assert len(rows) == 1 or off_diagonal.min(axis=1).max() >= floor - 1e-5
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@pytest.mark.parametrize(("n", "kinds"), [(1000, 1), (3000, 1), (4000, 20)])
+def test_rows_with_more_equals_than_a_graph_is_wide_are_clustered(n, kinds, kind):
+    """All their lists name the same few rows, which are taken at once."""
+    vectors = unit(np.random.default_rng(0).normal(size=(kinds, 64)))[np.arange(n) % kinds].astype(kind)
+    for graph in (None, build_graph(vectors, 24)):
+        rows = made([f"{i:04}" for i in range(n)])
+        found = members(cluster(rows, vectors, graph=graph).dataset)
+        assert None not in found
+        assert {len(rows) for rows in found.values()} == {2, 3, 4, 5} and abs(n / len(found) - 3) < 0.15
+        assert all(len({int(row) % kinds for row in rows}) == 1 for rows in found.values())
+
+
+@given(seed=st.integers(0, 9999), n=st.integers(17, 80), floor=st.sampled_from([0.3, 0.9, 0.999, 0.99999, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_crowds_keep_sizes_and_floor(seed, n, floor):
+    rng = np.random.default_rng(seed)
+    vectors = unit(rng.normal(size=(2, 8)))[rng.integers(0, 2, n)]
+    vectors = unit(vectors + rng.choice([0, 1e-6, 1e-3, 3e-2]) * rng.normal(size=vectors.shape))
+    sizes = Sizes(2, 5, 3, 1)
+    labels = group(vectors, sizes.capacities([str(i) for i in range(n)], seed), sizes, min_similarity=floor)
+    for number in range(labels.max(initial=-1) + 1):
+        rows = vectors[labels == number]
+        assert 2 <= len(rows) <= 5 and (rows @ rows.T + 2 * np.eye(len(rows))).min(axis=1).max() >= floor - 4e-5
+
+
+@pytest.mark.parametrize("share", [0.1, 0.03])
+def test_a_few_rows_of_many_find_relatives_that_the_large_graph_does_not_list(share):
+    """Where most rows are not to be clustered, they fill the lists of those that are."""
+    rng = np.random.default_rng(0)
+    vectors = unit(unit(rng.normal(size=(20, 64)))[np.arange(4000) % 20] + 0.08 * rng.normal(size=(4000, 64)))
+    some = np.sort(rng.choice(4000, int(4000 * share), replace=False))
+    rows, graph = made([f"{i:04}" for i in some]), build_graph(vectors, 24).take(some)
+    outcome = cluster(rows, vectors[some], graph=graph, singletons="drop")
+    assert len(outcome.dropped) < 0.05 * len(some)
 
 
 @given(seed=st.integers(0, 10_000), n=st.integers(2, 60))

@@ -1,6 +1,8 @@
 import json
 import logging
 import re
+import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +59,32 @@ def test_ngrams(text, overlap):
     assert (list(dropped) == ["a"]) == (overlap is not None and overlap >= 0.5)
 
 
+APPLES = "小明有三个苹果，妈妈又给了他五个苹果，请问小明现在一共有多少个苹果？"
+BOOKS = "太郎は本屋で本を三冊買いました。一冊五百円です。全部でいくらですか。"
+CAFE = "À quelle heure ouvre le café préféré des étudiants près de l’université où étudie Zoé ?"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"请回答：{APPLES}谢谢。", APPLES),
+        (APPLES.replace("小明", "小红"), APPLES),  # another name leaves most of the 8-grams
+        ("小明喜欢苹果。", None),
+        (f"次の問題です。{BOOKS}", BOOKS),
+        (unicodedata.normalize("NFD", CAFE).upper(), CAFE),
+        ("".join(chr(ord(c) + 0xFEE0) if c > " " else c for c in NATALIA), NATALIA),  # letters of full width
+    ],
+)
+def test_texts_of_any_script_and_form_are_found(text, found):
+    contacts = ngram_contacts(rows([text]), {"all": [APPLES, BOOKS, CAFE, NATALIA]})
+    assert [contact.excerpt[:9] for contact in contacts.values()] == ([found[:9]] if found else [])
+
+
 SYSTEM = {"role": "system", "content": "You are a careful assistant that thinks step by step."}
 SHARED = {"from": "system", "value": SYSTEM["content"]}
 CHATS = [  # row of an evaluation set, its texts
     ({"question": NATALIA}, [NATALIA]),
+    ({"input": NATALIA, "target": "72"}, [NATALIA]),  # BBH
     ({"prompt": [SYSTEM, {"role": "user", "content": NATALIA}]}, [NATALIA]),
     (
         {"messages": [SYSTEM, {"role": "user", "content": NATALIA}, {"role": "assistant", "content": "72 in all."}]},
@@ -143,6 +167,16 @@ def test_overlaps_equal_a_plain_loop(texts, first, second):
         else:
             contact = found[identifier]
             assert (contact.overlap, contact.evaluation, contact.index) == next(s for s in shares if s[0] == best)
+
+
+def test_boilerplate_that_all_rows_and_texts_share_costs_little():
+    """No list of (row, text, n-gram), of which there are three million here, is sorted as such."""
+    shared = "Below is an instruction that describes a task. Write a response that properly completes the request."
+    texts = [f"{shared} {' '.join(f'{name}{i}' for name in 'abcdefghijklmnopqrst')}" for i in range(1100)]
+    started = time.perf_counter()
+    found = ngram_contacts(rows([*texts[:700], texts[-1]]), {"e": texts[700:]})
+    assert [contact.index for contact in found.values()] == [399]
+    assert time.perf_counter() - started < 10
 
 
 def test_short_evaluation_texts_are_counted(caplog):

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from hf_lmmixup.drawings import HEIGHT, WIDTH, draw
+from hf_lmmixup.figures import Figure
 from hf_lmmixup.run_figures import run_figures
 
 
@@ -37,6 +38,23 @@ def test_bars_are_as_high_as_their_values():
     root = ElementTree.fromstring(draw(FIGURES["cluster-sizes"]))
     heights = [float(shape.get("height")) for shape in root.iter(f"{SVG}rect")]
     assert heights == [pytest.approx(4 * heights[1], abs=0.3), heights[1]]
+
+
+@pytest.mark.parametrize(
+    ("counts", "ticks"),
+    [
+        ([3, 1], ["0", "1", "2", "3", "4"]),
+        ([27], ["0", "7", "14", "21", "28"]),
+        ([4_999, 12], ["0", "1,250", "2,500", "3,750", "5,000"]),
+        ([0], ["0", "1", "2", "3", "4"]),
+        ([0.5, 1.0], ["0", "0.25", "0.5", "0.75", "1"]),
+        ([12_345.6], ["0", "3,086", "6,173", "9,259", "12,346"]),
+    ],
+)
+def test_ticks_of_counts_are_whole_numbers_without_exponents(counts, ticks):
+    bars = {"type": "bar", "x": [f"{place}x" for place in range(len(counts))], "y": counts}
+    texts = ElementTree.fromstring(draw(Figure("a", "A", "", [bars], {}, [], []))).iter(f"{SVG}text")
+    assert [text.text for text in texts if text.get("text-anchor") == "end"] == ticks
 
 
 def test_lines_go_through_their_points():

@@ -1,4 +1,7 @@
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -6,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from hf_lmmixup.neighbors import NO_HORIZON, STEPS, NeighborGraph, build_graph, top_k
+from hf_lmmixup.diversity import keep_diverse
+from hf_lmmixup.neighbors import NO_HORIZON, STEPS, NeighborGraph, build_graph, check_finite, top_k
 
 
 def unit(rows):
@@ -51,6 +55,26 @@ def test_graph_equals_a_plain_loop(n, k, duplicates, seed):
         assert ranked == sorted(ranked)
         missing = [float(vectors[row] @ vectors[other]) for other in range(n) if other not in {row, *neighbors}]
         assert max(missing, default=NO_HORIZON) <= graph.horizon[row] + 2e-5
+
+
+THREADS = """
+import hashlib
+import numpy as np
+from hf_lmmixup.neighbors import build_graph
+vectors = np.random.default_rng(0).normal(size=(3000, 48)).astype(np.float32)
+vectors[::3] = vectors[0]
+graph = build_graph(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 24)
+print(hashlib.sha256(graph.indices.tobytes() + graph.similarities.tobytes()).hexdigest())
+"""
+
+
+def test_any_number_of_threads_finds_the_same_neighbors_of_equal_rows():
+    """The last bits of products, which differ between numbers of threads, choose among a thousand equal rows."""
+    command, found = [sys.executable, "-c", THREADS], set()
+    for threads in ("1", "2", "5"):
+        known = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        found.add(subprocess.run(command, env=known, check=True, capture_output=True, text=True).stdout)
+    assert len(found) == 1
 
 
 def test_a_row_crowded_out_by_its_duplicates_is_still_not_its_own_neighbor():
@@ -151,6 +175,19 @@ def test_top_k_is_exact_and_bounded():
     np.testing.assert_allclose(similarities, [[1, 0.5**0.5, 0]], atol=1e-6)
     assert top_k(np.zeros((0, 2), np.float32), rows, 3)[1].shape == (3, 0)
     assert top_k(rows, np.zeros((0, 2), np.float32), 3)[1].shape == (0, 3)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_vectors_that_are_not_finite_are_refused(kind, value):
+    """Such a row would have a cosine of 0 or none to all others, and be the rarest of all."""
+    vectors = drawn(200, 6, 0).astype(kind)
+    vectors[-1, 3] = value
+    for work in (lambda: build_graph(vectors, 4), lambda: keep_diverse(vectors, np.arange(200), 0.9)):
+        with pytest.raises(ValueError, match="not finite"):
+            work()
+    vectors[-1, 3] = np.finfo(kind).max
+    check_finite(vectors)
 
 
 @pytest.mark.parametrize(

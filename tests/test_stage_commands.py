@@ -48,6 +48,7 @@ def test_one_stage_after_the_other(tmp_path):
     ]
     page = (tmp_path / "clusters.html").read_text()
     assert page.count("<svg") == 3 and "<b>" not in page and "Sample clusters" in page
+    assert '<h1 dir="auto">Clusters of pile</h1>' in page
     lmmixup("distill", clusters, "-o", distilled, "--extractive")
     written = table(distilled)
     assert sorted(source for row in written for source in row["sources"]) == sorted(
@@ -255,6 +256,11 @@ REFUSED = [
     (("distill", "{pile}", "-o", "{out}", "--extractive", "--min-coverage", "2"), "faithfulness.min_coverage=2.0"),
     (("cluster", "{pile}", "-o", "{out}", "--min-size", "9"), "min_size=9, max_size=5"),
     (("merge", "{pile}", "{pile}", "-o", "{out}", "--share", "50"), "distilled_share=50.0 is not a share"),
+    (("cluster", "{pile}", "-o", "{pile}"), "pile.jsonl is the input, whose rows would be lost."),
+    (("select", "{pile}", "-o", "{pile}"), "pile.jsonl is the input, whose rows would be lost."),
+    (("distill", "{pile}", "-o", "{pile}", "--extractive"), "pile.jsonl is the input, whose rows would be lost."),
+    (("merge", "{folder}", "{pile}", "-o", "{pile}"), "pile.jsonl is the input, whose rows would be lost."),
+    (("cluster", "{pile}", "-o", "{out}", "--report", "{pile}"), "pile.jsonl is a folder, or does not end in '.html'"),
 ]
 
 
@@ -287,6 +293,123 @@ def test_a_number_out_of_bounds_is_refused_before_rows_are_embedded(tmp_path, mo
     pile = write_rows(tmp_path / "pile.jsonl", scored)
     command, *options = arguments
     assert message in lmmixup(command, pile, "-o", tmp_path / "o.parquet", *options, code=1)
+
+
+def scored(rows, **columns):
+    """A table of rows with ids and columns of their own."""
+    known = {
+        "id": [f"{place:02}" for place in range(len(rows))],
+        **{name: [row[name] for row in rows] for name in rows[0]},
+    }
+    return pa.table(known | columns)
+
+
+def test_the_order_of_the_rows_has_no_influence(tmp_path):
+    """Ninety rows that only their numbers tell apart, which the encoder does not see, in a graph 24 wide."""
+    rows = [{"prompt": f"why {i % 3}", "completion": "sky\n" + " " * i + "blue"} for i in range(90)]
+    table = scored(rows, score=[i % 6 for i in range(90)])
+    written = []
+    for order in (range(90), reversed(range(90))):
+        pq.write_table(table.take(list(order)), tmp_path / "rows.parquet")
+        lmmixup("cluster", tmp_path / "rows.parquet", "-o", tmp_path / "clusters.jsonl")
+        lmmixup("cluster", tmp_path / "rows.parquet", "-o", tmp_path / "unique.jsonl", "--duplicates", "0.999")
+        lmmixup("select", tmp_path / "rows.parquet", "-o", tmp_path / "best.jsonl", "--max-similarity", "0.9")
+        names = ("clusters.jsonl", "clusters.html", "unique.jsonl", "unique.jsonl.dropped.json", "best.jsonl")
+        written.append([(tmp_path / name).read_text() for name in names])
+    assert written[0] == written[1]
+    assert "null" not in written[0][0]  # each of them has a cluster
+
+
+def test_rows_of_folders_and_arrays_keep_what_earlier_stages_wrote(tmp_path):
+    table = scored(raw_rows(range(6)), score=[5, 4, 4, 1, 0, 2], sources=[["x", "y"]] * 6, long_tail_score=[0.5] * 6)
+    rows = Dataset(table)
+    (tmp_path / "run/dataset/data").mkdir(parents=True)
+    rows.to_parquet(tmp_path / "run/dataset/data/train-00000-of-00001.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    (tmp_path / "rows.json").write_text(json.dumps(table.to_pylist()))
+    for name in ("run/dataset", "saved", "rows.json"):
+        lmmixup("select", tmp_path / name, "-o", tmp_path / "best.parquet")
+        assert sorted(pq.read_table(tmp_path / "best.parquet")["id"].to_pylist()) == ["00", "01", "02"]
+        (tmp_path / "none.parquet").unlink(missing_ok=True)
+        pq.write_table(table.slice(0, 0), tmp_path / "none.parquet")
+        lmmixup("merge", tmp_path / "none.parquet", tmp_path / name, "-o", tmp_path / "all.parquet")
+        assert [
+            (row["id"], row["score"], row["sources"]) for row in pq.read_table(tmp_path / "all.parquet").to_pylist()
+        ] == [(row["id"], row["score"], ["x", "y"]) for row in table.to_pylist()]
+
+
+SCORES = [
+    (pa.array([5.0, float("nan"), 4.0, 3.0]), 0, ["00", "02"]),  # not a number is no score
+    (pa.array(["5", "4", "4", "1"]), 1, "The column score holds string, no numbers."),
+    (pa.array([True, False, True, True]), 1, "The column score holds bool, no numbers."),
+    (pa.nulls(4), 4, "Nothing came out: all 4 rows were dropped"),
+]
+
+
+@pytest.mark.parametrize(("scores", "code", "found"), SCORES)
+def test_scores_of_strangers(tmp_path, scores, code, found):
+    pq.write_table(scored(raw_rows(range(4)), score=scores), tmp_path / "rows.parquet")
+    told = lmmixup("select", tmp_path / "rows.parquet", "-o", tmp_path / "best.parquet", code=code)
+    if code:
+        assert found in told
+    else:
+        assert sorted(row["id"] for row in table(tmp_path / "best.parquet")) == found
+
+
+NOTHING = [
+    ("cluster", "--singletons", "drop", "--min-similarity", "1"),
+    ("select", "--min-score", "5"),
+    ("merge", "{rows}", "--share", "0.5"),  # no distilled row has a text of its own
+]
+
+
+@pytest.mark.parametrize("command", NOTHING, ids=" ".join)
+def test_nothing_left_of_some_rows_is_a_failure(tmp_path, command):
+    rows = tmp_path / "rows.parquet"
+    pq.write_table(scored(raw_rows([0, 3, 6, 9]), score=[1, 2, 3, 4]), rows)
+    name, *options = (one.format(rows=rows) for one in command)
+    told = lmmixup(name, rows, *options, "-o", tmp_path / "out.parquet", code=4)
+    assert f"Nothing came out: all {8 if name == 'merge' else 4} rows were dropped" in told
+    assert (
+        table(tmp_path / "out.parquet") == []
+        and len(json.loads((tmp_path / "out.parquet.dropped.json").read_text())) == 4
+    )
+
+
+def test_merge_counts_every_row_of_both_sides(tmp_path):
+    """A row of each side under one id, and an unreadable line of each under one place."""
+    for side in ("a", "b"):
+        (tmp_path / side).mkdir()
+        rows = [{"id": f"{i}", **row, "score": 5 - i} for i, row in enumerate(raw_rows(range(3)))]
+        path = tmp_path / side / "rows.jsonl"
+        write_rows(path, rows)
+        path.write_text("oops\n" + path.read_text())
+    told = lmmixup(
+        "merge", tmp_path / "a/rows.jsonl", tmp_path / "b/rows.jsonl", "-o", tmp_path / "m.parquet", "--size", 2
+    )
+    assert len(table(tmp_path / "m.parquet")) == 2
+    for reason, count in (
+        ("not valid JSON", 2),
+        ("merge: beyond the size or share", 1),
+        ("merge: same text as an original", 3),
+    ):
+        assert f"dropped: {reason} │ {count} │" in told
+    assert json.loads((tmp_path / "m.parquet.dropped.json").read_text()) == {
+        "0": "merge: same text as an original",
+        "1": "merge: same text as an original",
+        "2": "merge: beyond the size or share; merge: same text as an original",
+        "rows.jsonl:1": "not valid JSON; not valid JSON",
+    }
+
+
+def test_merge_says_which_side_has_no_scores(tmp_path):
+    table = scored(raw_rows(range(4)), score=[5, 4, 4, 5])
+    pq.write_table(table.slice(0, 2), tmp_path / "best.parquet")
+    pq.write_table(table.slice(2).drop_columns(["score"]), tmp_path / "unrated.parquet")
+    sides = (tmp_path / "best.parquet", tmp_path / "unrated.parquet", "-o", tmp_path / "m.parquet")
+    told = lmmixup("merge", *sides, "--size", 2)
+    assert "unrated.parquet has a score, so they rank last, by id." in told and "best.parquet has" not in told
+    assert "rank last" not in lmmixup("merge", *sides)
 
 
 def test_page_without_clusters():

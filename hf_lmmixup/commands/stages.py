@@ -1,7 +1,7 @@
-"""`lmmixup cluster`, `distill`, `select` and `merge`: one stage each, rows in, rows out."""
+"""`lmmixup cluster`, `select` and `merge`: one stage each, rows in, rows out."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,8 @@ EncoderName = Annotated[
     str | None, typer.Option("--encoder", help="Folder or Hub id of a sentence encoder; by default the MiniLM.")
 ]
 
+FOREIGN = "Files from elsewhere keep theirs where every row has id, prompt and completion as text."
+
 BLOCK = 1024
 """Rows embedded between two steps of the progress bar."""
 
@@ -28,13 +30,13 @@ def cluster(
     input: Input,  # noqa: A002 -- the argument's name
     output: Output,
     report: Annotated[
-        Path | None, typer.Option(help="The inspection page to write; by default beside the output.")
+        Path | None, typer.Option(help="The inspection page to write, .html; by default beside the output.")
     ] = None,
     min_size: Annotated[int, typer.Option(min=1, help="Fewest rows of a cluster.")] = 2,
     max_size: Annotated[int, typer.Option(min=1, help="Most rows of a cluster.")] = 5,
     mean_size: Annotated[float, typer.Option(help="Mean of the wanted sizes.")] = 3.0,
     std_size: Annotated[float, typer.Option(min=0, help="Standard deviation of the wanted sizes.")] = 1.0,
-    min_similarity: Annotated[float, typer.Option(help="Smallest cosine between rows of a cluster.")] = 0.5,
+    min_similarity: Annotated[float, typer.Option(help="Smallest cosine to the row that starts a cluster.")] = 0.5,
     singletons: Annotated[str, typer.Option(help="Rows without relatives: keep, edit (a cluster of one) or drop.")] = (
         "keep"
     ),
@@ -46,6 +48,9 @@ def cluster(
 ) -> None:
     """Group related rows and write them with `cluster_id`, and a page that shows what the clusters look like.
 
+    The order of the rows has no influence. Exit code 4 means that no row is left; the reasons are in
+    OUTPUT.dropped.json.
+
     For example:
 
         lmmixup cluster pile.jsonl --output clusters.parquet --duplicates 0.99
@@ -54,19 +59,18 @@ def cluster(
     from hf_lmmixup.cluster_page import render_inspection
     from hf_lmmixup.clustering import cluster as group
     from hf_lmmixup.deduplication import deduplicate
+    from hf_lmmixup.inputs import short_name
     from hf_lmmixup.inspection import inspect
     from hf_lmmixup.recipe import ClusterRecipe
-    from hf_lmmixup.stage_files import check_output, read_rows
+    from hf_lmmixup.stage_files import check_output
     from hf_lmmixup.tables import places_of, table_of
 
     with errors(), progress_bar() as told:
         check_output(output, input)
         wanted = ClusterRecipe(min_size, max_size, mean_size, std_size, min_similarity, singletons)
         check(DEDUPLICATE, {"max_similarity": duplicates}, "--duplicates: ")
-        page = report or output.with_suffix(".html")
-        page.parent.mkdir(parents=True, exist_ok=True)
-        loaded = read_rows(input)
-        rows = loaded.dataset
+        page = _page(report or output.with_suffix(".html"))
+        rows, unread = _read(input)
         vectors = _embed(rows, encoder, told)
         graph = _graph(vectors, told)
         dropped: dict[str, str] = {}
@@ -79,98 +83,12 @@ def cluster(
         told("inspecting the clusters", 0, 0)
         order = places_of(table_of(outcome.dataset)["id"], table_of(rows)["id"])
         inspection = inspect(outcome.dataset, vectors[order], seed=seed)
-        page.write_text(render_inspection(inspection, output.stem), encoding="utf-8")
-        _write(outcome.dataset, loaded.dropped | dropped | outcome.dropped, output)
+        page.write_text(render_inspection(inspection, short_name(input)), encoding="utf-8")
+        write(outcome.dataset, output, unread, dropped, outcome.dropped)
+    _check_left(outcome.dataset, output, len(dropped) + len(outcome.dropped))
     cohesion = "–" if inspection["cohesion"]["mean"] is None else f"{inspection['cohesion']['mean']:.3f}"
     told_of = f"{inspection['clusters']:,} clusters of {inspection['clustered']:,} rows, mean cosine {cohesion}, "
     say(f"{told_of}{inspection['singletons']:,} rows alone; see {escape(str(page))}.")
-
-
-def distill(
-    input: Input,  # noqa: A002 -- the argument's name
-    output: Output,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder or Hub id of a model; behind an endpoint the name it has there."),
-    ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(metavar="URL", help="An OpenAI-compatible server, up to and with /v1.")
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="What runs the model here: transformers, paged or vllm.")
-    ] = "transformers",
-    extractive: Annotated[bool, typer.Option("--extractive", help="Write with no model at all.")] = False,
-    task_type: Annotated[str, typer.Option(help="What the texts are: qa, mcq, tfq, cs or para.")] = "qa",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 1024,
-    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt; others are split.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows that a local model writes together.")] = 32,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 16,
-    attempts: Annotated[int, typer.Option(min=1, help="How often malformed text is asked for, in all.")] = 2,
-    temperature: Annotated[float, typer.Option(help="Of the tries after the first one; above 0.")] = 0.7,
-    key_variable: Annotated[
-        str, typer.Option(help="Environment variable that holds the server's key.")
-    ] = "OPENAI_API_KEY",
-    allow_http: Annotated[
-        bool, typer.Option("--allow-http", help="Let rows go unencrypted to another machine.")
-    ] = False,
-    max_novelty: Annotated[
-        float | None, typer.Option(help="Drop rows with a larger share of facts that no source has.")
-    ] = None,
-    min_coverage: Annotated[
-        float | None, typer.Option(help="Drop rows that keep a smaller share of their sources' facts.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the later attempts.")] = 0,
-    encoder: EncoderName = None,
-) -> None:
-    """Write one excellent row for each cluster, with `novelty` and `coverage`.
-
-    Completions stay in OUTPUT.journal: the same command asks for nothing twice. Exit code 3 means that the server
-    stopped answering, 4 that no cluster became a row; the reasons are in OUTPUT.dropped.json.
-
-    For example:
-
-        lmmixup distill clusters.parquet --output distilled.parquet --extractive
-
-        lmmixup distill clusters.parquet --output distilled.parquet --endpoint http://127.0.0.1:8000/v1 --model qwen-7b
-    """
-    from hf_lmmixup.faithfulness import check_faithfulness
-    from hf_lmmixup.journal import Journal
-    from hf_lmmixup.recipe import EXTRACTIVE, TRAINED, DistillerRecipe, FaithfulnessRecipe
-    from hf_lmmixup.stage_files import check_output, read_rows
-    from hf_lmmixup.writers import writing_settings
-
-    with errors(resumes=True), progress_bar() as told:
-        check_output(output, input)
-        if (model is None) != extractive:
-            raise ValueError("Give --model, or --extractive, which needs none; one of the two.")
-        if extractive and endpoint is not None:
-            raise ValueError("--extractive asks no server, so it does not go with --endpoint.")
-        if not temperature > 0:
-            raise ValueError(f"--temperature {temperature} must be above 0; the first try is greedy in any case.")
-        faithful = FaithfulnessRecipe(max_novelty=max_novelty, min_coverage=min_coverage)
-        loaded = read_rows(input)
-        clustered = loaded.dataset
-        if "cluster_id" not in clustered.column_names:
-            raise ValueError(f"{input} has no column cluster_id. Make it with lmmixup cluster.")
-        served = {"endpoint": endpoint, "concurrency": concurrency, "key_variable": key_variable}
-        lengths = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
-        tries = {"attempts": attempts, "temperature": temperature, "batch_size": batch_size}
-        known: dict[str, Any] = {"engine": engine, "allow_http": allow_http, **served, **lengths, **tries}
-        options = DistillerRecipe(mode=EXTRACTIVE if extractive else TRAINED, model=model or "", **known)
-        settings = {"distiller": model or "extractive", "seed": seed, "task_type": task_type}
-        settings |= {"encoder": encoder} if extractive else writing_settings(options)
-        with Journal(output.with_name(f"{output.name}.journal"), settings) as journal:
-            told("distilling", 0, 0)
-            if extractive:
-                outcome = _extract(clustered, encoder, task_type, journal)
-            else:
-                outcome = _ask(clustered, options, task_type, seed, journal)
-        checked = check_faithfulness(outcome.dataset, clustered, task_type=task_type, **vars(faithful))
-        _write(checked.dataset, loaded.dropped | outcome.dropped | checked.dropped, output)
-    clusters = len(set(clustered["cluster_id"]) - {None})
-    if clusters and not len(checked.dataset):
-        say(f"[red]Nothing came out:[/] none of {clusters} clusters became a row.")
-        raise typer.Exit(TOO_MANY_REJECTS)
 
 
 def select(
@@ -186,26 +104,30 @@ def select(
 ) -> None:
     """Take the best rows: by score, then by how rare they are, then by id; writes `long_tail_score`.
 
+    Exit code 4 means that no row is left; the reasons are in OUTPUT.dropped.json.
+
     For example:
 
         lmmixup select rated.parquet --output best.parquet --token-budget 1000000 --max-similarity 0.9
     """
     from hf_lmmixup.bounds import SELECT, check
+    from hf_lmmixup.selection import check_scores
     from hf_lmmixup.selection import select as take
-    from hf_lmmixup.stage_files import check_output, read_rows
+    from hf_lmmixup.stage_files import check_output
 
     limits: dict[str, Any] = {"size": size, "token_budget": token_budget, "max_similarity": max_similarity}
     limits["min_score"] = None if min_score < 0 else min_score
     with errors(), progress_bar() as told:
         check_output(output, input)
         check(SELECT, limits)
-        loaded = read_rows(input)
-        rows = loaded.dataset
+        rows, unread = _read(input)
         if "score" not in rows.column_names:
-            raise ValueError(f"{input} has no column score. Make it with lmmixup rate.")
+            raise ValueError(f"{input} has no column score. Make it with lmmixup rate. {FOREIGN}")
+        check_scores(rows)
         vectors = _embed(rows, encoder, told)
         outcome = take(rows, embeddings=vectors, graph=_graph(vectors, told), **limits)
-        _write(outcome.dataset, loaded.dropped | outcome.dropped, output)
+        write(outcome.dataset, output, unread, outcome.dropped)
+    _check_left(outcome.dataset, output, len(rows))
 
 
 def merge(
@@ -219,18 +141,49 @@ def merge(
 ) -> None:
     """Put originals and distilled rows into one set, the best of both sides first to be taken.
 
+    Exit code 4 means that no row is left; the reasons are in OUTPUT.dropped.json.
+
     For example:
 
         lmmixup merge best.parquet distilled.parquet --output dataset.parquet --size 10000 --share 0.5
     """
+    from hf_lmmixup.selection import BEYOND_SHARE, SAME_AS_ORIGINAL
     from hf_lmmixup.selection import merge as unite
-    from hf_lmmixup.stage_files import check_output, read_rows
+    from hf_lmmixup.stage_files import check_output
 
     with errors():
         check_output(output, originals, distilled)
-        sides = read_rows(originals), read_rows(distilled)
-        outcome = unite(sides[0].dataset, sides[1].dataset, size=size, distilled_share=distilled_share)
-        _write(outcome.dataset, sides[0].dropped | sides[1].dropped | outcome.dropped, output)
+        (first, unread), (second, unread_too) = _read(originals), _read(distilled)
+        outcome = unite(first, second, size=size, distilled_share=distilled_share)
+        if BEYOND_SHARE in outcome.dropped.values():
+            _note_unscored(originals, first)
+            _note_unscored(distilled, second)
+        both = set(first["id"][:]) & set(second["id"][:])
+        twins = {row: SAME_AS_ORIGINAL for row in both if outcome.dropped[row] != SAME_AS_ORIGINAL}
+        write(outcome.dataset, output, unread, unread_too, outcome.dropped, twins)
+    _check_left(outcome.dataset, output, len(first) + len(second))
+
+
+def _page(path: Path) -> Path:
+    """The page to write; its folder is made."""
+    if path.suffix != ".html" or path.is_dir():
+        raise ValueError(f"The page {path} is a folder, or does not end in '.html'. Name another file.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _read(source: str) -> tuple[Any, dict[str, str]]:
+    """The rows in order of id, so that the order in the file has no influence, and why others could not be read."""
+    from hf_lmmixup.stage_files import read_rows
+    from hf_lmmixup.tables import best_first, rows_at
+
+    loaded = read_rows(source)
+    return rows_at(loaded.dataset, best_first(loaded.dataset)), loaded.dropped
+
+
+def _note_unscored(name: str, rows: Any) -> None:
+    if len(rows) and ("score" not in rows.column_names or set(rows["score"]) == {None}):
+        say(f"[yellow]Note:[/] No row of {escape(name)} has a score, so they rank last, by id. {FOREIGN}")
 
 
 def _embed(rows: Any, encoder: str | None, told: Callable[[str, int, int], None]) -> Any:
@@ -260,41 +213,30 @@ def _graph(vectors: Any, told: Callable[[str, int, int], None]) -> Any:
     return graph
 
 
-def _extract(rows: Any, encoder: str | None, task_type: str, journal: Any) -> Any:
-    from hf_lmmixup.encoder import load_encoder
-    from hf_lmmixup.extractive import distill_extractively
-
-    return distill_extractively(rows, load_encoder(encoder), task_type=task_type, journal=journal)
-
-
-def _ask(rows: Any, options: Any, task_type: str, seed: int, journal: Any) -> Any:
-    from hf_lmmixup.distillation import distill as write
-    from hf_lmmixup.writers import open_writer
-
-    writer = open_writer(options, options.model)
-    return write(
-        rows,
-        writer.generate,
-        distiller_name=writer.name,
-        task_type=task_type,
-        max_prompt_tokens=writer.max_prompt_tokens,
-        count_tokens=writer.count_tokens,
-        attempts=options.attempts,
-        seed=seed,
-        journal=journal,
-    )
-
-
-def _write(rows: Any, dropped: dict[str, str], output: Path) -> None:
-    """Write the rows, and beside them why the others are not among them."""
+def write(rows: Any, output: Path, *dropped: Mapping[str, str]) -> None:
+    """Write the rows, and beside them why the others are not among them; a key with two reasons has both."""
     from hf_lmmixup.ledger import general
     from hf_lmmixup.run_directory import write_json
     from hf_lmmixup.stage_files import write_rows
 
     write_rows(rows, output)
-    write_json(output.with_name(f"{output.name}.dropped.json"), dropped)
+    reasons: dict[str, str] = {}
+    for key, reason in (pair for some in dropped for pair in some.items()):
+        reasons[key] = f"{reasons[key]}; {reason}" if key in reasons else reason
+    write_json(_reasons_of(output), reasons)
     table = Table(title="What became of the rows", show_header=False)
     table.add_row(f"in {escape(str(output))}", f"{len(rows):,}", style="bold")
-    for reason, count in sorted(Counter(map(general, dropped.values())).items()):
+    for reason, count in sorted(Counter(general(reason) for some in dropped for reason in some.values()).items()):
         table.add_row(f"dropped: {escape(reason)}", f"{count:,}")
     console.print(table)
+
+
+def _reasons_of(output: Path) -> Path:
+    return output.with_name(f"{output.name}.dropped.json")
+
+
+def _check_left(rows: Any, output: Path, count: int) -> None:
+    """End with an exit code where rows went in and none is left."""
+    if count and not len(rows):
+        say(f"[red]Nothing came out:[/] all {count:,} rows were dropped; see {escape(str(_reasons_of(output)))}.")
+        raise typer.Exit(TOO_MANY_REJECTS)
