@@ -1,8 +1,10 @@
 import re
 import shutil
+import weakref
 
 import pytest
 
+from hf_lmmixup.batch_state import BatchState
 from hf_lmmixup.bundled import read_mini
 from hf_lmmixup.generation import LocalGenerator
 from hf_lmmixup.prompts import distillation_messages, parse_completion
@@ -184,6 +186,33 @@ def test_running_out_of_memory_halves_the_batch_and_loses_nothing(model, convers
     small.batch_size = 8
     assert small.generate(conversations, seeds=seeds) == expected[1]
     assert small.batch_size == 2
+
+
+@pytest.mark.parametrize("fails_at", [4, 7])
+def test_what_did_not_fit_is_freed_before_the_smaller_batch_is_read(model, conversations, monkeypatch, fails_at):
+    import torch
+
+    generator = LocalGenerator(model, batch_size=4, max_new_tokens=12)
+    forward, states = generator.model.forward, weakref.WeakSet()
+    calls, alive = [], []
+    make = BatchState.__init__
+
+    def noted(self, *arguments):
+        make(self, *arguments)
+        states.add(self)
+
+    def limited(**arguments):
+        calls.append(len(arguments["input_ids"]))
+        if len(calls) == fails_at:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if len(calls) == fails_at + 1:
+            alive.append(len(states))
+        return forward(**arguments)
+
+    monkeypatch.setattr(BatchState, "__init__", noted)
+    monkeypatch.setattr(generator.model, "forward", limited)
+    generator.generate(conversations[:8])
+    assert alive == [1]  # the one that is being read
 
 
 @pytest.mark.parametrize(
