@@ -154,9 +154,10 @@ class Distilling:
         return Journal(path, {"distiller": name, "seed": self.recipe.seed, **settings})
 
     def _spent(self, outcome: DistilledOutcome) -> None:
-        """Write down what was read and written, whether in this process or before a crash."""
-        options = self.recipe.distiller
-        tries = table_of(outcome.completions)
+        """Write down what was read and written, whether in this process or before a crash, but not by another run."""
+        options, tries = self.recipe.distiller, table_of(outcome.completions)
+        if self.earlier is not None:
+            tries = tries.filter(pc.invert(pc.is_in(tries["prompt_hash"], self.earlier.asked())))
         lengths = tries["prompt_characters"], pc.utf8_length(tries["completion"])
         read, written = ((pc.sum(length).as_py() or 0) / CHARACTERS_PER_TOKEN for length in lengths)
         money = None

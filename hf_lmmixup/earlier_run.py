@@ -10,11 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features
 
 from hf_lmmixup.encoder import Encoder
 from hf_lmmixup.records import CLUSTERED, LOADED, RATED
-from hf_lmmixup.run_directory import CLUSTER, EMBED, LOAD, MANIFEST, RATE, STAGES, flatten, read_json, read_stage
+from hf_lmmixup.run_directory import (
+    ATTEMPTS,
+    CLUSTER,
+    DISTIL,
+    EMBED,
+    LOAD,
+    MANIFEST,
+    RATE,
+    STAGES,
+    flatten,
+    read_arrow,
+    read_json,
+    read_stage,
+)
 from hf_lmmixup.tables import places_of, rows_at, table_of
 from hf_lmmixup.vectors import DONE, Vectors
 
@@ -71,6 +85,11 @@ class EarlierRun:
         rows = self._rows(CLUSTER, Features({name: CLUSTERED[name] for name in ("id", "cluster_id")}))
         pairs = zip(rows["id"][:], rows["cluster_id"][:], strict=True)
         return {identifier: number for identifier, number in pairs if number is not None}
+
+    def asked(self) -> pa.Array:
+        """Hashes of the prompts whose completions are in its journal."""
+        path = self.path / STAGES / DISTIL / ATTEMPTS
+        return read_arrow(path)["prompt_hash"].combine_chunks() if path.is_file() else pa.array([], pa.string())
 
     def _rows(self, stage: str, features: Any) -> Dataset:
         return read_stage(self.path / STAGES / stage, features)

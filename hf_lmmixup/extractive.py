@@ -9,11 +9,13 @@ order of maximal marginal relevance (MMR; Carbonell and Goldstein, 1998). One cl
     ->  Q: Why do tides occur?  A: The Moon pulls the oceans. High water comes twice a day.
 
 Nothing can be invented this way, and nothing is repaired either: this mode is for those who have neither a GPU nor an
-endpoint, and it is the floor that a distiller has to beat.
+endpoint, and it is the floor that a distiller has to beat. Only prose about a question takes further sentences. The
+result of a task (`Classify the following ...`) is right for that task alone; lists, verse and code would be torn.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -31,6 +33,7 @@ from hf_lmmixup.distilled_rows import (
 from hf_lmmixup.encoder import Encoder
 from hf_lmmixup.facts import Facts, extract_facts, merged_facts
 from hf_lmmixup.journal import Journal
+from hf_lmmixup.numerals import UNSPACED
 from hf_lmmixup.prompts import distillation_messages, prompt_hash
 from hf_lmmixup.records import Distillation, TaskType, pair_text
 from hf_lmmixup.wording import split_sentences
@@ -52,6 +55,35 @@ MAX_SIMILARITY = 0.85
 
 MIN_NEW_WORDS = 2
 """A sentence must add a number, a name or code, or so many content words."""
+
+MIN_WORDS = 3
+"""A sentence has so many words at least, and an answer that others complete has more: `50.` and `Fact` say it all."""
+
+TASKS = frozenset(
+    """add analyze arrange assign calculate categorize choose classify come complete compose compute construct correct
+    craft create design detect determine develop draft edit evaluate extract fill find format formulate generate given
+    identify imagine improve insert make modify multiply order organize paraphrase parse pick predict produce punctuate
+    rank re-order re-write rearrange remove reorder rephrase replace reverse reword rewrite select simplify solve sort
+    split summarise summarize take transform translate turn use using write""".split()
+)
+"""Words that open a prompt which wants something made of its own material."""
+
+ITEM_MARKS = ("-", "*", "#", "|", ">", "\u2022", "$$", "\\")
+"""What opens a line of a list, a table, a heading, a quotation or a formula."""
+
+_NUMBERED = re.compile(r"[0-9]{1,3}[.)](?![0-9])")
+
+FINAL_MARKS = (".", "!", "?", "\u2026", "\u3002", "\uff01", "\uff1f", "\u061f", "\u06d4", "\u0964")
+"""What ends a sentence, in Latin, Han, Arabic and Devanagari scripts."""
+
+NOT_ALONE = ("?", "\uff1f", "\u061f", ":")
+"""What ends a question, or announces what follows."""
+
+FULL_WIDTH = ("\u3002", "\uff01", "\uff1f")
+"""Final marks that no space follows."""
+
+CLOSERS = "\"')]\u201d\u2019\u00bb\u300d\u300f\uff09"
+"""What may stand behind a final mark."""
 
 MAX_GROWTH = 3.0
 """The answer may grow to this many times the length of the best answer, or of `SHORT` characters."""
@@ -151,7 +183,8 @@ def _merge(rows: list[dict[str, Any]], embeddings: dict[str, np.ndarray]) -> _Wr
     # Rounded, so that sums of another order cannot turn the choice round.
     best = max(range(len(rows)), key=lambda i: (score_of(rows[i]), round(float(centrality[i]), 5), -i))
     base = rows[best]["completion"].strip()
-    others = [row["completion"] for i, row in enumerate(rows) if i != best]
+    others = [row["completion"] for i, row in enumerate(rows) if i != best and not _is_task(row["prompt"])]
+    others = others if _takes_more(rows[best]) else []
     offered = list(dict.fromkeys(text for other in others for text in _sentences(other)))
     added: list[str] = []
     if offered:
@@ -159,7 +192,7 @@ def _merge(rows: list[dict[str, Any]], embeddings: dict[str, np.ndarray]) -> _Wr
         vectors = np.array([embeddings[text] for text in offered])
         order = _additions(offered, vectors, told, base)
         added = [offered[i] for i in order]
-    completion = " ".join([_ended(base), *map(_ended, added)]) if added else base
+    completion = _joined(map(_ended, [base, *added])) if added else base
     reasoning = (
         f"Kept the best of {len(rows)} texts and added {len(added)} of {len(offered)} sentences of the others: those "
         "that concern the same question and state something new."
@@ -203,18 +236,52 @@ def _adds(facts: Facts, known: Facts) -> bool:
     return bool(hard) or len(facts.words - known.words) >= MIN_NEW_WORDS
 
 
+def _takes_more(row: dict[str, Any]) -> bool:
+    """Whether the answer of a row can be completed: prose that answers a question in a sentence or more."""
+    text = row["completion"].strip()
+    last = text.splitlines()[-1].strip() if text else ""
+    is_whole = last == text or _is_ended(last)
+    is_prose = "```" not in text and not _is_item(last) and is_whole and not last.endswith(NOT_ALONE)
+    return is_prose and _word_count(text) > MIN_WORDS and not _is_task(row["prompt"])
+
+
+def _is_task(prompt: str) -> bool:
+    """Whether a prompt brings material of its own, below an empty line, or wants something made."""
+    words = prompt.split(None, 1)
+    return "\n\n" in prompt.strip() or (bool(words) and words[0].strip(',.:*#"').casefold() in TASKS)
+
+
 def _sentences(completion: str) -> list[str]:
-    """Sentences that can stand alone: lines of code and of lists, and questions, cannot."""
-    if "```" in completion:
-        return []
-    lines = [line.strip() for line in completion.splitlines()]
-    found = [sentence for line in lines for sentence in split_sentences(line) if not _is_item(line)]
-    return [sentence for sentence in found if len(sentence.split()) > 2 and not sentence.endswith("?")]
+    """Sentences that can stand in another answer: lines of code, of verse and of lists, and questions, cannot."""
+    text = completion.strip()
+    lines = [] if "```" in text else [line.strip() for line in text.splitlines()]
+    prose = [line for line in lines if not _is_item(line) and (len(lines) == 1 or _is_ended(line))]
+    found = [sentence for line in prose for sentence in split_sentences(line)]
+    return [one for one in found if _word_count(one) >= MIN_WORDS and not one.endswith(NOT_ALONE)]
 
 
 def _is_item(line: str) -> bool:
-    return line.startswith(("-", "*", "#", "|", ">")) or line[:2].rstrip(".)").isdigit()
+    return line.startswith(ITEM_MARKS) or _NUMBERED.match(line) is not None
+
+
+def _word_count(text: str) -> int:
+    """Words of a text; where none are parted by spaces two characters count as one."""
+    return len(text.split()) + len(UNSPACED.findall(text)) // 2
+
+
+def _is_ended(text: str) -> bool:
+    return text.rstrip(CLOSERS).endswith(FINAL_MARKS)
 
 
 def _ended(text: str) -> str:
-    return text if text.endswith((".", "!", "?", "`", ":", ";", "\u3002")) else text + "."
+    if _is_ended(text) or text.endswith(("`", ":", ";")):
+        return text
+    return text + ("\u3002" if UNSPACED.match(text[-1]) else ".")
+
+
+def _joined(sentences: Iterable[str]) -> str:
+    """Sentences in one text, with a space between them where their script has spaces."""
+    whole = ""
+    for text in sentences:
+        whole += text if not whole or whole.endswith(FULL_WIDTH) else f" {text}"
+    return whole

@@ -9,12 +9,11 @@ the surface of the text in one linear pass: no model, no dictionary, no expressi
 The idea follows entity- and number-overlap checks of summaries (arXiv 2104.13346 surveys them); the rules are our own.
 """
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from hf_lmmixup.numerals import UNSPACED, join_figures, read_numbers
+from hf_lmmixup.numerals import UNSPACED, join_figures, plain_figures, read_numbers
 from hf_lmmixup.words import Word, singular, split_words
 
 
@@ -74,7 +73,7 @@ def extract_facts(text: str) -> Facts:
     Returns:
         Its facts; all sets are empty for a text without words.
     """
-    words = split_words(join_figures(unicodedata.normalize("NFKC", text)))
+    words = split_words(join_figures(plain_figures(text)))
     numbers, number_places = read_numbers(words)
     code = set()
     certain = {word.single for word in words if not word.is_plain and _is_certain_name(word)}

@@ -190,12 +190,8 @@ class LocalGenerator:
             if len(row.prompt) > self.max_prompt_tokens:
                 take(row.place, None)
         if len(fitting) < len(rows):
-            logger.warning(
-                "%d of %d prompts are longer than %d tokens and get no completion.",
-                len(rows) - len(fitting),
-                len(rows),
-                self.max_prompt_tokens,
-            )
+            long, told = len(rows) - len(fitting), "%d of %d prompts are longer than %d tokens and get no completion."
+            logger.warning(told, long, len(rows), self.max_prompt_tokens)
         # Taken from the end, so the longest come first: if memory is short, that shows at once.
         self._write(sorted(fitting, key=lambda row: (len(row.prompt), row.place)), take)
         return replies
@@ -217,12 +213,7 @@ class LocalGenerator:
             free = self.batch_size - len(active)
             coming = waiting[-free:] if free >= max(1, self.batch_size // REFILL) or not active else []
             try:
-                if coming:
-                    logits, fresh = BatchState.read(self.model, [row.tokens for row in coming])
-                    state = state.joined(fresh) if state else fresh
-                elif state:
-                    logits = state.step(self.model, [row.written[-1] for row in active])
-                tokens = self._choose(coming or active, logits)
+                tokens, state = self._next(coming, active, state)
             except RuntimeError as error:
                 self._halve(error)
                 waiting, active, state = waiting + active, [], None
@@ -238,6 +229,15 @@ class LocalGenerator:
                 order = state.keep(kept) if state and kept else []
                 active, state = [active[i] for i in order], state if kept else None
 
+    def _next(self, coming: list[Row], active: list[Row], state: Any) -> tuple[list[int], Any]:
+        """The next tokens, and the state behind them; what the loop named instead would outlive a lack of memory."""
+        if coming:
+            logits, fresh = BatchState.read(self.model, [row.tokens for row in coming])
+            state = state.joined(fresh) if state else fresh
+        else:
+            logits = state.step(self.model, [row.written[-1] for row in active])
+        return self._choose(coming or active, logits), state
+
     def _halve(self, error: RuntimeError) -> None:
         """Halve the batch after running out of memory; raise any other error again."""
         if not any(word in str(error).lower() for word in OUT_OF_MEMORY) or self.batch_size == 1:
@@ -250,9 +250,8 @@ class LocalGenerator:
         noise = None if rows[0].seed is None else self._noise(rows, logits)
         scores = self._scores(logits, noise)
         margins = self.margin * scores.abs().amax(dim=-1)
-        best, tokens = without_repeats(scores, [row.written for row in rows], self.no_repeat_ngram_size).topk(
-            2, dim=-1
-        )
+        allowed = without_repeats(scores, [row.written for row in rows], self.no_repeat_ngram_size)
+        best, tokens = allowed.topk(2, dim=-1)
         close = best[:, 0] - best[:, 1] < margins
         chosen = tokens[:, 0].tolist()
         for i in close.nonzero().flatten().tolist():

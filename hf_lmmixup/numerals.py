@@ -7,6 +7,7 @@ without, and smaller groups behind `thousand` and what is larger. Two words that
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -27,6 +28,11 @@ _LARGEST = 10**27
 UNSPACED = re.compile("[\u2e80-\u9fff]")
 """Scripts without spaces between words (Han, Kana): their words are pairs of neighboring characters."""
 
+_RAISED = re.compile(r"(?<=\d)(?=[\u00b2\u00b3\u00b9\u2070-\u2089\u00bc-\u00be\u2150-\u215e])")
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")
+_SCRIPTS = re.compile("(?<=[A-Za-z0-9])(?=[\u2e80-\u9fff])|(?<=[\u2e80-\u9fff])(?=[A-Za-z0-9])")
+"""Where a word without spaces around it meets a figure or a Latin word."""
+
 _FIGURE = re.compile(r"[0-9]+(?:[.,][0-9]+)*")
 _LONGEST_FIGURE = 30
 """Figures with more characters are compared as they are written."""
@@ -38,8 +44,20 @@ _GROUPS = re.compile(
 let only the first figure of a row begin, and nothing is given back, so the search is linear."""
 
 
+def plain_figures(text: str) -> str:
+    """A text in Unicode's form NFKC whose figures are ASCII and stand apart from exponents and unspaced letters.
+
+    `10\u00b2` becomes `10 2`, `3\u00bd` becomes `3 1\u20442`, and a year before its Han letter a word of its own.
+    """
+    if text.isascii():
+        return text
+    parted = unicodedata.normalize("NFKC", _RAISED.sub(" ", text))
+    ascii_figures = _OTHER_DIGIT.sub(lambda match: str(unicodedata.decimal(match.group())), parted)
+    return _SCRIPTS.sub(" ", ascii_figures.translate({0x66B: ".", 0x66C: ","}))
+
+
 def join_figures(text: str) -> str:
-    """A text in Unicode's form NFKC without the spaces that part thousands."""
+    """A text as `plain_figures` returns it without the spaces that part thousands."""
     return _GROUPS.sub(lambda match: match.group().replace(" ", ""), text)
 
 

@@ -13,7 +13,7 @@ none is used on it: time grows linearly with the text.
 
 import hashlib
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from hf_lmmixup.records import Distillation, TaskType, quoted
@@ -88,6 +88,9 @@ def _request(kind: TaskType) -> str:
 def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     """A prompt as a model reads it: the messages in its chat template, up to where its reply begins.
 
+    What a row says is text and no control token: a row that spells one, such as `<|im_end|>`, would end its own turn
+    and open another one. Such spellings get a space behind their first character, `< |im_end|>`.
+
     Args:
         tokenizer: Of `transformers`, with a chat template.
         messages: With the keys `role` and `content`.
@@ -100,14 +103,31 @@ def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     """
     from jinja2 import TemplateError
 
+    plain = [{**message, "content": _without_controls(tokenizer, message.get("content"))} for message in messages]
     try:
-        text: str = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        text: str = tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
     except TemplateError as error:
         raise ValueError(
             f"The chat template of {tokenizer.name_or_path!r} does not take these messages: {error}. The distiller's "
             "prompts are a system and a user message. Take another model, or a template that takes both."
         ) from error
     return text
+
+
+def _without_controls(tokenizer: Any, text: Any) -> Any:
+    """A text in which no control token of a tokenizer is spelled; most texts are as they were."""
+    for control in _controls(tokenizer) if isinstance(text, str) else ():
+        while control in text:
+            text = text.replace(control, f"{control[0]} {control[1:]}")
+    return text
+
+
+@lru_cache(maxsize=8)
+def _controls(tokenizer: Any) -> tuple[str, ...]:
+    """The spellings of a tokenizer's special tokens, longest first; our tags, which some make special, are text."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    spelled = {token.content for token in added if token.special and len(token.content) > 1}
+    return tuple(sorted(spelled.difference(TAGS), key=lambda name: (-len(name), name)))
 
 
 def prompt_hash(messages: Sequence[dict[str, str]]) -> str:

@@ -22,11 +22,12 @@ from hf_lmmixup.datastore import ScoredDatastore
 from hf_lmmixup.distillation import Messages
 from hf_lmmixup.encoder import Encoder, load_encoder
 from hf_lmmixup.preparation import Tools
+from hf_lmmixup.prompts import render
 from hf_lmmixup.rating import rate_with_datastore
 from hf_lmmixup.recipe import TRAINING_FREE, DistillerRecipe, Recipe
 from hf_lmmixup.records import RATED, Outcome, pair_text
 from hf_lmmixup.vectors import texts_of
-from hf_lmmixup.writers import Writer, count_characters, open_writer, writing_settings
+from hf_lmmixup.writers import Writer, count_bytes, open_writer, writing_settings
 
 
 logger = logging.getLogger(__name__)
@@ -185,7 +186,14 @@ class ClusterWriter:
         opened = self._open
         given = [None] * len(conversations) if seeds is None else list(seeds)
         items = [{"messages": messages, "seed": seed} for messages, seed in zip(conversations, given, strict=True)]
-        return spread(items, lambda: _write_by(opened()), self._pool, on_result=on_reply)
+
+        def taken(place: int, reply: tuple[bool, str | None]) -> None:
+            is_answered, text = reply
+            if on_reply is not None and is_answered:
+                on_reply(place, text)
+
+        replies = spread(items, lambda: _write_by(opened()), self._pool, on_result=taken)
+        return [text for _, text in replies]
 
 
 def cluster_rater(pool: Pool) -> Callable[[Dataset, ScoredDatastore, Encoder], Outcome]:
@@ -229,15 +237,14 @@ def _cluster_writer(options: DistillerRecipe, pool: Pool) -> Writer:
 def _prompt_limit(options: DistillerRecipe) -> tuple[int | None, Callable[[Messages], int]]:
     """Longest prompt and how it is measured, as the model in an actor does it; here only its tokenizer is loaded."""
     if options.endpoint is not None:
-        return options.max_prompt_tokens, count_characters
+        return options.max_prompt_tokens, count_bytes
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(options.model)
     positions = getattr(AutoConfig.from_pretrained(options.model), "max_position_embeddings", None) or 1 << 30
 
     def count(messages: Messages) -> int:
-        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"])
 
     return min(options.max_prompt_tokens or 1 << 30, positions - options.max_new_tokens), count
 
@@ -268,9 +275,15 @@ def _encode_by(encoder: Encoder) -> Callable[[list[Any]], list[Any]]:
 
 
 def _write_by(writer: Writer) -> Callable[[list[Any]], list[Any]]:
+    """Pairs of whether the writer told of a reply, which it does not where nobody answered, and the text."""
+
     def write(items: list[Any]) -> list[Any]:
         conversations = [list(item["messages"]) for item in items]
         seeds = [item["seed"] for item in items]
-        return list(writer.generate(conversations, seeds=None if seeds[0] is None else seeds))
+        told: set[int] = set()
+        texts = writer.generate(
+            conversations, seeds=None if seeds[0] is None else seeds, on_reply=lambda place, _: told.add(place)
+        )
+        return [(place in told, text) for place, text in enumerate(texts)]
 
     return write

@@ -17,6 +17,10 @@ LABELS = frozenset(["Q:", "A:", "C:", "S:", "Statement:", "Answer:", "A)", "B)",
 
 LONGEST_LABEL = max(map(len, LABELS))
 
+_BETWEEN_SENTENCES = re.compile(
+    "(?<=[.!?\u061f\u06d4\u0964])\\s+(?=[^a-z])|(?<=[\u3002\uff01\uff1f])(?![\u300d\u300f\uff09\u201d])\\s*"
+)
+
 _TERM = re.compile(r"[A-Za-z0-9]+(?:[.,'/-][A-Za-z0-9]+)*")
 
 
@@ -51,9 +55,9 @@ def split_form(text: str) -> tuple[str, str]:
 def split_sentences(text: str) -> list[str]:
     """Sentences by their final mark; never empty ones, and a text without marks is one sentence.
 
-    A mark before a small letter ends nothing: `e.g. this`.
+    A mark before a small letter ends nothing: `e.g. this`. Full-width marks need no space behind them.
     """
-    return [part for part in re.split(r"(?<=[.!?])\s+(?=[^a-z])", text.strip()) if part]
+    return [part for part in _BETWEEN_SENTENCES.split(text.strip()) if part]
 
 
 @dataclass(frozen=True)

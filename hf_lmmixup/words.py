@@ -13,7 +13,7 @@ from functools import lru_cache
 
 # A run of word characters and single joiners. Joiners and word characters are disjoint, so the match is linear.
 _CHUNK = re.compile(r"\w+(?:[.,'\u2019:/@-]\w+)*")
-_PIECE = re.compile(r"[0-9]+(?:[.,][0-9]+)+(?![^\W0-9])|[^.,:/@-]+")
+_PIECE = re.compile(r"[0-9]+(?:[.,][0-9]+)++\w*|[^.,:/@-]+")  # a figure with what is written behind it: `2.5kg`
 _BACKTICKS = re.compile(r"`+")
 
 KEPT_WORDS = 65_536

@@ -14,8 +14,9 @@ from hf_lmmixup.distillation import PROMPTS_AT_A_TIME, Generate, Messages
 from hf_lmmixup.recipe import DistillerRecipe
 
 
-FEWEST_CHARACTERS_PER_TOKEN = 3
-"""Where no tokenizer is at hand prompts are measured so; English has about four, so the guess is on the safe side."""
+FEWEST_BYTES_PER_TOKEN = 3
+"""Where no tokenizer is at hand prompts are measured so, in UTF-8. English has about four bytes in a token, a Chinese
+character has three and is about one token, so the guess is on the safe side."""
 
 SERVED_TIMEOUT = 600.0
 """Seconds for one completion from a server: long answers under load take minutes."""
@@ -88,7 +89,7 @@ def _served(options: DistillerRecipe, model: str, settings: dict[str, Any]) -> W
         for temperature in (0.0, options.temperature)
     )
     generator = ServedGenerator(asked, again)
-    return Writer(model, generator.generate, settings, options.max_prompt_tokens, count_characters)
+    return Writer(model, generator.generate, settings, options.max_prompt_tokens, count_bytes)
 
 
 def _local(options: DistillerRecipe, model: str) -> Any:
@@ -109,6 +110,6 @@ def _local(options: DistillerRecipe, model: str) -> Any:
     return generator(model, batch_size=options.batch_size, no_repeat_ngram_size=repeats, **arguments)
 
 
-def count_characters(messages: Messages) -> int:
-    """A prompt's length in tokens, guessed from its characters."""
-    return sum(len(message["content"]) for message in messages) // FEWEST_CHARACTERS_PER_TOKEN
+def count_bytes(messages: Messages) -> int:
+    """A prompt's length in tokens, guessed from its bytes."""
+    return sum(len(message["content"].encode()) for message in messages) // FEWEST_BYTES_PER_TOKEN

@@ -30,6 +30,13 @@ class BagOfWords:
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 
 
+class BagOfLetters(BagOfWords):
+    """The same of letters, for scripts without spaces."""
+
+    def encode(self, texts):
+        return super().encode([" ".join(text) for text in texts])
+
+
 def dataset(rows):
     names = ("id", "prompt", "completion", "score", "cluster_id")
     return Dataset.from_dict({name: [row[i] for row in rows] for i, name in enumerate(names)})
@@ -52,12 +59,54 @@ CASES = [  # the other answer, what is added to the best one
     ("- the oceans have 12 tides\n1. the oceans have 3 tides", ""),  # items of a list
     ("```\nthe oceans have 12 tides\n```", ""),  # code
     ("Pulls oceans.", ""),  # too short to stand alone
+    (
+        "12 hours the Moon pulls tides.",
+        " 12 hours the Moon pulls tides.",
+    ),  # a figure at the start makes no item of a list
+    (
+        'the Moon pulls the tides "for 12 hours."',
+        ' the Moon pulls the tides "for 12 hours."',
+    ),  # the mark stands inside
+    ("12. the oceans have 12 tides\n$$12$$ the oceans have tides.\n\u2022 the oceans have 12 tides.", ""),  # items too
+    ("the oceans of\nthe Moon take 12 hours,\nthe Moon pulls", ""),  # verse
+    ("print('oceans')\nreturn 12 oceans of tides", ""),  # code without a fence
+    ("In the oceans of 12 hours:", ""),  # announces what is not there
 ]
 
 
 @pytest.mark.parametrize("other, added", CASES)
 def test_what_is_added_to_the_best_answer(other, added):
     assert merge(BEST, ("tides", other, 1)) == BEST[1] + added
+
+
+NOVEL = "Tides occur twice in the oceans, each 12 hours."
+UNTOUCHED = [  # a best pair that nothing can be added to, and the prompt of the other one
+    ("Name tides of oceans", "1. spring tides in oceans\n2. neap tides in oceans", "tides"),
+    ("why do tides occur", "```\nprint('tides in oceans')\n```", "tides"),
+    ("why do tides occur", "tides rise and rise\nthe oceans fall and", "tides"),  # verse
+    ("why do tides occur", "The Moon pulls the oceans, or why?", "tides"),
+    ("why do tides occur", "The oceans.", "tides"),  # nothing but the answer itself
+    ("Write a poem: why do tides occur", "The Moon pulls the oceans.", "tides"),
+    ("why do tides occur\n\nIn the oceans of Earth", "The Moon pulls the oceans.", "tides"),
+    ("why do tides occur", "The Moon pulls the oceans.", "Classify tides in oceans"),
+    ("why do tides occur", "The Moon pulls the oceans.", "tides?\n\nhigh tides, low tides"),
+]
+
+
+@pytest.mark.parametrize("prompt, completion, other", UNTOUCHED)
+def test_lists_code_verse_bare_answers_and_tasks_stay_as_they_are(prompt, completion, other):
+    assert merge((prompt, completion, 3), (other, NOVEL, 1)) == completion
+
+
+def test_languages_without_spaces_are_completed():
+    best = "\u6f6e\u6c50\u662f\u7531\u6708\u7403\u7684\u5f15\u529b\u5f15\u8d77\u7684\u3002"
+    told = "\u6f6e\u6c50\u6bcf\u5929\u53d1\u751f\u4e24\u6b21\u3002"
+    copied = f"{best}{told}\u6f6e\u6c50\u5417\uff1f"
+    encoder = BagOfLetters()
+    rows = [("a", "\u6f6e\u6c50", best, 3, 0), ("b", "\u6f6e\u6c50", copied, 1, 0)]
+    assert distill_extractively(dataset(rows), encoder).dataset[0]["completion"] == best + told
+    unended = [("a", "\u6f6e\u6c50", best[:-1], 3, 0), ("b", "\u6f6e\u6c50", copied, 1, 0)]
+    assert distill_extractively(dataset(unended), encoder).dataset[0]["completion"] == best + told
 
 
 def test_of_two_sentences_that_say_the_same_one_is_added():

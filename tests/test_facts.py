@@ -19,6 +19,10 @@ NUMBERS = [
     ("1. Stir.\n2) Bake.", set()),  # list numbers
     ("at 12:30, version 3.11.2", {"12", "30", "3.11.2"}),
     ("\uff15 or \u00b2", {"5", "2"}),  # full width and superscript
+    ("10\u00b2, 3\u00bd cups, 10\u207b\u00b3", {"10", "2", "3", "1", "-3"}),  # exponents and fractions stand apart
+    ("2.5kg, 12.75kg, 3.14e10", {"2.5", "12.75", "3.14"}),  # with a unit behind
+    ("2024\u5e745\u6708, \u7b2c3\u7ae0", {"2024", "5", "3"}),  # between Han letters
+    ("\u0663\u0664 \u0648 \u0661\u066b\u0665 \u0648 \u0967\u0968", {"34", "1.5", "12"}),  # Arabic, Devanagari
     ("two hundred and fifty rooms, one hundred twenty days", {"250", "120"}),  # with `and` and without
     ("two and three, twenty and five, two five", {"2", "3", "20", "5"}),  # these make no number together
     ("between one thousand and two thousand", {"1000", "2000"}),  # a second number of the same size
@@ -95,6 +99,12 @@ def test_code_is_what_stands_in_backticks_and_what_looks_like_code():
     assert extract_facts("Call `df.merge` or read_csv, then print(x).").code == {"df", "merge", "read_csv", "print"}
     assert extract_facts("A stray ` opens nothing here").code == set()
     assert extract_facts("```\nx_y = open\n``` and prose").code == {"x_y", "open"}
+
+
+def test_latin_names_between_han_letters_are_names():
+    told = "\u4f7f\u7528Python\u7f16\u7a0b"
+    assert extract_facts(told).names == {"python"}
+    assert novel_facts(told, ["\u4f7f\u7528Java\u7f16\u7a0b"]) == ["python"]
 
 
 def test_scripts_without_spaces_are_read_by_pairs():

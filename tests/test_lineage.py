@@ -4,7 +4,7 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-from borrowed_tools import tools
+from borrowed_tools import CopyingWriter, tools
 from datasets import load_dataset
 from test_modes import ROWS, TRAINING_FREE, recipe
 from test_stage_commands import lmmixup
@@ -12,6 +12,8 @@ from test_stage_commands import lmmixup
 from hf_lmmixup.artifacts import dataset_publication
 from hf_lmmixup.lineage import story, withdraw
 from hf_lmmixup.pipeline import run
+from hf_lmmixup.prompts import format_completion
+from hf_lmmixup.recipe import ClusterRecipe, SelectRecipe
 from hf_lmmixup.records import row_id
 
 
@@ -59,6 +61,27 @@ def test_story_of_a_merged_row_goes_on_with_what_it_became(finished):
     assert texts[7] == "score 5"
     distilled = texts[4].rpartition(" ")[2]
     assert story(finished, distilled) == steps[5:]
+
+
+def test_story_of_a_row_whose_distillation_was_dropped_shows_it(tmp_path):
+    weak = tools(CopyingWriter(format_completion("All ask the same.", "Q: What is it?\nA: A cause of tides.")))
+    select = SelectRecipe(min_score=5, fallback_share=0.0)
+    run(recipe(tmp_path, distiller=TRAINING_FREE, select=select), tools=weak)
+    steps = story(tmp_path / "run", identifier(3))
+    assert [step.stage for step in steps][-5:] == ["end", "distil", "check", "rate again", "end"]
+    texts = [step.text for step in steps]
+    assert texts[-5] == "dropped: distilled row not in the dataset: select: score below the minimum"
+    assert "A cause of tides." in texts[-4] and texts[-1] == "not in the dataset"
+
+
+def test_story_of_a_row_that_is_kept_alone_drops_it_nowhere(tmp_path):
+    apart = {"prompt": "zxcv", "completion": "qwer uiop"}
+    run(recipe(tmp_path, rows=[*ROWS[:8], apart], cluster=ClusterRecipe(singletons="keep")), tools=tools())
+    steps = story(tmp_path / "run", row_id(apart["prompt"], apart["completion"]))
+    assert [(step.stage, step.text) for step in steps][2:] == [
+        ("cluster", "no related rows"),
+        ("end", "in the dataset as it is"),
+    ]
 
 
 def test_story_of_duplicates_and_of_unreadable_rows(finished):

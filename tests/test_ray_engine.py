@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from hf_lmmixup import ray_engine
 from hf_lmmixup.cli import app
+from hf_lmmixup.writers import Writer
 
 
 PROGRAM = """
@@ -99,6 +101,26 @@ def test_two_nodes_and_a_killed_worker_give_the_same_bytes(tmp_path):
                 os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, wrong[-4000:]
     assert "same bytes" in told
+
+
+def test_a_request_that_nobody_answered_is_told_to_no_journal(monkeypatch):
+    def here(items, open_worker, pool, *, on_result=None):
+        results = open_worker()(items)
+        for place, result in enumerate(results):
+            on_result(place, result)
+        return results
+
+    def generate(conversations, *, seeds=None, on_reply=None):
+        on_reply(1, None)  # a refusal, which is an answer
+        on_reply(2, "good")
+        return [None, None, "good"]
+
+    monkeypatch.setattr(ray_engine, "spread", here)
+    told = []
+    writer = ray_engine.ClusterWriter(lambda: Writer("served", generate), ray_engine.Pool())
+    texts = writer.generate([[{"role": "user", "content": "tides"}]] * 3, on_reply=lambda *reply: told.append(reply))
+    assert texts == [None, None, "good"]
+    assert told == [(1, None), (2, "good")]
 
 
 def test_unknown_engine_and_missing_ray_are_said(tmp_path, monkeypatch):

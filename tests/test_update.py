@@ -1,5 +1,6 @@
 """An earlier run goes on with more rows: what is known is not embedded, rated or distilled again."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from hf_lmmixup.pipeline import run
 from hf_lmmixup.recipe import ClusterRecipe, DistillerRecipe
 from hf_lmmixup.records import pair_text, row_id
 from hf_lmmixup.run_directory import read_arrow
+from hf_lmmixup.stages import costs_of
 from hf_lmmixup.vectors import DONE, KnownTexts, Vectors, embed
 
 
@@ -49,6 +51,15 @@ def test_only_new_rows_are_embedded_and_only_dirty_clusters_distilled(tmp_path):
     assert finished.ledger["rows_in"] == 23
     for cluster in before:  # nobody lost a member or was parted
         assert any(cluster <= grown for grown in after)
+
+
+def test_what_the_earlier_run_paid_for_is_not_spent_again(tmp_path):
+    priced = dataclasses.replace(TRAINING_FREE, prompt_price=1000.0, completion_price=1000.0)
+    for name, rows, update in (("may", OLD, None), ("june", OLD + NEW, "may"), ("july", OLD + NEW, "june")):
+        run(recipe(tmp_path, name, rows, distiller=priced), tools=tools(), update=update and tmp_path / update)
+    may, june, july = (costs_of(tmp_path / name)["7_distil"] for name in ("may", "june", "july"))
+    assert 0 < june["tokens"] < may["tokens"] and 0 < june["money"] < may["money"]
+    assert (july["tokens"], july["money"]) == (0, 0.0)
 
 
 def test_extractive_clusters_that_did_not_change_cost_nothing(tmp_path):

@@ -12,7 +12,7 @@ from test_modes import write_rows
 from test_stage_commands import lmmixup
 
 from hf_lmmixup.recipe import DistillerRecipe
-from hf_lmmixup.writers import count_characters, open_writer
+from hf_lmmixup.writers import count_bytes, open_writer
 
 
 class Server(BaseHTTPRequestHandler):
@@ -68,12 +68,13 @@ def test_clusters_are_distilled_by_a_server(server, tmp_path, monkeypatch):
     assert len(server.asked) == len(numbers) + len(again)
 
 
-def test_long_clusters_are_split_by_characters_where_no_tokenizer_is_at_hand():
+def test_long_clusters_are_split_by_bytes_where_no_tokenizer_is_at_hand():
     options = DistillerRecipe(model="m", endpoint="http://127.0.0.1:9/v1", max_prompt_tokens=10, max_new_tokens=7)
     writer = open_writer(options, "m")
     assert (writer.name, writer.max_prompt_tokens, writer.settings["max_new_tokens"]) == ("m", 10, 7)
-    assert writer.count_tokens is count_characters
-    assert count_characters([{"role": "system", "content": "x" * 5}, {"role": "user", "content": "y" * 4}]) == 3
+    assert writer.count_tokens is count_bytes
+    assert count_bytes([{"role": "system", "content": "x" * 5}, {"role": "user", "content": "y" * 4}]) == 3
+    assert count_bytes([{"role": "user", "content": "\u6f6e\u6c50" * 5}]) == 10
 
 
 def test_unencrypted_address_of_another_machine_is_refused():
