@@ -272,7 +272,7 @@ def _refuse_differences(path: Path, old: dict[str, Any], new: dict[str, Any]) ->
 def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise ValueError(
             f"{path} is in use by another run. Wait until it ends, stop it, or name another directory."
         ) from error

@@ -91,7 +91,7 @@ def read_body(body: bytes, secrets: Iterable[str] = ()) -> Verdict:
         response = json.loads(body)
         choice = response["choices"][0]
         message, finish = choice["message"], choice.get("finish_reason")
-        text, refusal = message.get("content"), message.get("refusal")
+        text, refusal = _joined(message.get("content")), message.get("refusal")
     except (ValueError, RecursionError):
         return Verdict(error="response is not JSON", passing=True)
     except (KeyError, IndexError, TypeError, AttributeError):
@@ -111,6 +111,14 @@ def read_body(body: bytes, secrets: Iterable[str] = ()) -> Verdict:
     except UnicodeEncodeError as broken:  # half of a pair of escapes, which no file can hold
         return Verdict(text=text[: broken.start], error="reply holds a lone surrogate", answered=True)
     return Verdict(text=text, answered=True)
+
+
+def _joined(content: Any) -> Any:
+    """The text of a reply in parts, as models that think first may send it; thoughts are parts of another kind."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _judge_odd(body: Any, secrets: Iterable[str]) -> Verdict:

@@ -475,6 +475,21 @@ def test_an_error_within_a_successful_response_is_told(body, expected):
     assert read_body(json.dumps(body).encode(), {"odd:canary/0123456789"}) == expected
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "7"}], "7"),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "7"}], "7"),
+        ([{"type": "text", "text": 7}, "7", None, {}], None),
+        ([], None),
+    ],
+)
+def test_a_reply_may_come_in_parts(content, text):
+    error = None if text else "empty reply"
+    body = {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
+    assert read_body(json.dumps(body).encode()) == Verdict(text=text, error=error, answered=True)
+
+
 def test_an_error_may_be_a_text():
     for body in ({"error": "no model m"}, {"detail": "no model m"}, {"message": "no model m"}):
         assert judge_error(400, body, None).error == "status 400 (no model m)"

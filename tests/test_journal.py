@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -198,6 +199,15 @@ def test_a_killed_writer_leaves_no_lock_and_loses_nothing_that_add_returned_for(
     assert killed.returncode == -signal.SIGKILL
     with Journal(path, SETTINGS) as journal:
         assert [journal[str(number)] for number in range(200)] == list(range(200))
+
+
+def test_a_file_system_without_locks_is_told_as_what_it_is(path, monkeypatch):
+    def no_locks(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(journal_module.fcntl, "flock", no_locks)
+    with pytest.raises(OSError, match="No locks available"):
+        Journal(path, SETTINGS)
 
 
 def test_a_full_disk_stops_without_half_a_record_and_a_rerun_completes(path):

@@ -256,6 +256,8 @@ REFUSED = [
     (["--datastore", "bundled", "--model", "m"], 1, "Name who rates"),
     ([], 1, "Name who rates"),
     (["--datastore", "bundled", "--endpoint", "https://host/v1"], 1, "asks no server"),
+    (["--datastore", "bundled", "--rubric", "axes"], 1, "does not go with --datastore"),
+    (["--datastore", "bundled", "--encoder", "a/b"], 1, "--encoder is for --correct, which is not given"),
     (["--model", "m", "--endpoint", "http://example.com/v1"], 1, "unencrypted to another machine"),
     (["--model", "m", "--endpoint", f"https://{CANARY.replace(':', '@')}/v1"], 1, "holds a credential"),
     (["--model", "m", "--engine", "tensorrt"], 1, "Unknown engine 'tensorrt'. Expected one of"),

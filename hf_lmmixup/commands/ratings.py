@@ -91,7 +91,9 @@ def rate(
     }
     with errors(resumes=datastore is None):
         check_output(output, input)
-        _check_raters(datastore, endpoint, model)
+        _check_raters(datastore, endpoint, model, rubric)
+        if encoder is not None and not correct:
+            raise ValueError("--encoder is for --correct, which is not given; a datastore knows its own encoder.")
         read = read_rows(input, limit=limit)
         with progress_bar() as update:
             if datastore is not None:
@@ -118,11 +120,13 @@ def rate(
         raise typer.Exit(TOO_MANY_REJECTS)
 
 
-def _check_raters(datastore: str | None, endpoint: str | None, models: list[str] | None) -> None:
+def _check_raters(datastore: str | None, endpoint: str | None, models: list[str] | None, rubric: str | None) -> None:
     if (datastore is None) == (not models):
         raise ValueError("Name who rates: either --datastore, or --model, with --endpoint if a server runs it.")
     if datastore is not None and endpoint is not None:
         raise ValueError("--datastore asks no server, so it does not go with --endpoint.")
+    if datastore is not None and rubric is not None:
+        raise ValueError("--rubric says what a model is asked, so it does not go with --datastore.")
 
 
 def _by_datastore(rows: Any, name: str, task_type: str, update: Callable[[str, int, int], None]) -> Any:
