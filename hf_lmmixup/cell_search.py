@@ -20,6 +20,9 @@ BLOCK = 2048
 VISITS = 8
 """Cells after which a thread hands over what it found: threads that often do small things wait for each other."""
 
+MOST_PAIRS = 1 << 20
+"""Pairs of rows after which a thread hands over in any case: of equal rows in one cell all are above the bars."""
+
 FIRST_CELLS = (1, 16)
 """Cells of a row that are done before the next ones: its own, then the nearest. More steps would raise the bars a
 little earlier, but each is a pass over all cells, and threads that ask for little at a time wait for each other."""
@@ -53,8 +56,8 @@ def nearest_in_cells(embeddings: np.ndarray, near_cells: np.ndarray, k: int) -> 
         mine = members[edges[part] : edges[part + 1]]
         met: list[tuple[np.ndarray, ...]] = []
 
-        def hand_over() -> None:
-            if met:
+        def hand_over(is_due: bool) -> None:
+            if met and is_due:
                 nearest.offer(*map(np.concatenate, zip(*met, strict=True)))
                 met.clear()
 
@@ -72,9 +75,9 @@ def nearest_in_cells(embeddings: np.ndarray, near_cells: np.ndarray, k: int) -> 
                     better = np.flatnonzero(cosines >= bars[:, None])
                     place, other = np.divmod(better, len(some))
                     met.append((rows[place], some[other], cosines.ravel()[better]))
-            if len(met) >= VISITS:
-                hand_over()
-        hand_over()
+                    hand_over(sum(len(places) for places, _, _ in met) > MOST_PAIRS)
+            hand_over(len(met) >= VISITS)
+        hand_over(True)
 
     in_threads(work, range(len(edges) - 1))
     return nearest.neighbors()

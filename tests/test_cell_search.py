@@ -1,5 +1,7 @@
 """The search in cells against a plain loop over every row and every row of its cells."""
 
+import tracemalloc
+
 import faiss
 import numpy as np
 import pytest
@@ -74,6 +76,19 @@ def test_any_number_of_threads_finds_the_same() -> None:
         faiss.omp_set_num_threads(before)
     for indices, similarities in found[1:]:
         assert (indices == found[0][0]).all() and (similarities == found[0][1]).all()
+
+
+def test_equal_rows_in_one_cell_take_little_memory() -> None:
+    """Their pairs, of which there are 37 million here, are not in memory all at once."""
+    rows = np.tile(np.float32([[0.6, 0.8]]), (6144, 1))
+    tracemalloc.start()
+    try:
+        indices, similarities = nearest_in_cells(rows, np.zeros((6144, 1), np.int32), 3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert indices[:2].tolist() == [[1, 2, 3], [0, 2, 3]] and (indices[3:] == [0, 1, 2]).all()
+    assert (similarities > 0.999).all() and peak < 500e6
 
 
 def test_leaves_the_threads_of_the_caller_as_they_are() -> None:
