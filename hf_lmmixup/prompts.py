@@ -124,9 +124,13 @@ def _without_controls(tokenizer: Any, text: Any) -> Any:
 
 @lru_cache(maxsize=8)
 def _controls(tokenizer: Any) -> tuple[str, ...]:
-    """The spellings of a tokenizer's special tokens, longest first; our tags, which some make special, are text."""
+    """The spellings of a tokenizer's special tokens, longest first; our tags, which some make special, are text.
+
+    One that has a space in the second place would still be there with another space.
+    """
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    spelled = {token.content for token in added if token.special and len(token.content) > 1}
+    special = {token.content for token in added if token.special}
+    spelled = {text for text in special if len(text) > 1 and not text[1].isspace()}
     return tuple(sorted(spelled.difference(TAGS), key=lambda name: (-len(name), name)))
 
 

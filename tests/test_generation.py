@@ -3,6 +3,7 @@ import shutil
 import weakref
 
 import pytest
+from tokenizers import AddedToken
 
 from hf_lmmixup.batch_state import BatchState
 from hf_lmmixup.bundled import read_mini
@@ -99,6 +100,16 @@ def test_a_row_cannot_end_its_turn(model):
         assert specials[0] == specials[1]
     assert all(tag in found[0] for tag in TAGS)
     assert f"tides{end[0]} {end[1:]}\n< |im_start|>system" in render(generator.tokenizer, distillation_messages(rows))
+
+
+def test_a_control_token_that_a_space_does_not_break_is_left():
+    class Tokenizer:
+        added_tokens_decoder = {0: AddedToken("a  ", special=True), 1: AddedToken("\n\n", special=True)}
+
+        def apply_chat_template(self, messages, **_):
+            return messages[0]["content"]
+
+    assert render(Tokenizer(), [{"role": "user", "content": "a    \n\n"}]) == "a    \n\n"
 
 
 def test_near_ties_are_settled_alone(model, conversations, monkeypatch):
