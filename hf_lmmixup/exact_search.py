@@ -53,6 +53,22 @@ def search(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, n
     return cosines, found
 
 
+def search_all(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """`search` of all rows (n, d) among themselves: (n, k) and (n, k).
+
+    A block at a time has a single thread, so the last bits of a cosine, which decide between equal rows, do not depend
+    on how many threads there are.
+    """
+    cosines, found = np.empty((len(rows), k), np.float32), np.empty((len(rows), k), np.int64)
+
+    def work(start: int) -> None:
+        block = slice(start, start + BLOCK)
+        cosines[block], found[block] = search(rows, rows[block], k)
+
+    in_threads(work, range(0, len(rows), BLOCK))
+    return cosines, found
+
+
 def nearest_of_all(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest other rows of every row.
 

@@ -41,7 +41,7 @@ from hf_lmmixup.run_directory import (
 from hf_lmmixup.stages import readable
 
 
-EXCERPT, ALONE = 200, "no related rows"
+EXCERPT = 200
 
 SHOWN = 5
 """Ids and sources that a message names."""
@@ -106,8 +106,8 @@ def story(run: Path, identifier: str) -> list[Step]:
         state, detail = end["state"], end["detail"]
         text = {KEPT: "in the dataset as it is", IS_DROPPED: f"dropped: {detail}"}.get(state, f"merged into {detail}")
         steps.append(Step("end", text))
-        if state not in (KEPT, IS_DROPPED) or detail.startswith(LOST):
-            steps += [step for row in _made_from(run, identifier) for step in _distilled_steps(run, row)]
+        if state not in (KEPT, IS_DROPPED):
+            steps += _distilled_steps(run, detail)
     return steps
 
 
@@ -127,7 +127,7 @@ def _source_steps(run: Path, identifier: str) -> list[Step]:
     steps += _reason(run, CLUSTER, identifier)
     for row in _stage(run, CLUSTER, "id", identifier):
         if row["cluster_id"] is None:
-            steps.append(Step("cluster", ALONE))
+            steps.append(Step("cluster", "no related rows"))
         else:
             members = _stage(run, CLUSTER, "cluster_id", row["cluster_id"])
             loaded = _stage(run, LOAD, "id", *(member["id"] for member in members))
@@ -136,16 +136,7 @@ def _source_steps(run: Path, identifier: str) -> list[Step]:
     for attempt in _attempts(run, identifier):
         verdict = attempt["reason"] or "taken"
         steps.append(Step("distil", f"try {attempt['attempt']}: {verdict}: {_excerpt(attempt['completion'])}"))
-    is_alone = ALONE in [step.text for step in steps]  # then it may be in the dataset as it is
-    return steps if is_alone else steps + _reason(run, DISTIL, identifier)
-
-
-def _made_from(run: Path, identifier: str) -> list[str]:
-    """Ids of the rows that were distilled from a raw row; at most one."""
-    table = read_arrow(run / STAGES / DISTIL / ROWS)
-    sources = table["sources"].combine_chunks()
-    places = pc.list_parent_indices(sources).filter(pc.equal(pc.list_flatten(sources), identifier))
-    return table["id"].take(places).to_pylist()
+    return steps + _reason(run, DISTIL, identifier)
 
 
 def _distilled_steps(run: Path, identifier: str) -> list[Step]:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hf_lmmixup.cell_search import nearest_in_cells
-from hf_lmmixup.exact_search import BLOCK_FROM, nearest_of_all, search
+from hf_lmmixup.exact_search import BLOCK_FROM, nearest_of_all, search, search_all
 from hf_lmmixup.nearest import STEPS
 
 
@@ -217,7 +217,7 @@ def build_graph(embeddings: np.ndarray, k: int, *, exact_below: int = EXACT_BELO
         return _cell_graph(embeddings, width, seed)
     rows = _matrix(embeddings)
     if n < BLOCK_FROM:
-        cosines, found = search(rows, rows, width + 1)
+        cosines, found = search_all(rows, width + 1)
         indices, similarities = _others(found, cosines, np.arange(n), width)
     else:
         indices, similarities = nearest_of_all(rows, width)
