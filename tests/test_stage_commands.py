@@ -418,8 +418,10 @@ def test_page_without_clusters():
     facts = {"rows": 0, "clustered": 0, "singletons": 0, "clusters": 0, "mean_size": None, "sizes": {}}
     page = render_inspection(facts | {"cohesion": empty, "map": points, "outliers": [], "samples": []}, "<none>")
     assert "&lt;none&gt;" in page
+    assert ">Rows on the two directions" in page
     facts |= {"rows": 7, "mean_size": 2.5, "cohesion": empty | {"mean": 0.5}, "map": points, "samples": []}
     row = {"fit": 0.1, "cluster_id": 0, "id": "a", "prompt": "W" * 500}
     page = " ".join(render_inspection(facts | {"outliers": [row]}, "pile").split())
     assert "A cluster has 2.50 rows on average. Mean cosine" in page
+    assert ">0 rows, drawn at random, on the two directions" in page
     assert f'<pre dir="auto">{"W" * 500}</pre>' in page and "pre { overflow-wrap: anywhere; }" in page
