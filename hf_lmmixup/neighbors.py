@@ -6,8 +6,7 @@ place may be an exact duplicate.
 
 Up to `EXACT_BELOW` rows the graph is exact. Above, it is an inverted file: k-means cells, and each row is compared
 with the rows of the cells nearest to it. How many cells is not guessed: on a sample of rows the exact neighbors are
-found, the fewest cells that hold 95 % of them are taken (32 at most), and the share they hold is logged and kept as
-`recall`.
+found, the fewest cells that hold 95 % of them are taken (at most 32), and their share is logged and kept: `recall`.
 
 One row of a graph::
 
