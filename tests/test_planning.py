@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -106,5 +107,8 @@ def test_command_keeps_the_plan_and_shows_it_beside_the_run(tmp_path, monkeypatc
     assert "took" in told and "check took" in told
     facts = json.loads((tmp_path / "run/facts.json").read_text())
     assert [entry["stage"] for entry in facts["plan"]][0] == "load"
+    kept = (Path(job.output) / "plan.json").read_bytes()
+    told = lmmixup("plan", "extractive", "-i", job.input, "-o", job.output, "--limit", "10")
+    assert "Not kept: a run has begun" in told and (Path(job.output) / "plan.json").read_bytes() == kept
     assert "one of the two" in lmmixup("plan", code=1)
     assert "neither a plan nor" in lmmixup("plan", "--run", tmp_path, code=1)

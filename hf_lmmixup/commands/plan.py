@@ -30,7 +30,8 @@ def plan(
 ) -> None:
     """Tell what a run will take: rows, tokens, time, money and disk of each stage, as ranges.
 
-    The plan is kept in the run directory; `lmmixup plan --run DIR` shows it beside what the stages really took.
+    The plan is kept in the run directory until a run begins there; `lmmixup plan --run DIR` shows it beside what the
+    stages really took.
 
     For example:
 
@@ -59,10 +60,13 @@ def plan(
         loaded = load_recipe(find_recipe(str(recipe)), input=input, output=output, limit=limit)
         planned = as_data(estimate(loaded, sample=sample, tokens_per_second=tokens_per_second))
         folder = Path(loaded.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / PLAN, planned)
+        has_begun = bool(costs_of(folder))
+        if not has_begun:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / PLAN, planned)
     console.print(_table(planned, []))
-    say(f"Kept in {escape(str(folder / PLAN))}.")
+    where = escape(str(folder / PLAN))
+    say(f"Not kept: a run has begun in {escape(str(folder))}." if has_begun else f"Kept in {where}.")
 
 
 def _table(planned: list[dict[str, Any]], costs: list[dict[str, Any]]) -> Table:
