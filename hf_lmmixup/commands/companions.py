@@ -8,13 +8,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hf_lmmixup.commands.options import Input, Limit, Output
 from hf_lmmixup.console import console, errors, progress_bar, say
 
 
-Input = Annotated[
-    str, typer.Argument(metavar="INPUT", help="Rows: Parquet, JSON Lines, JSON, a dataset folder or a Hub id.")
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")]
 Split = Annotated[str, typer.Option(help="Which split of the input.")]
 
 ALONE = {
@@ -27,7 +24,7 @@ ALONE = {
 
 def mosaic(
     input: Input,  # noqa: A002 -- the argument's name
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .parquet or .jsonl file to write.")],
+    output: Output,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Folder or Hub id of the model to be trained; counts tokens.")
     ] = None,

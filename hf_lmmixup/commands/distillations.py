@@ -4,7 +4,17 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_lmmixup.commands.stages import EncoderName, Input, Output, write
+from hf_lmmixup.commands.options import (
+    AllowHttp,
+    Concurrency,
+    EncoderName,
+    Endpoint,
+    Input,
+    KeyVariable,
+    Output,
+    TaskTypeName,
+)
+from hf_lmmixup.commands.stages import write
 from hf_lmmixup.console import TOO_MANY_REJECTS, errors, progress_bar, say
 
 
@@ -15,26 +25,20 @@ def distill(
         str | None,
         typer.Option(help="Folder or Hub id of a model; behind an endpoint the name it has there."),
     ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(metavar="URL", help="An OpenAI-compatible server, up to and with /v1.")
-    ] = None,
+    endpoint: Endpoint = None,
     engine: Annotated[
         str, typer.Option(help="What runs the model here: transformers, paged or vllm.")
     ] = "transformers",
     extractive: Annotated[bool, typer.Option("--extractive", help="Write with no model at all.")] = False,
-    task_type: Annotated[str, typer.Option(help="What the texts are: qa, mcq, tfq, cs or para.")] = "qa",
+    task_type: TaskTypeName = "qa",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 1024,
     max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt; others are split.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that a local model writes together.")] = 32,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 16,
+    concurrency: Concurrency = 16,
     attempts: Annotated[int, typer.Option(min=1, help="How often malformed text is asked for, in all.")] = 2,
     temperature: Annotated[float, typer.Option(help="Of the tries after the first one; above 0.")] = 0.7,
-    key_variable: Annotated[
-        str, typer.Option(help="Environment variable that holds the server's key.")
-    ] = "OPENAI_API_KEY",
-    allow_http: Annotated[
-        bool, typer.Option("--allow-http", help="Let rows go unencrypted to another machine.")
-    ] = False,
+    key_variable: KeyVariable = "OPENAI_API_KEY",
+    allow_http: AllowHttp = False,
     max_novelty: Annotated[
         float | None, typer.Option(help="Drop rows with a larger share of facts that no source has.")
     ] = None,

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hf_lmmixup.commands.options import Limit
 from hf_lmmixup.console import console, errors, progress_bar, say
 
 
@@ -35,7 +36,7 @@ def run(
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="The run directory; with --input by default in runs/.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")] = None,
+    limit: Limit = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that draws.")] = None,
     engine: Annotated[
         str, typer.Option(help="local, or ray: embed, rate and distil on a Ray cluster, with the same result.")

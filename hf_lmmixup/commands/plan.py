@@ -7,6 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hf_lmmixup.commands.options import Limit
 from hf_lmmixup.console import console, errors, say
 
 
@@ -21,7 +22,7 @@ def plan(
         str | None, typer.Option("--input", "-i", help="The rows, as for lmmixup run.")
     ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="The run directory to be.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")] = None,
+    limit: Limit = None,
     sample: Annotated[int, typer.Option(min=1, help="Rows that are tried.")] = 200,
     tokens_per_second: Annotated[
         float | None, typer.Option(min=0.001, help="What the model writes, in all; else a range for its kind.")

@@ -9,6 +9,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hf_lmmixup.commands.options import (
+    AllowHttp,
+    Concurrency,
+    Endpoint,
+    Input,
+    KeyVariable,
+    Limit,
+    Output,
+    TaskTypeName,
+)
 from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar, say
 
 
@@ -19,16 +29,12 @@ Told = Callable[[int], None]
 
 
 def rate(
-    input: Annotated[  # noqa: A002 -- the argument's name
-        str, typer.Argument(metavar="INPUT", help="Rows: Parquet, JSON Lines, JSON, a dataset folder or a Hub id.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .parquet or .jsonl file to write.")],
+    input: Input,  # noqa: A002 -- the argument's name
+    output: Output,
     datastore: Annotated[
         str | None, typer.Option(metavar="PATH|HUB_ID|bundled", help="Score by rows that were rated before.")
     ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(metavar="URL", help="An OpenAI-compatible server, up to and with /v1.")
-    ] = None,
+    endpoint: Endpoint = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,8 +45,8 @@ def rate(
     rubric: Annotated[
         str | None, typer.Option(help="axes: four judgements as JSON. digit: one forward pass of a local model.")
     ] = None,
-    task_type: Annotated[str, typer.Option(help="What the texts are: qa, mcq, tfq, cs or para.")] = "qa",
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 16,
+    task_type: TaskTypeName = "qa",
+    concurrency: Concurrency = 16,
     timeout: Annotated[float, typer.Option(help="Seconds for one attempt, in all.")] = 60.0,
     temperature: Annotated[float, typer.Option(min=0, help="Of a served model's sampling.")] = 0.0,
     max_new_tokens: Annotated[
@@ -49,12 +55,8 @@ def rate(
     structured: Annotated[
         bool, typer.Option("--schema/--no-schema", help="Hold replies to a JSON schema, where the server can.")
     ] = True,
-    key_variable: Annotated[
-        str, typer.Option(help="Environment variable that holds the server's key.")
-    ] = "OPENAI_API_KEY",
-    allow_http: Annotated[
-        bool, typer.Option("--allow-http", help="Let rows go unencrypted to another machine.")
-    ] = False,
+    key_variable: KeyVariable = "OPENAI_API_KEY",
+    allow_http: AllowHttp = False,
     correct: Annotated[
         bool,
         typer.Option("--correct", help="Correct scores by the neighbors' (DS2); adds raw_score, score_confidence."),
@@ -63,7 +65,7 @@ def rate(
         str | None, typer.Option(help="Sentence encoder for --correct; by default the offline MiniLM.")
     ] = None,
     max_rejects: Annotated[float, typer.Option(min=0, max=1, help="Share of rows that may stay unrated.")] = 0.05,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read at most this many rows.")] = None,
+    limit: Limit = None,
 ) -> None:
     """Rate rows and write them with `rating`, `score` and `rating_error`.
 

@@ -9,16 +9,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hf_lmmixup.commands.options import EncoderName, Input, Output
 from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar, say
 
-
-Input = Annotated[
-    str, typer.Argument(metavar="INPUT", help="Rows: Parquet, JSON Lines, JSON, a dataset folder or a Hub id.")
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The .parquet or .jsonl file to write.")]
-EncoderName = Annotated[
-    str | None, typer.Option("--encoder", help="Folder or Hub id of a sentence encoder; by default the MiniLM.")
-]
 
 FOREIGN = "Files from elsewhere keep theirs where every row has id, prompt and completion as text."
 
