@@ -27,7 +27,7 @@ from hf_lmmixup.nearest import Nearest, in_threads
 faiss.cvar.distance_compute_blas_threshold = 20
 
 BLOCK_FROM = 16_384
-"""Row count from which `nearest_of_all` is faster than `search`."""
+"""Row count from which `nearest_of_all` is faster than `search_all`."""
 
 BLOCK, QUERIES = 1024, 512
 """Rows of a block and rows compared with it at a time: their product has 2 MB and stays in the cache."""

@@ -36,7 +36,7 @@ from hf_lmmixup.journal import Journal
 from hf_lmmixup.numerals import UNSPACED
 from hf_lmmixup.prompts import distillation_messages, prompt_hash
 from hf_lmmixup.records import Distillation, TaskType, pair_text
-from hf_lmmixup.wording import split_sentences
+from hf_lmmixup.wording import FINAL_MARKS, FULL_WIDTH_MARKS, split_sentences
 
 
 logger = logging.getLogger(__name__)
@@ -73,14 +73,11 @@ ITEM_MARKS = ("-", "*", "#", "|", ">", "\u2022", "$$", "\\")
 
 _NUMBERED = re.compile(r"[0-9]{1,3}[.)](?![0-9])")
 
-FINAL_MARKS = (".", "!", "?", "\u2026", "\u3002", "\uff01", "\uff1f", "\u061f", "\u06d4", "\u0964")
-"""What ends a sentence, in Latin, Han, Arabic and Devanagari scripts."""
+ENDS = (*FINAL_MARKS, *FULL_WIDTH_MARKS, "\u2026")
+"""What a whole sentence ends with."""
 
 NOT_ALONE = ("?", "\uff1f", "\u061f", ":")
 """What ends a question, or announces what follows."""
-
-FULL_WIDTH = ("\u3002", "\uff01", "\uff1f")
-"""Final marks that no space follows."""
 
 CLOSERS = "\"')]\u201d\u2019\u00bb\u300d\u300f\uff09"
 """What may stand behind a final mark."""
@@ -270,7 +267,7 @@ def _word_count(text: str) -> int:
 
 
 def _is_ended(text: str) -> bool:
-    return text.rstrip(CLOSERS).endswith(FINAL_MARKS)
+    return text.rstrip(CLOSERS).endswith(ENDS)
 
 
 def _ended(text: str) -> str:
@@ -283,5 +280,5 @@ def _joined(sentences: Iterable[str]) -> str:
     """Sentences in one text, with a space between them where their script has spaces."""
     whole = ""
     for text in sentences:
-        whole += text if not whole or whole.endswith(FULL_WIDTH) else f" {text}"
+        whole += text if not whole or whole.endswith(tuple(FULL_WIDTH_MARKS)) else f" {text}"
     return whole

@@ -10,6 +10,7 @@ one the whole process. What else a folder holds (CSV, compressed files) is read 
 
 import logging
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _folder_rows(folder: Path, split: str) -> Iterator[RawRow]:
 
     found: Any = load_dataset_builder(str(folder)).config.data_files or {}
     paths = [Path(file) for file in _split_of(found, split, str(folder), "by its file, or in a folder of its own")]
-    _tell_of_others(folder, {Path(file) for files in found.values() for file in files})
+    _tell_of_others(folder, frozenset(Path(file) for files in found.values() for file in files))
     if not all(path.suffix in FILES and path.is_file() for path in paths):
         # The cache of `datasets` knows a folder by the words of its card, so another folder's rows may be in it.
         yield from _numbered(load_dataset(str(folder), streaming=True, split=split), folder.name)
@@ -112,8 +113,9 @@ def _folder_rows(folder: Path, split: str) -> Iterator[RawRow]:
             yield str(inside / place), row
 
 
-def _tell_of_others(folder: Path, known: set[Path]) -> None:
-    """Say what is left out: `load_dataset` takes the files of one format only, the one that most of them have."""
+@lru_cache(maxsize=64)
+def _tell_of_others(folder: Path, known: frozenset[Path]) -> None:
+    """Say once what is left out: `load_dataset` takes the files of one format, the one that most of them have."""
     there = [path for path in sorted(folder.resolve().rglob("*")) if path.suffix in FILES and path.is_file()]
     others = [path.relative_to(folder.resolve()) for path in there if path not in known]
     others = [path for path in others if path.name not in ABOUT_DATA and not any(p[0] == "." for p in path.parts)]

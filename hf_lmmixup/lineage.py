@@ -41,7 +41,7 @@ from hf_lmmixup.run_directory import (
 from hf_lmmixup.stages import readable
 
 
-EXCERPT, ALONE = 200, "no related rows"
+EXCERPT = 200
 
 SHOWN = 5
 """Ids and sources that a message names."""
@@ -125,9 +125,11 @@ def _source_steps(run: Path, identifier: str) -> list[Step]:
     if stood_for:
         steps.append(Step("deduplicate", f"stands for {', '.join(sorted(stood_for))}"))
     steps += _reason(run, CLUSTER, identifier)
+    is_alone = False
     for row in _stage(run, CLUSTER, "id", identifier):
-        if row["cluster_id"] is None:
-            steps.append(Step("cluster", ALONE))
+        is_alone = row["cluster_id"] is None
+        if is_alone:
+            steps.append(Step("cluster", "no related rows"))
         else:
             members = _stage(run, CLUSTER, "cluster_id", row["cluster_id"])
             loaded = _stage(run, LOAD, "id", *(member["id"] for member in members))
@@ -136,8 +138,7 @@ def _source_steps(run: Path, identifier: str) -> list[Step]:
     for attempt in _attempts(run, identifier):
         verdict = attempt["reason"] or "taken"
         steps.append(Step("distil", f"try {attempt['attempt']}: {verdict}: {_excerpt(attempt['completion'])}"))
-    is_alone = ALONE in [step.text for step in steps]  # then it may be in the dataset as it is
-    return steps if is_alone else steps + _reason(run, DISTIL, identifier)
+    return steps if is_alone else steps + _reason(run, DISTIL, identifier)  # alone, it was in no prompt
 
 
 def _made_from(run: Path, identifier: str) -> list[str]:

@@ -39,8 +39,12 @@ FORMS = {
 """Form -> the columns that identify it, tried in this order."""
 
 ROLES = {
-    **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
-    **{"system": "system", "developer": "system"},
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "system",
 }
 """Spellings of a speaker in ShareGPT and messages data -> the role in this package."""
 
@@ -49,6 +53,9 @@ CALLS = ("tool_calls", "function_call")
 
 MAX_TEXT = 1_000_000
 """Longest prompt or completion in characters; a longer one is a reject, not an instruction."""
+
+DUPLICATE = "duplicate"
+"""Reason of a row with the texts of an earlier one."""
 
 FLUSH_ROWS = 20_000
 
@@ -121,7 +128,7 @@ def normalize_rows(rows: Iterable[RawRow], *, name: str, limit: int | None = Non
             continue
         identifier = row_id(prompt, completion)
         if identifier in seen:
-            dropped[place] = "duplicate"
+            dropped[place] = DUPLICATE
             continue
         seen.add(identifier)
         records += (identifier, prompt, completion, _source(raw, name))

@@ -227,7 +227,7 @@ def _eligible(
         if score is not None and score >= min_score:
             eligible.append(row)
         else:  # not a number is no score either
-            dropped[ids[row]] = LOW_SCORE if score == score and score is not None else UNSCORED
+            dropped[ids[row]] = UNSCORED if score is None or score != score else LOW_SCORE
     return eligible, dropped
 
 

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 
 from hf_lmmixup.faithfulness import COLUMNS
+from hf_lmmixup.inputs import raw_rows
 from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
-from hf_lmmixup.loading import load_rows, raw_rows
+from hf_lmmixup.loading import DUPLICATE, load_rows
 from hf_lmmixup.records import CLUSTERED, MERGED, SCORES, Outcome, TaskType, pair_text, row_id
 from hf_lmmixup.tables import dataset_of
 
@@ -118,7 +119,7 @@ def _with_own_ids(table: pa.Table, places: Iterable[str]) -> Outcome:
     dropped: dict[str, str] = {}
     for row, (pair, place) in enumerate(zip(pairs, places, strict=False)):
         if first.setdefault(row_id(*pair), row) != row:
-            dropped[place] = "duplicate"
+            dropped[place] = DUPLICATE
     kept, ids = table.take([*first.values()]), pa.array([*first], pa.string())
     return Outcome(dataset_of(kept.set_column(kept.column_names.index("id"), "id", ids)), dropped)
 

@@ -17,8 +17,14 @@ LABELS = frozenset(["Q:", "A:", "C:", "S:", "Statement:", "Answer:", "A)", "B)",
 
 LONGEST_LABEL = max(map(len, LABELS))
 
+FINAL_MARKS = ".!?\u061f\u06d4\u0964"
+"""What ends a sentence before a space, in Latin, Arabic and Devanagari scripts."""
+
+FULL_WIDTH_MARKS = "\u3002\uff01\uff1f"
+"""What ends a sentence in Chinese and Japanese, with no space behind it."""
+
 _BETWEEN_SENTENCES = re.compile(
-    "(?<=[.!?\u061f\u06d4\u0964])\\s+(?=[^a-z])|(?<=[\u3002\uff01\uff1f])(?![\u300d\u300f\uff09\u201d])\\s*"
+    f"(?<=[{FINAL_MARKS}])\\s+(?=[^a-z])|(?<=[{FULL_WIDTH_MARKS}])(?![\u300d\u300f\uff09\u201d])\\s*"
 )
 
 _TERM = re.compile(r"[A-Za-z0-9]+(?:[.,'/-][A-Za-z0-9]+)*")

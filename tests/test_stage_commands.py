@@ -234,6 +234,7 @@ IN_PLACE = [
     ("select", "{pile}", "-o", "{pile}"),
     ("distill", "{pile}", "-o", "{pile}", "--extractive"),
     ("merge", "nothing.parquet", "{pile}", "-o", "{pile}"),
+    ("merge", "{folder}", "{pile}", "-o", "{pile}"),
     ("rate", "{pile}", "-o", "{pile}", "--datastore", "bundled"),
 ]
 
@@ -247,7 +248,7 @@ REFUSED = [
     (("run", "extractive", "-i", "{pile}", "-o", "{pile}/run"), "Not a directory: "),
     (("distill", "{pile}", "-o", "{out}", "--extractive"), "has no column cluster_id. Make it with lmmixup cluster."),
     (("distill", "{pile}", "-o", "{out}"), "Give --model, or --extractive"),
-    *((command, "is the input, whose rows would be lost") for command in IN_PLACE),
+    *((command, "pile.jsonl is the input, whose rows would be lost.") for command in IN_PLACE),
     (("distill", "{pile}", "-o", "{out}", "--extractive", "--endpoint", "http://127.0.0.1:9/v1"), "asks no server"),
     (("distill", "{pile}", "-o", "{out}", "--model", "m", "--temperature", "0"), "--temperature 0.0 must be above 0"),
     (("distill", "{pile}", "-o", "{out}", "--model", "m", "--temperature", "0.01"), "has no column cluster_id"),
@@ -256,10 +257,6 @@ REFUSED = [
     (("distill", "{pile}", "-o", "{out}", "--extractive", "--min-coverage", "2"), "faithfulness.min_coverage=2.0"),
     (("cluster", "{pile}", "-o", "{out}", "--min-size", "9"), "min_size=9, max_size=5"),
     (("merge", "{pile}", "{pile}", "-o", "{out}", "--share", "50"), "distilled_share=50.0 is not a share"),
-    (("cluster", "{pile}", "-o", "{pile}"), "pile.jsonl is the input, whose rows would be lost."),
-    (("select", "{pile}", "-o", "{pile}"), "pile.jsonl is the input, whose rows would be lost."),
-    (("distill", "{pile}", "-o", "{pile}", "--extractive"), "pile.jsonl is the input, whose rows would be lost."),
-    (("merge", "{folder}", "{pile}", "-o", "{pile}"), "pile.jsonl is the input, whose rows would be lost."),
     (("cluster", "{pile}", "-o", "{out}", "--report", "{pile}"), "pile.jsonl is a folder, or does not end in '.html'"),
 ]
 

@@ -6,7 +6,7 @@ import shlex
 import pytest
 from conftest import REPOSITORY
 from test_recipes import environment_of_recipes  # noqa: F401 -- a fixture
-from trl_forks import failures, job, run_jobs
+from trl_forks import failures, job, job_of, run_jobs
 from typer.testing import CliRunner
 
 from hf_lmmixup import training
@@ -30,7 +30,7 @@ def test_the_commands_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def fork(command, log, environment, on_step):
-        return run_jobs(job(command[-3], command[-2:], log.absolute(), environment, folder=tmp_path))[0]
+        return run_jobs(job_of(command, log, environment))[0]
 
     monkeypatch.setattr(training, "_run", fork)
     lines = commands("bash")

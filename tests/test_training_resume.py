@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 from datasets import load_dataset
 from safetensors.torch import load_file
 from test_recipes import tiny  # noqa: F401 -- a fixture
-from trl_forks import failures, job, options, run_jobs
+from trl_forks import failures, job, job_of, options, run_jobs
 
 from hf_lmmixup import training
 from hf_lmmixup.bundled import read_mini
@@ -76,8 +76,7 @@ def test_a_killed_training_goes_on_with_the_same_curve(method, rows, tiny, tmp_p
     kill = {"at": None}
 
     def fork(command, log, environment, on_step):
-        arguments = ["--config", command[-1]]
-        return run_jobs(job(method, arguments, log, environment | {"HF_TOKEN": TOKEN}, kill_at=kill["at"]))[0]
+        return run_jobs(job_of(command, log, environment | {"HF_TOKEN": TOKEN}, kill_at=kill["at"]))[0]
 
     monkeypatch.setattr(training, "_run", fork)
     recipe = tmp_path / "recipe.yaml"

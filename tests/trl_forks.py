@@ -109,6 +109,11 @@ def job(script, arguments, log, environment=None, kill_at=None, kill_when=None, 
     }
 
 
+def job_of(command, log, environment, **more):
+    """The job of a command that `hf_lmmixup.training` would start."""
+    return job(command[-3], command[-2:], Path(log).absolute(), environment, folder=Path.cwd(), **more)
+
+
 def options(**values):
     """Command line options from keywords."""
     return [
@@ -169,7 +174,7 @@ def command(one):
     faulthandler.dump_traceback_later(LIMIT, exit=True)  # not sooner: a fork cannot end its parent's watch
 
     def run(command, log, environment, on_step):
-        return ask(here, here, job(command[-3], command[-2:], Path(log).absolute(), environment, folder=Path.cwd()))[0]
+        return ask(here, here, job_of(command, log, environment))[0]
 
     training._run = run
     assert not app(one["arguments"], standalone_mode=False)

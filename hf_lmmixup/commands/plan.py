@@ -66,8 +66,8 @@ def plan(
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / PLAN, planned)
     console.print(_table(planned, []))
-    where = escape(str(folder / PLAN))
-    say(f"Not kept: a run has begun in {escape(str(folder))}." if has_begun else f"Kept in {where}.")
+    told = f"Not kept: a run has begun in {folder}." if has_begun else f"Kept in {folder / PLAN}."
+    say(escape(told))
 
 
 def _table(planned: list[dict[str, Any]], costs: list[dict[str, Any]]) -> Table:
