@@ -70,8 +70,7 @@ def nearest_in_cells(embeddings: np.ndarray, near_cells: np.ndarray, k: int) -> 
                     cosines = vectors(rows) @ inside
                     bars = nearest.bars[rows]
                     if (new := np.isneginf(bars)).any():
-                        nearest.meet(rows[new], some, cosines[new])
-                        bars[new] = np.inf
+                        bars[new] = nearest.first_bars(cosines[new])
                     better = np.flatnonzero(cosines >= bars[:, None])
                     place, other = np.divmod(better, len(some))
                     met.append((rows[place], some[other], cosines.ravel()[better]))

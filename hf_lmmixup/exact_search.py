@@ -32,9 +32,6 @@ BLOCK_FROM = 16_384
 BLOCK, QUERIES = 1024, 512
 """Rows of a block and rows compared with it at a time: their product has 2 MB and stays in the cache."""
 
-MEETINGS = 8
-"""Parts of a block that meet the whole of it one after the other, for the same reason."""
-
 SAMPLE_ROWS, SAMPLE_OTHERS = 256, 8192
 FRACTIONS = (1 / 8, 1 / 6, 1 / 4, 1 / 3, 1 / 2)
 """Widths tried, as parts of the whole width."""
@@ -88,8 +85,8 @@ def nearest_of_all(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     def within(start: int) -> None:
         block = np.arange(start, min(start + BLOCK, n))
         cosines = rows[block] @ rows[block].T
-        for some in np.array_split(block - start, MEETINGS):
-            nearest.meet(block[some], block, cosines[some])
+        one, other = np.nonzero(cosines >= nearest.first_bars(cosines)[:, None])
+        nearest.offer(block[one], block[other], cosines[one, other])
 
     def beyond(start: int) -> None:
         block = np.arange(start, min(start + BLOCK, n))

@@ -50,15 +50,18 @@ class Nearest:
         self._found = np.full((n, k), NOTHING, np.int64)
         self._worst = np.full(n, NOTHING, np.int64)
 
-    def meet(self, rows: np.ndarray, others: np.ndarray, cosines: np.ndarray) -> None:
-        """Compare rows that have found little so far with all of some others; each pair of rows meets once.
+    def first_bars(self, cosines: np.ndarray) -> np.ndarray:
+        """Bars (m,) of rows that have found nobody so far and meet some others.
 
         Args:
-            rows: Distinct row numbers (m,).
-            others: Whom each of them meets (size,); a row is not its own neighbor.
-            cosines: How similar they are (m, size).
+            cosines: How similar those are (m, size); a row may be among them itself.
         """
-        self._keep(rows, _names(rows[:, None], others, cosines))
+        place = cosines.shape[1] - self.k - 1  # of the best but k: one of those may be the row itself
+        if place < 0:
+            return np.full(len(cosines), -np.inf, np.float32)
+        # What rounds to the same step or to a higher one is less than a step below.
+        bars: np.ndarray = np.partition(cosines, place, axis=1)[:, place] - np.float32(1.01 / STEPS)
+        return bars
 
     def offer(self, rows: np.ndarray, others: np.ndarray, cosines: np.ndarray) -> None:
         """Let better neighbors take the place of worse ones; each pair of rows is offered once.

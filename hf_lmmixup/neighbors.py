@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 
 from hf_lmmixup.cell_search import nearest_in_cells
 from hf_lmmixup.exact_search import BLOCK_FROM, nearest_of_all, search, search_all
-from hf_lmmixup.nearest import STEPS
+from hf_lmmixup.nearest import STEPS, in_threads
 
 
 logger = logging.getLogger(__name__)
@@ -33,24 +33,20 @@ logger = logging.getLogger(__name__)
 EXACT_BELOW = 50_000
 """Row count up to which the graph is exact; of 384 dimensions it then takes about five seconds on two cores."""
 
-MIN_RECALL = 0.95
-"""Share of a sample's exact neighbors that the searched cells must hold."""
-
-SAMPLE_ROWS = 512
-"""Rows whose exact neighbors are found to measure recall."""
+MIN_RECALL, SAMPLE_ROWS = 0.95, 512
+"""Share of a sample's exact neighbors that the searched cells must hold, and the rows of the sample."""
 
 ROWS_PER_CELL = 256
 """Mean rows of a cell: few enough to skip most of the data, enough for matrix products to run at full speed."""
 
-TRAINING_ROWS_PER_CELL = 32
-TRAINING_ROUNDS = 8
-"""k-means on a sample: cells need only be compact, and recall is measured."""
+TRAINING_ROWS_PER_CELL, TRAINING_ROUNDS = 64, 6
+"""k-means on a sample: cells need only be compact, and recall is measured. More rows pay more than more rounds."""
 
 MAX_PROBES = 32
 """Most cells a row is compared with: 8,192 rows."""
 
-BLOCK = 65_536
-"""Rows converted to another precision at a time."""
+BLOCK, QUERIES = 65_536, 1024
+"""Rows converted to another precision at a time, and rows whose nearest cells one thread finds at a time."""
 
 EXPONENT = 0x7C00
 """The exponent of a half-precision number; all of its bits are set in infinities and NaN alone."""
@@ -231,8 +227,11 @@ def _cell_graph(embeddings: np.ndarray, width: int, seed: int) -> NeighborGraph:
     probes, recall = _measure(embeddings, centers, width, seed)
     logger.info("Neighbor graph of %d rows: %d of %d cells a row, recall %.3f", n, probes, len(centers), recall)
     near_cells = np.empty((n, probes), np.int32)
-    for start in range(0, n, BLOCK):
-        near_cells[start : start + BLOCK] = top_k(centers, embeddings[start : start + BLOCK], probes)[1]
+
+    def ask(start: int) -> None:
+        near_cells[start : start + QUERIES] = top_k(centers, embeddings[start : start + QUERIES], probes)[1]
+
+    in_threads(ask, range(0, n, QUERIES))
     indices, similarities = nearest_in_cells(embeddings, near_cells, width)
     return NeighborGraph(indices, similarities, _horizon(similarities, n), recall)
 

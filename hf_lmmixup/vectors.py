@@ -59,11 +59,12 @@ class Vectors:
     def graph(self) -> NeighborGraph:
         """The graph of all rows, read anew each time; built and saved when it is first needed."""
         path = self.folder / GRAPH
-        if not path.is_file():
-            partial = path.with_name(f".{GRAPH}.partial")
-            build_graph(self.matrix, NEIGHBORS).save(partial)
-            os.replace(partial, path)
-        return NeighborGraph.load(path)
+        if path.is_file():
+            return NeighborGraph.load(path)
+        graph, partial = build_graph(self.matrix, NEIGHBORS), path.with_name(f".{GRAPH}.partial")
+        graph.save(partial)
+        os.replace(partial, path)
+        return graph
 
     def places(self, ids: Sequence[str]) -> np.ndarray:
         """Row numbers of ids (m,).
