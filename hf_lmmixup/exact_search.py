@@ -26,8 +26,8 @@ from hf_lmmixup.nearest import Nearest, in_threads
 # rows on one core: 13 GFLOP/s, against 117 as a matrix product. Below 20 queries the former is the faster one.
 faiss.cvar.distance_compute_blas_threshold = 20
 
-BLOCK_FROM = 16_384
-"""Row count from which `nearest_of_all` is faster than `search_all`."""
+BOUNDS_FROM = 16_384
+"""Row count from which it pays to try bounds."""
 
 BLOCK, QUERIES = 1024, 512
 """Rows of a block and rows compared with it at a time: their product has 2 MB and stays in the cache."""
@@ -50,22 +50,6 @@ def search(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, n
     return cosines, found
 
 
-def search_all(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """`search` of all rows (n, d) among themselves: (n, k) and (n, k).
-
-    A block at a time has a single thread, so the last bits of a cosine, which decide between equal rows, do not depend
-    on how many threads there are.
-    """
-    cosines, found = np.empty((len(rows), k), np.float32), np.empty((len(rows), k), np.int64)
-
-    def work(start: int) -> None:
-        block = slice(start, start + BLOCK)
-        cosines[block], found[block] = search(rows, rows[block], k)
-
-    in_threads(work, range(0, len(rows), BLOCK))
-    return cosines, found
-
-
 def nearest_of_all(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest other rows of every row.
 
@@ -83,8 +67,8 @@ def nearest_of_all(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     lock = Lock()
 
     def within(start: int) -> None:
-        block = np.arange(start, min(start + BLOCK, n))
-        cosines = rows[block] @ rows[block].T
+        block, some = np.arange(start, min(start + BLOCK, n)), rows[start : start + BLOCK]
+        cosines = some @ some.T
         one, other = np.nonzero(cosines >= nearest.first_bars(cosines)[:, None])
         nearest.offer(block[one], block[other], cosines[one, other])
 
@@ -113,6 +97,8 @@ def nearest_of_all(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 def _bound_width(rows: np.ndarray, k: int) -> int | None:
     """The number of axes for which the whole search is cheapest; `None` if that is the plain search."""
     n, d = rows.shape
+    if n < BOUNDS_FROM:
+        return None
     sample = np.linspace(0, n - 1, min(n, SAMPLE_ROWS)).astype(np.int64)
     others = np.linspace(0, n - 1, min(n, SAMPLE_OTHERS)).astype(np.int64)
     lowest = search(rows, rows[sample], min(k + 1, n))[0][:, -1:]

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hf_lmmixup.cell_search import nearest_in_cells
-from hf_lmmixup.exact_search import BLOCK_FROM, nearest_of_all, search, search_all
+from hf_lmmixup.exact_search import nearest_of_all, search
 from hf_lmmixup.nearest import STEPS, in_threads
 
 
@@ -211,12 +211,7 @@ def build_graph(embeddings: np.ndarray, k: int, *, exact_below: int = EXACT_BELO
         return NeighborGraph(np.zeros((n, 0), np.int32), np.zeros((n, 0), np.float32), nothing)
     if n > exact_below:
         return _cell_graph(embeddings, width, seed)
-    rows = _matrix(embeddings)
-    if n < BLOCK_FROM:
-        cosines, found = search_all(rows, width + 1)
-        indices, similarities = _others(found, cosines, np.arange(n), width)
-    else:
-        indices, similarities = nearest_of_all(rows, width)
+    indices, similarities = nearest_of_all(_matrix(embeddings), width)
     return NeighborGraph(indices, similarities, _horizon(similarities, n))
 
 
@@ -254,25 +249,19 @@ def _measure(embeddings: np.ndarray, centers: np.ndarray, width: int, seed: int)
     n = len(embeddings)
     sample = np.random.default_rng(seed + 1).choice(n, min(n, SAMPLE_ROWS), replace=False)
     queries = _matrix(embeddings[sample])
-    cosines, found = [], []
+    best, rows = [], []
     for start in range(0, n, BLOCK):
-        best, rows = top_k(embeddings[start : start + BLOCK], queries, width + 1)
-        cosines.append(best)
-        found.append(start + rows)
-    exact, _ = _others(np.hstack(found), np.hstack(cosines), sample, width)
+        cosines, found = top_k(embeddings[start : start + BLOCK], queries, width + 1)
+        # The row itself goes behind all others, by its number, as its duplicates may stand before it.
+        best.append(np.where(start + found == sample[:, None], np.float32(-np.inf), rounded(cosines)))
+        rows.append(start + found)
+    exact = _ordered(np.hstack(rows), np.hstack(best))[0][:, :width]
     asked = top_k(centers, embeddings[sample], MAX_PROBES)[1]
     own = top_k(centers, embeddings[exact.ravel()], 1)[1].reshape(exact.shape)
     reached = (asked[:, None, :] == own[:, :, None]).mean(axis=(0, 1)).cumsum()
     enough = np.flatnonzero(reached >= MIN_RECALL)
     probes = int(enough[0]) + 1 if len(enough) else asked.shape[1]
     return probes, float(reached[probes - 1])
-
-
-def _others(found: np.ndarray, cosines: np.ndarray, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `width` best of the found neighbors (m, >= width), the row itself left out by its number."""
-    # Behind everything else, which also covers a row that its own duplicates crowded out.
-    indices, similarities = _ordered(found, np.where(found == rows[:, None], np.float32(-np.inf), rounded(cosines)))
-    return indices[:, :width], similarities[:, :width]
 
 
 def _ordered(indices: np.ndarray, similarities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -33,6 +33,7 @@ def check(rows, k):
 def small_blocks(monkeypatch):
     monkeypatch.setattr(exact_search, "BLOCK", 256)
     monkeypatch.setattr(exact_search, "QUERIES", 100)
+    monkeypatch.setattr(exact_search, "BOUNDS_FROM", 0)
 
 
 @pytest.mark.parametrize(
