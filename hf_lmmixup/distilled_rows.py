@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
-from hf_lmmixup.prompts import ANSWER_LABELS
+from hf_lmmixup.prompts import labels_of
 from hf_lmmixup.records import DISTILLED, Distillation, Outcome, TaskType, pair_text, row_id
 from hf_lmmixup.tables import dataset_of, gathered, places_of, table_of
 
@@ -135,7 +135,7 @@ def split_answer(answer: str, task_type: TaskType | str, prompt: str) -> tuple[s
         task_type: Its form.
         prompt: What a paragraph, which has no label, is the answer to.
     """
-    labels = ANSWER_LABELS[TaskType(task_type)]
+    labels = labels_of(task_type)
     if not labels:
         return prompt, answer.strip()
     head, _, tail = answer.strip().partition(labels[-1])

@@ -75,12 +75,23 @@ def distillation_messages(texts: Sequence[str], task_type: TaskType | str = Task
     """
     if not texts:
         raise ValueError("A distillation prompt needs at least one text; the cluster is empty.")
-    user = f"{linearize(texts)}\n\n{_request(TaskType(task_type))}"
+    user = f"{linearize(texts)}\n\n{_request(task_type)}"
     return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": user}]
 
 
 @cache
-def _request(kind: TaskType) -> str:
+def labels_of(task_type: TaskType | str) -> tuple[str, ...]:
+    """The `ANSWER_LABELS` of a task type; asked for with each answer.
+
+    Raises:
+        ValueError: If the task type is unknown.
+    """
+    return ANSWER_LABELS[TaskType(task_type)]
+
+
+@cache
+def _request(task_type: TaskType | str) -> str:
+    kind = TaskType(task_type)
     form = format_completion("what the texts share and what to repair", SKELETONS[kind])
     return f"{TASK_INSTRUCTIONS[kind]} Write in this form:\n{form}"
 
@@ -177,7 +188,7 @@ def answer_matches(answer: str, task_type: TaskType | str) -> bool:
     Returns:
         True if the form is right.
     """
-    labels = ANSWER_LABELS[TaskType(task_type)]
+    labels = labels_of(task_type)
     body = answer.strip()
     if not labels:
         return bool(body) and not body.startswith(("Q:", "C:", "Statement:"))
