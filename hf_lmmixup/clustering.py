@@ -24,7 +24,8 @@ import pyarrow as pa
 from datasets import Dataset
 
 from hf_lmmixup.bounds import CLUSTER, check, check_sizes
-from hf_lmmixup.neighbors import NeighborGraph, build_graph, check_finite
+from hf_lmmixup.half_precision import check_finite
+from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import Outcome, row_seed
 from hf_lmmixup.tables import check_ids, rows_at, with_columns
 

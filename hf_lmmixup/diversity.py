@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from hf_lmmixup.neighbors import NeighborGraph, check_finite, rounded
+from hf_lmmixup.half_precision import check_finite
+from hf_lmmixup.neighbors import NeighborGraph, rounded
 
 
 BLOCK = 1024

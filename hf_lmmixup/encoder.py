@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hf_lmmixup.half_precision import widened
 from hf_lmmixup.shipped_vectors import rows_of, shipped_vectors
 
 
@@ -261,7 +262,7 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 def single(vectors: np.ndarray) -> np.ndarray:
     """Half-precision vectors (n, d) as unit rows, float32."""
-    return unit_rows(vectors.astype(np.float32))
+    return unit_rows(widened(vectors))
 
 
 def encodable(text: str) -> str:

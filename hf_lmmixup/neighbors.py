@@ -16,7 +16,6 @@ One row of a graph::
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
@@ -25,6 +24,7 @@ from safetensors.numpy import save_file
 
 from hf_lmmixup.cell_search import nearest_in_cells
 from hf_lmmixup.exact_search import nearest_of_all, search
+from hf_lmmixup.half_precision import check_finite, widened
 from hf_lmmixup.nearest import STEPS, in_threads
 
 
@@ -47,9 +47,6 @@ MAX_PROBES = 32
 
 BLOCK, QUERIES = 65_536, 1024
 """Rows converted to another precision at a time, and rows whose nearest cells one thread finds at a time."""
-
-EXPONENT = 0x7C00
-"""The exponent of a half-precision number; all of its bits are set in infinities and NaN alone."""
 
 NO_HORIZON = -2.0
 """Below every cosine: the horizon of a row whose neighbors are all other rows."""
@@ -172,22 +169,6 @@ def rounded(cosines: np.ndarray) -> np.ndarray:
     return (np.rint(cosines.clip(-1, 1) * STEPS) / STEPS).astype(np.float32)
 
 
-def check_finite(embeddings: np.ndarray) -> None:
-    """Refuse infinities and NaN: a row of them has no neighbors, and would pass for the rarest one.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    for start in range(0, len(embeddings), BLOCK):
-        some = np.ascontiguousarray(embeddings[start : start + BLOCK])
-        if some.dtype == np.float16:  # an eighth of the time
-            finite = (some.view(np.uint16) & EXPONENT).max(initial=0) < EXPONENT
-        else:
-            finite = np.isfinite(some).all()
-        if not finite:
-            raise ValueError("The embeddings hold values that are not finite. Encode the texts again.")
-
-
 def build_graph(embeddings: np.ndarray, k: int, *, exact_below: int = EXACT_BELOW, seed: int = 0) -> NeighborGraph:
     """The neighbor graph of a set of unit rows.
 
@@ -238,7 +219,7 @@ def _centers(embeddings: np.ndarray, seed: int) -> np.ndarray:
     sample = np.random.default_rng(seed).choice(n, min(n, count * TRAINING_ROWS_PER_CELL), replace=False)
     kmeans = faiss.Kmeans(d, count, niter=TRAINING_ROUNDS, seed=seed, spherical=True, min_points_per_centroid=1)
     kmeans.train(_matrix(embeddings[np.sort(sample)]))
-    return _matrix(kmeans.centroids)
+    return np.ascontiguousarray(kmeans.centroids)
 
 
 def _measure(embeddings: np.ndarray, centers: np.ndarray, width: int, seed: int) -> tuple[int, float]:
@@ -281,8 +262,8 @@ def _as_cosines(steps: np.ndarray) -> np.ndarray:
     return np.divide(steps, np.float32(STEPS), dtype=np.float32)
 
 
-def _matrix(embeddings: Any) -> np.ndarray:
-    matrix = np.ascontiguousarray(embeddings, dtype=np.float32)
+def _matrix(embeddings: np.ndarray) -> np.ndarray:
+    matrix = np.ascontiguousarray(widened(embeddings))
     if matrix.ndim != 2:
         raise ValueError(f"Embeddings have shape {matrix.shape}. Expected two dimensions: (rows, width).")
     return matrix

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from hf_lmmixup.diversity import keep_diverse
-from hf_lmmixup.neighbors import NO_HORIZON, STEPS, NeighborGraph, build_graph, check_finite, top_k
+from hf_lmmixup.half_precision import check_finite
+from hf_lmmixup.neighbors import NO_HORIZON, STEPS, NeighborGraph, build_graph, top_k
 
 
 def unit(rows):
