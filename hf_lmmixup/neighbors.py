@@ -1,8 +1,8 @@
 """Nearest rows by cosine similarity: one exact search and one graph that five stages share.
 
-Embeddings are unit rows, so the inner product is the cosine. No n x n matrix is ever built: k neighbors of each row are
-kept. A row is never its own neighbor, and it is left out by its number, not by its position, because the row in first
-place may be an exact duplicate.
+Embeddings are unit rows, so the inner product is the cosine. No n x n matrix is ever built: k neighbors a row are kept.
+A row is never its own neighbor, and it is left out by its number, not by its position, because the row in first place
+may be an exact duplicate.
 
 Up to `EXACT_BELOW` rows the graph is exact. Above, it is an inverted file: k-means cells, and each row is compared
 with the rows of the cells nearest to it. How many cells is not guessed: on a sample of rows the exact neighbors are
