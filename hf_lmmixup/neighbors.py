@@ -1,6 +1,6 @@
 """Nearest rows by cosine similarity: one exact search and one graph that five stages share.
 
-Embeddings are unit rows, so the inner product is the cosine. No n x n matrix is ever built: k neighbors a row are kept.
+Embeddings are unit rows, so the inner product is the cosine. No n x n matrix is ever built: k neighbors a row stay.
 A row is never its own neighbor, and it is left out by its number, not by its position, because the row in first place
 may be an exact duplicate.
 
