@@ -25,7 +25,7 @@ from hf_lmmixup.inputs import raw_rows
 from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
 from hf_lmmixup.loading import DUPLICATE, load_rows
 from hf_lmmixup.records import CLUSTERED, MERGED, SCORES, Outcome, TaskType, pair_text, row_id
-from hf_lmmixup.tables import dataset_of
+from hf_lmmixup.tables import dataset_of, table_of
 
 
 WRITTEN = (".parquet", ".jsonl")
@@ -127,6 +127,20 @@ def _with_own_ids(table: pa.Table, places: Iterable[str]) -> Outcome:
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
     columns = {name: pa.array([row.get(name) for row in rows]) for name in dict.fromkeys(chain.from_iterable(rows))}
     return pa.table({name: column.cast(TYPES.get(name, column.type)) for name, column in columns.items()})
+
+
+def check_clusters(rows: Dataset, source: str) -> None:
+    """Refuse rows whose `cluster_id` is no number of a cluster; pandas makes decimals of those beside a null.
+
+    Raises:
+        ValueError: If there is no such column, or something else in it.
+    """
+    if "cluster_id" in rows.column_names:
+        numbers = table_of(rows)["cluster_id"]
+        is_number = pa.types.is_integer(numbers.type) or pa.types.is_floating(numbers.type)
+        if is_number and pc.all(pc.equal(numbers, pc.floor(numbers)), min_count=0).as_py():
+            return
+    raise ValueError(f"{source} has no column cluster_id with whole numbers. Make it with lmmixup cluster.")
 
 
 def check_output(path: Path, *inputs: str | Path) -> None:

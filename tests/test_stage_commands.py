@@ -16,6 +16,7 @@ from hf_lmmixup.cli import app
 from hf_lmmixup.cluster_page import render_inspection
 from hf_lmmixup.records import CLUSTERED, LOADED, row_id
 from hf_lmmixup.stage_files import read_rows
+from hf_lmmixup.stage_files import write_rows as write_staged
 
 
 @pytest.fixture(autouse=True)
@@ -246,7 +247,7 @@ REFUSED = [
     (("cluster", "{pile}", "-o", "{pile}/a/o.parquet"), "Not a directory: "),
     (("run", "extractive", "-i", "{pile}", "-o", "{pile}"), "pile.jsonl is a file. Name a folder for the run."),
     (("run", "extractive", "-i", "{pile}", "-o", "{pile}/run"), "Not a directory: "),
-    (("distill", "{pile}", "-o", "{out}", "--extractive"), "has no column cluster_id. Make it with lmmixup cluster."),
+    (("distill", "{pile}", "-o", "{out}", "--extractive"), "has no column cluster_id with whole numbers. Make"),
     (("distill", "{pile}", "-o", "{out}"), "Give --model, or --extractive"),
     *((command, "pile.jsonl is the input, whose rows would be lost.") for command in IN_PLACE),
     (("distill", "{pile}", "-o", "{out}", "--extractive", "--endpoint", "http://127.0.0.1:9/v1"), "asks no server"),
@@ -268,6 +269,26 @@ def test_what_cannot_be_done_is_said_in_one_message(tmp_path, arguments, message
     places["folder"].mkdir()
     assert message in lmmixup(*(one.format(**places) for one in arguments), code=1)
     assert not (tmp_path / "o.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "are_clusters"),
+    [
+        (["a", "a"], False),
+        ([1.5, 1.5], False),
+        ([0, 0], True),
+        # pandas makes decimals of whole numbers beside a null
+        ([0.0, None], True),
+        (pa.array([None, None], pa.float64()), True),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_clusters_have_numbers(tmp_path, suffix, numbers, are_clusters):
+    pile, output = tmp_path / f"pile{suffix}", tmp_path / "o.jsonl"
+    write_staged(Dataset(scored(raw_rows(range(2)), cluster_id=numbers)), pile)
+    said = lmmixup("distill", pile, "-o", output, "--extractive", code=0 if are_clusters else 1)
+    assert output.exists() == are_clusters
+    assert are_clusters or "has no column cluster_id with whole numbers" in said
 
 
 OUT_OF_BOUNDS = [

@@ -62,7 +62,7 @@ def distill(
     from hf_lmmixup.faithfulness import check_faithfulness
     from hf_lmmixup.journal import Journal
     from hf_lmmixup.recipe import EXTRACTIVE, TRAINED, DistillerRecipe, FaithfulnessRecipe
-    from hf_lmmixup.stage_files import check_output, read_rows
+    from hf_lmmixup.stage_files import check_clusters, check_output, read_rows
     from hf_lmmixup.writers import writing_settings
 
     with errors(resumes=True), progress_bar() as told:
@@ -76,8 +76,7 @@ def distill(
         faithful = FaithfulnessRecipe(max_novelty=max_novelty, min_coverage=min_coverage)
         loaded = read_rows(input)
         clustered = loaded.dataset
-        if "cluster_id" not in clustered.column_names:
-            raise ValueError(f"{input} has no column cluster_id. Make it with lmmixup cluster.")
+        check_clusters(clustered, input)
         served = {"endpoint": endpoint, "concurrency": concurrency, "key_variable": key_variable}
         lengths = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
         tries = {"attempts": attempts, "temperature": temperature, "batch_size": batch_size}
