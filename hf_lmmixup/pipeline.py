@@ -31,6 +31,7 @@ from hf_lmmixup.distilling import JOURNAL, Distilling
 from hf_lmmixup.earlier_run import EarlierRun
 from hf_lmmixup.evaluation_sets import local_evaluations
 from hf_lmmixup.fingerprint import input_fingerprint
+from hf_lmmixup.half_precision import widened
 from hf_lmmixup.inputs import check_source
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.projection import map_points
@@ -182,7 +183,7 @@ class _Run:
             for rows, number in zip((clusters, distilled), numbers, strict=True)
         ]
         places = self.rows.vectors.places(some[0]["id"][:])
-        vectors = self.rows.vectors.matrix[places].astype(np.float32)
+        vectors = widened(self.rows.vectors.matrix[places])
         written = encoded(some[1], self.rows.encoder, self.rows.vectors)
         prompts = table_of(rows_at(self.rows.loaded.columns("prompt"), places))["prompt"]
         some[0] = with_columns(some[0], {"prompt": prompts})

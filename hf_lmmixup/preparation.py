@@ -23,6 +23,7 @@ from hf_lmmixup.deduplication import find_duplicates
 from hf_lmmixup.earlier_run import EarlierRun
 from hf_lmmixup.encoder import CachedEncoder, Encoder, load_encoder
 from hf_lmmixup.evaluation_sets import read_evaluations
+from hf_lmmixup.half_precision import widened
 from hf_lmmixup.loading import load_rows
 from hf_lmmixup.raters import BUNDLED, named_datastore
 from hf_lmmixup.recipe import Recipe
@@ -156,7 +157,7 @@ class Preparation:
             rows,
             self.evaluations,
             min_overlap=options.min_overlap,
-            embeddings=vectors().astype(np.float32),
+            embeddings=widened(vectors()),
             evaluation_embeddings=known,
             min_similarity=options.min_similarity,
         )

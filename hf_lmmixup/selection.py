@@ -16,14 +16,23 @@ from itertools import islice
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
 
 from hf_lmmixup.bounds import SELECT, check
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import CHARACTERS_PER_TOKEN, HIGH_SCORE, MERGED, Outcome, pair_text
-from hf_lmmixup.tables import best_first, check_ids, dataset_of, rows_at, table_of, text_pairs, with_columns, without
+from hf_lmmixup.tables import (
+    as_field,
+    best_first,
+    check_ids,
+    dataset_of,
+    rows_at,
+    table_of,
+    text_pairs,
+    with_columns,
+    without,
+)
 
 
 LONG_TAIL_NEIGHBORS = 15
@@ -256,22 +265,12 @@ def _as_merged(dataset: Dataset, origin: str) -> pa.Table:
     n = len(table)
     known = {name: table[name] for name in table.column_names}
     known["origin"] = pa.array([origin] * n, pa.string())
-    known["score"] = _cast(known.get("score", pa.nulls(n)), MERGED.arrow_schema.field("score"))
+    known["score"] = as_field(known.get("score", pa.nulls(n)), MERGED.arrow_schema.field("score"))
     if origin == "original":
         known |= {"sources": _one_each(known["id"]), "source_scores": _one_each(known["score"])}
         known |= {name: pa.nulls(n) for name in ("reasoning", "cluster_id", "distiller", "prompt_hash")}
     schema = MERGED.arrow_schema
-    return pa.table([_cast(known.get(field.name, pa.nulls(n)), field) for field in schema], schema=schema)
-
-
-def _cast(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> pa.Array | pa.ChunkedArray:
-    """A column as the type of `field`; not a number is null."""
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), None, column)
-    try:
-        return column.cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"The column {field.name} holds {column.type}, not {field.type}: {error}") from error
+    return pa.table([as_field(known.get(field.name, pa.nulls(n)), field) for field in schema], schema=schema)
 
 
 def _one_each(column: pa.Array | pa.ChunkedArray) -> pa.ListArray:

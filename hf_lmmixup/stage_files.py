@@ -25,7 +25,7 @@ from hf_lmmixup.inputs import raw_rows
 from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
 from hf_lmmixup.loading import DUPLICATE, load_rows
 from hf_lmmixup.records import CLUSTERED, MERGED, SCORES, Outcome, TaskType, pair_text, row_id
-from hf_lmmixup.tables import dataset_of, table_of
+from hf_lmmixup.tables import as_field, dataset_of, table_of, with_columns
 
 
 WRITTEN = (".parquet", ".jsonl")
@@ -129,18 +129,19 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.table({name: column.cast(TYPES.get(name, column.type)) for name, column in columns.items()})
 
 
-def check_clusters(rows: Dataset, source: str) -> None:
-    """Refuse rows whose `cluster_id` is no number of a cluster; pandas makes decimals of those beside a null.
+def with_clusters(rows: Dataset, source: str) -> Dataset:
+    """The rows with whole numbers as `cluster_id`; pandas makes decimals of those beside a null.
 
     Raises:
         ValueError: If there is no such column, or something else in it.
     """
-    if "cluster_id" in rows.column_names:
-        numbers = table_of(rows)["cluster_id"]
-        is_number = pa.types.is_integer(numbers.type) or pa.types.is_floating(numbers.type)
-        if is_number and pc.all(pc.equal(numbers, pc.floor(numbers)), min_count=0).as_py():
-            return
-    raise ValueError(f"{source} has no column cluster_id with whole numbers. Make it with lmmixup cluster.")
+    field = CLUSTERED.arrow_schema.field("cluster_id")
+    try:
+        return with_columns(rows, {field.name: as_field(table_of(rows)[field.name], field)})
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{source} has no column cluster_id with whole numbers. Make it with lmmixup cluster."
+        ) from error
 
 
 def check_output(path: Path, *inputs: str | Path) -> None:

@@ -132,3 +132,17 @@ def with_columns(dataset: Dataset, columns: Mapping[str, Any], features: Feature
             table = table.drop_columns([name])
         table = table.append_column(name, values)
     return dataset_of(table)
+
+
+def as_field(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+    """A column as the type of a field; not a number is null.
+
+    Raises:
+        ValueError: If a value is none of that type.
+    """
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"The column {field.name} holds {column.type}, not {field.type}: {error}") from error

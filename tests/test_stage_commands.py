@@ -247,7 +247,10 @@ REFUSED = [
     (("cluster", "{pile}", "-o", "{pile}/a/o.parquet"), "Not a directory: "),
     (("run", "extractive", "-i", "{pile}", "-o", "{pile}"), "pile.jsonl is a file. Name a folder for the run."),
     (("run", "extractive", "-i", "{pile}", "-o", "{pile}/run"), "Not a directory: "),
-    (("distill", "{pile}", "-o", "{out}", "--extractive"), "has no column cluster_id with whole numbers. Make"),
+    (
+        ("distill", "{pile}", "-o", "{out}", "--extractive"),
+        "has no column cluster_id with whole numbers. Make it with lmmixup cluster.",
+    ),
     (("distill", "{pile}", "-o", "{out}"), "Give --model, or --extractive"),
     *((command, "pile.jsonl is the input, whose rows would be lost.") for command in IN_PLACE),
     (("distill", "{pile}", "-o", "{out}", "--extractive", "--endpoint", "http://127.0.0.1:9/v1"), "asks no server"),

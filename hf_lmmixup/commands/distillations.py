@@ -62,7 +62,7 @@ def distill(
     from hf_lmmixup.faithfulness import check_faithfulness
     from hf_lmmixup.journal import Journal
     from hf_lmmixup.recipe import EXTRACTIVE, TRAINED, DistillerRecipe, FaithfulnessRecipe
-    from hf_lmmixup.stage_files import check_clusters, check_output, read_rows
+    from hf_lmmixup.stage_files import check_output, read_rows, with_clusters
     from hf_lmmixup.writers import writing_settings
 
     with errors(resumes=True), progress_bar() as told:
@@ -75,8 +75,7 @@ def distill(
             raise ValueError(f"--temperature {temperature} must be above 0; the first try is greedy in any case.")
         faithful = FaithfulnessRecipe(max_novelty=max_novelty, min_coverage=min_coverage)
         loaded = read_rows(input)
-        clustered = loaded.dataset
-        check_clusters(clustered, input)
+        clustered = with_clusters(loaded.dataset, input)
         served = {"endpoint": endpoint, "concurrency": concurrency, "key_variable": key_variable}
         lengths = {"max_new_tokens": max_new_tokens, "max_prompt_tokens": max_prompt_tokens}
         tries = {"attempts": attempts, "temperature": temperature, "batch_size": batch_size}
