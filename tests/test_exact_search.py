@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from hf_lmmixup import exact_search
-from hf_lmmixup.exact_search import nearest_of_all, search
+from hf_lmmixup.exact_search import axes, bounded, nearest_of_all, search
 from hf_lmmixup.nearest import STEPS
 
 
@@ -31,8 +31,7 @@ def check(rows, k):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(exact_search, "BLOCK", 256)
-    monkeypatch.setattr(exact_search, "QUERIES", 100)
+    monkeypatch.setattr(exact_search, "BLOCK", 100)
     monkeypatch.setattr(exact_search, "BOUNDS_FROM", 0)
 
 
@@ -47,25 +46,26 @@ def small_blocks(monkeypatch):
 )
 def test_bounds_change_nothing_but_the_work(decay, pays):
     rows = drawn(3000, 384, decay)
-    assert (exact_search._bound_width(rows, 8) is not None) == pays
+    assert (exact_search._bounds(rows, 8) is not rows) == pays
     check(rows, 8)
 
 
-@pytest.mark.parametrize("width", [None, 1, 6, 24, 47])
+@pytest.mark.parametrize("width", [1, 6, 24, 47])
 def test_exact_whatever_the_width(width, monkeypatch):
     """Even one that is far too small."""
-    monkeypatch.setattr(exact_search, "_bound_width", lambda rows, k: width)
-    check(drawn(900, 48, 0.5), 5)
+    rows = drawn(900, 48, 0.5)
+    monkeypatch.setattr(exact_search, "_bounds", lambda rows, k: bounded(rows, axes(rows), width))
+    check(rows, 5)
 
 
 @pytest.mark.parametrize(
     ("n", "k"),
     [
         # one block, and one row more
-        (256, 3),
-        (257, 3),
+        (100, 3),
+        (101, 3),
         # the last rows to compare with are a few
-        (301, 7),
+        (205, 7),
         # more neighbors than a block has rows
         (700, 300),
         # all others
@@ -91,8 +91,8 @@ def test_any_number_of_threads_finds_the_same():
 def test_the_bound_is_a_bound():
     rows = drawn(300, 20, 0.7)
     for width in (1, 5, 19):
-        bounded = exact_search.bounded(rows, exact_search.axes(rows), width)
-        assert (bounded @ bounded.T >= rows @ rows.T - 1e-6).all()
+        bounds = bounded(rows, axes(rows), width)
+        assert (bounds @ bounds.T >= rows @ rows.T - 1e-6).all()
 
 
 def test_zeros_and_duplicates():
