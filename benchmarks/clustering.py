@@ -108,7 +108,7 @@ def compare(arguments: argparse.Namespace) -> None:
             start = time.perf_counter()
             found = cluster(rows, embeddings, min_similarity=-1.0, seed=0).dataset
             ours.append(time.perf_counter() - start)
-        labels = np.array(found.sort("id")["cluster_id"][:])
+        labels = np.array(found["cluster_id"][:])[np.argsort(found["id"][:])]
         sizes = np.random.default_rng(0).permutation(np.bincount(labels))
         start = time.perf_counter()
         base_labels = baseline(embeddings, sizes, seed=0)

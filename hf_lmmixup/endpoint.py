@@ -6,6 +6,7 @@ know no total deadline and let every worker wait for itself. Here:
 - at most `concurrency` requests are in flight or delivered but not yet taken by the caller;
 - each attempt has a total deadline, however slowly the body trickles, and a body is read up to `MAX_BODY_BYTES`;
 - 429 and 503 pause all workers for as long as the server asks (`pacing`), other passing faults back off with jitter;
+- a field that the model does not take (`max_tokens`, `temperature`) is renamed or left out, with a warning;
 - a refused key, exhausted quota, an unknown model or a server that refuses everything stops the run;
 - the key is read from the environment, goes into the request header and nowhere else.
 
@@ -16,21 +17,23 @@ One use::
 """
 
 import asyncio
+import logging
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from threading import Event
 from typing import Any
 
 from hf_lmmixup.bounds import COUNT
 from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped, Stop
+from hf_lmmixup.event_loops import anywhere
 from hf_lmmixup.pacing import NAP, Pacing, retry_after, steady
 from hf_lmmixup.secrecy import SHORTEST_SECRET, environment_secrets, without_secrets
 from hf_lmmixup.transport import BodyTooLong, check_url, open_client, passing_errors
 from hf_lmmixup.verdict import Verdict, error_body, judge_error, read_body
 
+
+logger = logging.getLogger(__name__)
 
 CONCURRENCY = 16
 TIMEOUT = 60.0
@@ -48,6 +51,9 @@ MAX_REFUSALS = 20
 
 SINGLE_FAILURES = 10
 """Requests that fail in a row, without one success between them, before the server is held to be unusable."""
+
+RENAMED = {"max_tokens": "max_completion_tokens"}
+"""Fields that some models take under another name only."""
 
 
 class EndpointModel:
@@ -97,6 +103,7 @@ class EndpointModel:
         }
         self.body |= extra or {}
         self.structured = structured
+        self.left_out: set[str] = set()
         self.settings = {**self.body, "structured": structured}
 
     def replies(self, requests: Iterable[ChatRequest], stop: Event | None = None) -> Iterator[ChatReply]:
@@ -108,8 +115,7 @@ class EndpointModel:
         key = os.environ.get(self.key_variable, "").strip()  # as files that hold one end with a line break
         if not key and self.base_url.startswith("https"):
             raise ModelStopped(f"The environment variable {self.key_variable} is not set. Set it to the server's key.")
-        delivered = self._delivered(iter(requests), stop or Event(), key or "none")
-        yield from delivered if not _is_loop_running() else _driven_elsewhere(delivered)
+        yield from anywhere(self._delivered(iter(requests), stop or Event(), key or "none"))
 
     def _delivered(self, requests: Iterator[ChatRequest], stop: Event, key: str) -> Generator[ChatReply, None, None]:
         signals = stop if isinstance(stop, Stop) else Stop()
@@ -132,7 +138,18 @@ class EndpointModel:
         if self.structured and request.schema is not None:
             schema = {"name": "reply", "strict": True, "schema": request.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        for field in self.left_out & body.keys():
+            value = body.pop(field)
+            if field in RENAMED:
+                body.setdefault(RENAMED[field], value)
         return body
+
+    def leave_out(self, field: str) -> None:
+        """From now on, send requests without a field, or with it under its other name."""
+        if field not in self.left_out:
+            self.left_out.add(field)
+            instead = f"{RENAMED[field]} takes its place" if field in RENAMED else "it is left out"
+            logger.warning("%s does not take %s; %s.", self.name, field, instead)
 
 
 class _Run:
@@ -251,8 +268,11 @@ class _Run:
             return Verdict(error=f"connection failed ({type(error).__name__})", passing=True)
         if 200 <= response.status < 300:
             return read_body(response.body, self.secrets)
-        wait = retry_after(response.headers)
-        return judge_error(response.status, error_body(response.body), wait, self.secrets)
+        verdict = judge_error(response.status, error_body(response.body), retry_after(response.headers), self.secrets)
+        if verdict.untaken not in body:
+            return verdict
+        self.model.leave_out(verdict.untaken)
+        return await self._attempt(request)
 
     def _settled(self, request: ChatRequest, verdict: Verdict) -> ChatReply:
         if verdict.answered:
@@ -272,29 +292,3 @@ class _Run:
     def _public(self, text: str) -> str:
         """A server's words without secrets: some servers repeat the key that they refuse."""
         return without_secrets(text, self.secrets)
-
-
-def _is_loop_running() -> bool:
-    """Whether this thread runs an event loop already, as a notebook's does."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _driven_elsewhere(replies: Generator[ChatReply, None, None]) -> Iterator[ChatReply]:
-    """The same replies, with the generator's own event loop in a thread of its own."""
-    with ThreadPoolExecutor(1) as thread:
-        try:
-            while (reply := _result(thread.submit(next, replies, None))) is not None:
-                yield reply
-        finally:
-            _result(thread.submit(replies.close))
-
-
-def _result(future: Future[Any]) -> Any:
-    """A future's result, waited for in short naps, so that signals are heard in between."""
-    while not wait_for([future], NAP).done:
-        pass
-    return future.result()

@@ -10,6 +10,7 @@ Three responses and what they mean::
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,9 @@ PASSING = (408, 409, 425, 429)
 REFUSED = (429, 503, 529)
 """Statuses of a server that has too much to do: everyone pauses."""
 
+UNPROCESSED = (400, 422)
+"""Statuses of a request that the server understood but will not do."""
+
 CUT, REFUSAL, FILTERED = "reply cut at the token limit", "refusal", "content filter"
 CUT_THINKING = f"{CUT} while thinking"
 
@@ -52,6 +56,9 @@ FINISHED_BADLY = {"length": CUT, "content_filter": FILTERED}
 
 ABOUT_THE_ROW = (REFUSAL, FILTERED)
 """Reasons that say something of a row, and nothing of whether the model can be read."""
+
+UNTAKEN = re.compile(r"(?i)(?=.*(?:unsupported|not support)).*?\b(max_tokens|temperature|seed|response_format)\b")
+"""How servers say that a model does not take a field of the request that it can be asked without."""
 
 MAX_MESSAGE = 200
 """Characters of a server's error message that are kept."""
@@ -69,6 +76,7 @@ class Verdict:
         refused: The server has too much to do.
         wait: Seconds that the server asks to wait.
         stops: No further request can succeed.
+        untaken: Field of the request that the model does not take.
     """
 
     text: str | None = None
@@ -78,6 +86,7 @@ class Verdict:
     refused: bool = False
     wait: float | None = None
     stops: bool = False
+    untaken: str | None = None
 
 
 def read_body(body: bytes, secrets: Iterable[str] = ()) -> Verdict:
@@ -165,7 +174,8 @@ def judge_error(status: int, body: Any, wait: float | None, secrets: Iterable[st
         return Verdict(error=f"{status}: the server asks to wait {wait:.0f} s; run again then", stops=True)
     if status in PASSING or status >= 500:
         return Verdict(error=f"status {status}", passing=True, refused=status in REFUSED, wait=wait)
-    return Verdict(error=f"status {status}{said}")
+    untaken = UNTAKEN.match(message) if status in UNPROCESSED else None
+    return Verdict(error=f"status {status}{said}", untaken=untaken and untaken[1].lower())
 
 
 def _error_fields(body: Any, secrets: Iterable[str]) -> tuple[str, str]:

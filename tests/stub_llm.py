@@ -48,6 +48,7 @@ ERRORS = {
     "503": (503, "server_error", "injected"),
     "408": (408, "server_error", "injected"),
     "400_context": (400, "context_length_exceeded", "This model's maximum context length is 4096 tokens"),
+    "untaken": (400, "unsupported_parameter", "Unsupported parameter: '{field}' is not supported with this model."),
     "401": (401, "invalid_api_key", "Incorrect API key provided: {key}"),
 }
 
@@ -177,7 +178,7 @@ class Stub(BaseHTTPRequestHandler):
             seen.attempts[identity] += 1
             seen.in_flight += 1
             seen.peak = max(seen.peak, seen.in_flight)
-            kind = self.pick(prompt, identity, seen.attempts[identity])
+            kind = "untaken" if self.untaken(request) else self.pick(prompt, identity, seen.attempts[identity])
             seen.kinds[kind or "ok"] += 1
         try:
             self.answer(request, prompt, kind)
@@ -186,6 +187,9 @@ class Stub(BaseHTTPRequestHandler):
         finally:
             with self.lock:
                 seen.in_flight -= 1
+
+    def untaken(self, request):
+        return next((field for field in self.options.lacks.split(",") if field in request), None)
 
     def pick(self, prompt, identity, attempt):
         for place, rule in enumerate(self.state.rules):
@@ -204,7 +208,7 @@ class Stub(BaseHTTPRequestHandler):
         if self.options.latency:
             time.sleep(self.options.latency)
         if kind in ERRORS:
-            return self.fail(kind)
+            return self.fail(kind, request)
         if kind == "502_html":
             return self.reply(502, "<html><body>Bad gateway</body></html>", {"Content-Type": "text/html"})
         if kind == "hang":
@@ -232,7 +236,7 @@ class Stub(BaseHTTPRequestHandler):
                 self.state.paid[sample] += 1
         return self.deliver(body, kind)
 
-    def fail(self, kind):
+    def fail(self, kind, request):
         status, code, text = ERRORS[kind]
         wait = self.options.retry_after
         headers = {
@@ -241,7 +245,7 @@ class Stub(BaseHTTPRequestHandler):
             "503": {"Retry-After": str(wait)},
         }
         key = self.headers.get("Authorization", "")
-        return self.error(status, code, text.format(key=key), headers.get(kind))
+        return self.error(status, code, text.format(key=key, field=self.untaken(request)), headers.get(kind))
 
     def deliver(self, body, kind):
         if kind == "truncated_body":
@@ -286,6 +290,7 @@ def options(arguments=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-faults", type=int, default=3, help="attempts of a prompt after this one never fail")
     parser.add_argument("--kinds", default="429,500,503,reset,malformed,wrong_schema,out_of_range,empty,cut")
+    parser.add_argument("--lacks", default="", help="fields of a request that the model does not take")
     parser.add_argument("--gullible", action="store_true", help="obey instructions outside a fence")
     parser.add_argument("--retry-after", type=float, default=1)
     parser.add_argument("--hang", type=float, default=60.0, help="seconds")

@@ -25,7 +25,7 @@ LAYERS = [
         "pure functions",
         "mapped_files batch_state card_markup half_precision nearest cell_search differences exact_search words "
         "numerals facts features figures fingerprint inspection intervals key_places journal jsonl ledger licenses "
-        "mosaic_config near_duplicates observations pacing projection "
+        "mosaic_config near_duplicates observations pacing event_loops projection "
         "prompts rating_prompt row_stream score_health secrecy strict_yaml tables tensor_files transition "
         "recipe run_directory token_choice verdict wording articles comparison_figures construction_prompts "
         "corruption coverage distilled_rows drawings guards inputs loading lm_eval_tasks mixture_rows "

@@ -595,6 +595,25 @@ def test_no_error_body_is_too_odd(status, body):
     assert len(judge_error(status, body, None).error) < 300
 
 
+@pytest.mark.parametrize(
+    ("status", "message", "field"),
+    [
+        (400, "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens'.", "max_tokens"),
+        (400, "Unsupported value: 'temperature' does not support 0 with this model.", "temperature"),
+        (422, "'response_format' of type 'json_schema' is not supported", "response_format"),
+        (400, "seed: unsupported", "seed"),
+        # how much, not whether
+        (400, "max_tokens is too large: 99999. This model supports at most 16384 completion tokens.", None),
+        (400, "Unsupported parameter: 'max_completion_tokens' is not supported.", None),
+        # another field, and another kind of error
+        (400, "Unsupported parameter: 'messages'", None),
+        (429, "max_tokens is not supported", None),
+    ],
+)
+def test_a_field_that_a_model_does_not_take(status, message, field):
+    assert judge_error(status, {"error": {"message": message}}, None).untaken == field
+
+
 def test_a_key_is_hidden_before_a_message_is_cut():
     key = "odd:canary/0123456789"
     for before in range(170, 201):  # the cut falls before, into and behind the key

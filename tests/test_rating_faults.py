@@ -17,7 +17,7 @@ from stub_client import running_stub
 from stub_llm import KINDS, TERMINAL
 
 from hf_lmmixup import endpoint, pacing
-from hf_lmmixup.chat_model import ModelStopped
+from hf_lmmixup.chat_model import ChatRequest, ModelStopped
 from hf_lmmixup.dispatch import TooManyRejects
 from hf_lmmixup.endpoint import EndpointModel
 from hf_lmmixup.rating import JOURNAL_FILE, rate
@@ -170,6 +170,31 @@ def test_a_server_that_refuses_everything_stops_the_run(kind, stub, tmp_path, mo
     with pytest.raises(ModelStopped, match="10 requests in a row failed, the last one with: status"):
         rate(dataset_of(make_rows(60)), model_at(stub), tmp_path)
     assert stub.stats()["prompts"] <= 14
+
+
+def test_a_model_that_does_not_take_all_fields_is_asked_without_them(stub, expected, tmp_path, caplog):
+    stub.reset(lacks="max_tokens,temperature")
+    rows, model = make_rows(60), model_at(stub)
+    outcome = rate(dataset_of(rows), model, tmp_path)
+    assert list(outcome.dataset) == list(expected.values())
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        "rater-8b does not take max_tokens; max_completion_tokens takes its place.",
+        "rater-8b does not take temperature; it is left out.",
+    ]
+    body = model.body_of(ChatRequest("a", []))
+    assert body == {"model": "rater-8b", "max_completion_tokens": 256, "messages": []}
+    assert stub.stats()["requests"] <= 60 + 2 * 4  # each worker learns of a field once at most
+    stub.reset(lacks="max_tokens,temperature")
+    rate(dataset_of(rows), model_at(stub), tmp_path)
+    assert stub.stats()["requests"] == 0  # what was asked for is the same, so the journal holds
+
+
+@pytest.mark.parametrize("lacks", ["max_tokens,max_completion_tokens", "messages"])
+def test_a_model_that_lacks_what_it_must_take_stops_the_run(lacks, stub, tmp_path):
+    stub.reset(lacks=lacks)
+    with pytest.raises(ModelStopped, match=f"'{lacks.split(',')[-1]}' is not supported"):
+        rate(dataset_of(make_rows(60)), model_at(stub), tmp_path)
+    assert stub.stats()["requests"] <= 14 + 4
 
 
 def test_no_server_stops_the_run(tmp_path, monkeypatch):
