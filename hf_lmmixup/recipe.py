@@ -248,11 +248,19 @@ class Recipe:
         return {name: value for name, value in plain.items() if name not in ("output", "folder")}
 
 
-def find_recipe(name: str | Path) -> Path:
+RUNS, TRAININGS = "*.yaml", "*/*.yaml"
+"""Where the recipes of runs and those of TRL stand among ours; the folder `accelerate` holds settings of that."""
+
+
+def find_recipe(name: str | Path, kind: str = RUNS) -> Path:
     """The file of a recipe: a path, or the name of one that comes with the package.
 
+    Args:
+        name: Path or name, with or without its suffix.
+        kind: `RUNS` or `TRAININGS`, whichever the message lists if there is no such recipe.
+
     Raises:
-        FileNotFoundError: If there is neither; the message lists what comes with the package.
+        FileNotFoundError: If there is neither.
     """
     path = Path(name)
     if path.is_file():
@@ -261,7 +269,8 @@ def find_recipe(name: str | Path) -> Path:
     for candidate in (folder / path, folder / f"{path}.yaml"):
         if candidate.is_file():
             return candidate
-    known = sorted(str(file.relative_to(folder)) for file in folder.glob("*.yaml"))
+    ours = [file.relative_to(folder).with_suffix("") for file in folder.glob(kind) if file.parent.name != "accelerate"]
+    known = ", ".join(sorted(recipe.as_posix() for recipe in ours))
     raise FileNotFoundError(f"No recipe at {path}. Give a file, or one of those that come with the package: {known}.")
 
 

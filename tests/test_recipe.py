@@ -6,7 +6,7 @@ import re
 import pytest
 
 from hf_lmmixup import bounds
-from hf_lmmixup.recipe import Recipe, bundled_recipes, find_recipe, load_recipe
+from hf_lmmixup.recipe import TRAININGS, Recipe, bundled_recipes, find_recipe, load_recipe
 
 
 def write(tmp_path, text):
@@ -133,8 +133,13 @@ def test_huge_recipe_is_refused(tmp_path):
 def test_find_recipe(tmp_path):
     assert find_recipe(write(tmp_path, "name: x")) == tmp_path / "r.yaml"
     assert find_recipe("quickstart") == bundled_recipes() / "quickstart.yaml"
-    with pytest.raises(FileNotFoundError, match=r"quickstart\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r": extractive, quickstart, training_free\.$"):
         find_recipe("slowstart")
+    with pytest.raises(FileNotFoundError, match=r": downstream/.*, quickstart/grpo, ") as told:
+        find_recipe("slowstart", TRAININGS)
+    listed = str(told.value).split(": ")[1].removesuffix(".").split(", ")
+    assert all(find_recipe(name).parent.parent == bundled_recipes() for name in listed)
+    assert not any("accelerate" in name for name in listed)
 
 
 def test_training_file_is_relative_to_the_recipe(tmp_path):

@@ -50,14 +50,14 @@ def compare(
     from hf_lmmixup.comparison import Comparison, markdown
     from hf_lmmixup.comparison import compare as compare_arms
     from hf_lmmixup.data_arms import ARMS, rows_of_run
-    from hf_lmmixup.recipe import find_recipe
+    from hf_lmmixup.recipe import TRAININGS, find_recipe
     from hf_lmmixup.run_facts import add_facts
 
     folder = output or run / "comparison"
     with errors(resumes=True):
         plan = Comparison(
             model=model,
-            recipe=find_recipe(recipe),
+            recipe=find_recipe(recipe, TRAININGS),
             folder=folder,
             arms=ARMS if arms is None else _listed(arms),
             budgets=_listed(budget),

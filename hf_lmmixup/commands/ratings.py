@@ -160,7 +160,8 @@ def _by_models(
     journals = output.with_name(output.name + JOURNALS)
     rated = []
     for number, name in enumerate(models):
-        update(f"loading {name}", 0, 0)
+        if not endpoint:
+            update(f"loading {name}", 0, 0)
         options: dict[str, Any] = {
             "endpoint": endpoint,
             "engine": engine,

@@ -31,10 +31,10 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         lmmixup check recipes/qwen2.5-1.5b/grpo.yaml --set model_name_or_path=models/mine
     """
     from hf_lmmixup.preflight import check as look_over
-    from hf_lmmixup.recipe import find_recipe
+    from hf_lmmixup.recipe import TRAININGS, find_recipe
 
     with errors():
-        file = find_recipe(recipe)
+        file = find_recipe(recipe, TRAININGS)
         method, config = _read(file, overrides)
         found = look_over(method, config)
     for warning in found.warnings:
@@ -55,12 +55,12 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
 
         lmmixup train recipes/qwen2.5-1.5b/sft.yaml --set accelerate_config=recipes/accelerate/fsdp2.yaml
     """
-    from hf_lmmixup.recipe import find_recipe
+    from hf_lmmixup.recipe import TRAININGS, find_recipe
     from hf_lmmixup.training import beside
     from hf_lmmixup.training import train as run
 
     with errors(resumes=True), progress_bar() as update:
-        file = find_recipe(recipe)
+        file = find_recipe(recipe, TRAININGS)
         method, config = _read(file, overrides)
         folder = Path(config["output_dir"])
         replaced = {key: config[key] for key in _pairs(overrides) if key != "output_dir"}
