@@ -116,7 +116,8 @@ def distill(
         reason; and all completions. The order of the input rows has no influence.
 
     Raises:
-        ValueError: If `max_prompt_tokens` comes without `count_tokens`, or `attempts` is below 1.
+        ValueError: If `max_prompt_tokens` comes without `count_tokens`, `attempts` is below 1, or a score is no whole
+            number.
     """
     if max_prompt_tokens is not None and count_tokens is None:
         raise ValueError(f"max_prompt_tokens={max_prompt_tokens} needs count_tokens to measure prompts with.")

@@ -19,7 +19,7 @@ from datasets import Dataset, Features, List, Value
 
 from hf_lmmixup.prompts import labels_of
 from hf_lmmixup.records import DISTILLED, Distillation, Outcome, TaskType, pair_text, row_id
-from hf_lmmixup.tables import dataset_of, gathered, places_of, table_of
+from hf_lmmixup.tables import as_field, dataset_of, gathered, places_of, table_of, with_columns
 
 
 BATCH = 10_000
@@ -92,8 +92,13 @@ def clusters_of(
         dropped: Where the reasons go.
         texts: Rows with `id`, `prompt` and `completion`, if those of `clustered` have no texts. A batch of them is in
             memory at a time.
+
+    Raises:
+        ValueError: If a score is no whole number.
     """
     table = table_of(clustered)
+    if "score" in table.column_names:  # pandas makes decimals of scores beside a null
+        table = table_of(with_columns(clustered, {"score": as_field(table["score"], MEMBERS_SCHEMA.field("score"))}))
     written = table if texts is None else table_of(texts)
     is_alone = table["cluster_id"].is_null()
     dropped |= dict.fromkeys(table["id"].filter(is_alone).to_pylist(), NO_CLUSTER)

@@ -124,7 +124,7 @@ def distill_extractively(
         order of the input rows has no influence.
 
     Raises:
-        ValueError: If the task type is another one.
+        ValueError: If the task type is another one, or a score is no whole number.
     """
     if TaskType(task_type) not in (TaskType.QA, TaskType.PARA):
         raise ValueError(

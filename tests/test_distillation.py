@@ -68,6 +68,28 @@ def test_one_row_a_cluster_with_its_lineage():
     assert [record["reason"] for record in outcome.completions] == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("scores", "read"),
+    [
+        # pandas makes decimals of whole numbers beside a missing one
+        ([2.0, 0.0, 1.0, float("nan"), 3.0], [[0, 2], [1, None]]),
+        ([None] * 5, [[None, None], [None, None]]),
+    ],
+)
+def test_scores_that_are_whole_numbers_are_read_whatever_their_type(scores, read):
+    rows = Dataset.from_dict({**dataset().to_dict(), "score": scores})
+    outcome = distill(rows, Scripted(tides=[TIDES], bread=[BREAD]), distiller_name="scripted")
+    assert outcome.dataset["source_scores"][:] == read
+
+
+def test_scores_that_are_no_whole_numbers_are_refused_before_anything_is_asked():
+    model = Scripted(tides=[TIDES], bread=[BREAD])
+    for scores in ([2.5] * 5, ["good"] * 5):
+        with pytest.raises(ValueError, match="The column score holds"):
+            distill(Dataset.from_dict({**dataset().to_dict(), "score": scores}), model, distiller_name="s")
+    assert model.asked == []
+
+
 def test_the_order_of_the_rows_has_no_influence():
     def run(rows):
         outcome = distill(dataset(rows), Scripted(tides=[TIDES], bread=["junk"]), distiller_name="scripted")
