@@ -12,6 +12,7 @@ One row after merging::
 """
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from itertools import islice
 
 import numpy as np
@@ -213,12 +214,13 @@ def _take(
     """The rows to take from the best-first `order`; row numbers below `originals` are originals."""
     if distilled_share is None:
         return list(order[:size])
+    share = Fraction(str(distilled_share))  # as it is written: 7 / 0.14 is 49.99...
     limit = originals + distilled if size is None else size
-    if distilled_share > 0:
-        limit = min(limit, int(distilled / distilled_share))
-    if distilled_share < 1:
-        limit = min(limit, int(originals / (1 - distilled_share)))
-    wanted = min(distilled, round(limit * distilled_share))
+    if share > 0:
+        limit = min(limit, int(distilled / share))
+    if share < 1:
+        limit = min(limit, int(originals / (1 - share)))
+    wanted = round(limit * share)
     best_originals = [row for row in order if row < originals][: limit - wanted]
     return best_originals + [row for row in order if row >= originals][:wanted]
 

@@ -179,6 +179,11 @@ def test_merge_takes_the_asked_share(arguments, kept):
     assert outcome.dataset.features == MERGED
 
 
+def test_a_share_that_no_float_holds_exactly_costs_no_row():
+    outcome = merge(rows([5] * 43), distilled([f"x{i}" for i in range(7)], [5] * 7), distilled_share=0.14)
+    assert len(outcome.dataset) == 50 and not outcome.dropped
+
+
 def test_merged_rows_tell_where_they_come_from():
     outcome = merge(rows([5, 4]), distilled(["x", "a"], [5, 5]))
     assert outcome.dropped == {"a": SAME_AS_ORIGINAL}
