@@ -162,7 +162,8 @@ def _distilled_steps(run: Path, identifier: str) -> list[Step]:
     for row in _stage(run, RERATE, "id", identifier):
         steps.append(Step("rate again", row["rating_error"] if row["score"] is None else f"score {row['score']}"))
     if steps:
-        there = any(identifier in pq.read_table(path, columns=["id"])["id"].to_pylist() for path in _shards(run))
+        found = [_having(pq.read_table(path, columns=["id", "origin"]), "id", [identifier]) for path in _shards(run)]
+        there = any(row["origin"] == "distilled" for rows in found for row in rows)
         steps.append(Step("end", "in the dataset" if there else "not in the dataset"))
     return steps
 
@@ -221,8 +222,7 @@ def _raw_rows(run: Path, named: dict[str, list[str]]) -> set[str]:
         ValueError: If one is not; a request to delete must not go unnoticed for a slip of the pen.
     """
     loaded = read_arrow(run / STAGES / LOAD / ROWS)
-    gone: set[str] = set()
-    unknown = []
+    gone, unknown = set[str](), []
     for column, values in named.items():
         wanted = pa.array(values, pa.string())
         gone.update(loaded["id"].filter(pc.is_in(loaded[column], wanted)).to_pylist())

@@ -142,8 +142,9 @@ def account(
     ledger.drop({row: reason for row, reason in distilled.dropped.items() if row not in originals})
     written = table_of(distilled.columns("id", "sources")).combine_chunks()
     ids, sources = written["id"].to_pylist(), written["sources"]
-    states = pa.array([MERGED if row in final else DROPPED for row in ids], pa.string())
-    details = pa.array([row if row in final else LOST + lost[row] for row in ids], pa.string())
+    taken = final - originals  # a row with the text of an original has its id, and is out though that one is in
+    states = pa.array([MERGED if row in taken else DROPPED for row in ids], pa.string())
+    details = pa.array([row if row in taken else LOST + lost[row] for row in ids], pa.string())
     behind = pc.list_parent_indices(sources)
     ledger.enter(pc.list_flatten(sources), states.take(behind), details.take(behind))
     return ledger

@@ -19,6 +19,7 @@ from datasets import Dataset
 from hf_lmmixup import results
 from hf_lmmixup.artifacts import dataset_sources
 from hf_lmmixup.journal import Journal
+from hf_lmmixup.lineage import Step, story
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.pipeline import run
 from hf_lmmixup.recipe import (
@@ -130,6 +131,18 @@ def test_made_up_facts_are_dropped_and_accounted_for(tmp_path):
     reason = "distilled row not in the dataset: faithfulness: facts that no source supports"
     assert finished.ledger["dropped"][reason] == 24
     assert finished.ledger["merged"] == 0
+
+
+def test_a_distilled_row_with_the_text_of_an_original_is_booked_as_dropped(tmp_path):
+    copying = CopyingWriter(
+        f"<think>r</think>\n<answer>Q: {DUPLICATE['prompt']}\nA: {DUPLICATE['completion']}</answer>"
+    )
+    anything = FaithfulnessRecipe(max_novelty=None, min_coverage=None)
+    finished = run(recipe(tmp_path, distiller=TRAINING_FREE, faithfulness=anything), tools=tools(copying))
+    assert finished.ledger["dropped"]["distilled row not in the dataset: merge: same text as an original"] == 24
+    assert (finished.ledger["kept"], finished.ledger["merged"], finished.ledger["distilled_rows"]) == (1, 0, 0)
+    weak = row_id(ROWS[0]["prompt"], ROWS[0]["completion"])
+    assert story(finished.directory, weak)[-1] == Step("end", "not in the dataset")
 
 
 def stern(rows: Dataset) -> Outcome:
