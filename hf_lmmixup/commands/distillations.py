@@ -7,7 +7,6 @@ import typer
 from hf_lmmixup.commands.options import (
     AllowHttp,
     Concurrency,
-    EncoderName,
     Endpoint,
     Input,
     KeyVariable,
@@ -46,7 +45,9 @@ def distill(
         float | None, typer.Option(help="Drop rows that keep a smaller share of their sources' facts.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the later attempts.")] = 0,
-    encoder: EncoderName = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Sentence encoder for --extractive; by default the offline MiniLM.")
+    ] = None,
 ) -> None:
     """Write one excellent row for each cluster, with `novelty` and `coverage`.
 
@@ -71,6 +72,8 @@ def distill(
             raise ValueError("Give --model, or --extractive, which needs none; one of the two.")
         if extractive and endpoint is not None:
             raise ValueError("--extractive asks no server, so it does not go with --endpoint.")
+        if encoder is not None and not extractive:
+            raise ValueError("--encoder is for --extractive, which is not given; a model needs none.")
         if not temperature > 0:
             raise ValueError(f"--temperature {temperature} must be above 0; the first try is greedy in any case.")
         faithful = FaithfulnessRecipe(max_novelty=max_novelty, min_coverage=min_coverage)

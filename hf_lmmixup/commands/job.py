@@ -16,6 +16,8 @@ from hf_lmmixup.console import console, errors, progress_bar, say
 
 ENGINES = ("local", "ray")
 
+RAY_ACTORS, RAY_GPUS = 2, 0.0
+
 
 def run(
     recipe: Annotated[
@@ -44,8 +46,8 @@ def run(
     ray_address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT|auto", help="A running Ray cluster; else one on this machine.")
     ] = None,
-    ray_actors: Annotated[int, typer.Option(min=1, help="Workers that hold a model each.")] = 2,
-    ray_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker.")] = 0.0,
+    ray_actors: Annotated[int, typer.Option(min=1, help="Workers that hold a model each.")] = RAY_ACTORS,
+    ray_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker.")] = RAY_GPUS,
     update: Annotated[
         Path | None,
         typer.Option(
@@ -96,6 +98,8 @@ def _engine(engine: str, recipe: Any, address: str | None, actors: int, gpus: fl
     if engine not in ENGINES:
         raise ValueError(f"Unknown engine {engine!r}. Expected one of {list(ENGINES)}.")
     if engine == "local":
+        if (address, actors, gpus) != (None, RAY_ACTORS, RAY_GPUS):
+            raise ValueError("--ray-address, --ray-actors and --ray-gpus are for --engine ray, which is not given.")
         yield None
         return
     from hf_lmmixup.ray_engine import Pool, cluster_tools, connected
