@@ -31,7 +31,7 @@ from hf_lmmixup.tables import check_ids, rows_at, with_columns
 
 
 NEIGHBORS = 15
-"""Width of the graph: enough for three clusters of the largest default size around a row, and for long-tail scores."""
+"""Least width of the graph: enough for three clusters of the largest default size around a row."""
 
 MIN_SIMILARITY = 0.5
 """Smallest cosine between the row that starts a cluster and a member. Under MiniLM, random pairs of a pool of T0 tasks
@@ -105,7 +105,8 @@ def cluster(
         min_similarity: Smallest cosine between the row that starts a cluster and a member; it belongs to the encoder.
         seed: Seed of the wanted sizes.
         graph: The rows' neighbor graph, if it is at hand, best built in order of id: in it equally similar neighbors
-            stand by row number, and where there are more of them than it is wide, the first ones are listed.
+            stand by row number, and where there are more of them than it is wide, the first ones are listed. One that
+            is narrower than `max_size - 1` is not used.
         singletons: What happens to a row without a cluster: `keep` passes it on with `cluster_id` None, `edit` makes
             it a cluster of one, `drop` drops it.
 
@@ -147,13 +148,16 @@ def group(
         capacities: Wanted size of the cluster that each row would start (n,).
         sizes: Bounds of the sizes.
         min_similarity: Smallest cosine between the first row of a cluster and a member.
-        graph: Neighbor graph of the rows.
+        graph: Neighbor graph of the rows; one that is narrower than `max_size - 1` is not used.
 
     Returns:
         Numbers from 0 without gaps, in the order of the smallest row of each cluster.
     """
+    width = max(NEIGHBORS, sizes.max_size - 1)
+    if graph is not None and graph.indices.shape[1] < min(sizes.max_size, len(embeddings)) - 1:
+        graph = None  # it names too few rows for the largest cluster
     is_own = graph is None  # one that was cut out of a larger graph has holes, and says little of what is left
-    graph = build_graph(embeddings, NEIGHBORS) if graph is None else graph
+    graph = build_graph(embeddings, width) if graph is None else graph
     starters = np.full(len(embeddings), -1, np.int64)
     free = np.arange(len(embeddings))
     view = graph
@@ -168,7 +172,7 @@ def group(
         # A row without a related free row, listed or beyond its list, has no cluster to start or to wait for.
         may_wait = related_rows(view, min_similarity).any(1) | (view.horizon >= min_similarity)
         free = free[(found < 0) & may_wait]
-        view, is_own = build_graph(embeddings[free], NEIGHBORS), True
+        view, is_own = build_graph(embeddings[free], width), True
     if sizes.min_size == 1:
         starters = np.where(starters < 0, np.arange(len(starters)), starters)
     _join(graph, embeddings, starters, sizes.max_size, min_similarity)

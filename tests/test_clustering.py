@@ -96,6 +96,18 @@ def test_crowds_keep_sizes_and_floor(seed, n, floor):
         assert 2 <= len(rows) <= 5 and (rows @ rows.T + 2 * np.eye(len(rows))).min(axis=1).max() >= floor - 4e-5
 
 
+@pytest.mark.parametrize("given_width", [None, 24])
+def test_clusters_may_be_larger_than_a_graph_is_wide(given_width):
+    rng = np.random.default_rng(0)
+    vectors = unit(np.repeat(rng.normal(size=(4, 64)), 50, axis=0) + 0.25 * rng.normal(size=(200, 64)))
+    graph = None if given_width is None else build_graph(vectors, given_width)
+    sizes = {"min_size": 26, "max_size": 40, "mean_size": 30, "std_size": 0}
+    outcome = cluster(made([f"{i:03}" for i in range(200)]), vectors, graph=graph, **sizes)
+    found = members(outcome.dataset)
+    found.pop(None, None)
+    assert len(found) == 4 and all(30 <= len(rows) <= 40 for rows in found.values())
+
+
 @pytest.mark.parametrize("share", [0.1, 0.03])
 def test_a_few_rows_of_many_find_relatives_that_the_large_graph_does_not_list(share):
     """Where most rows are not to be clustered, they fill the lists of those that are."""
