@@ -32,6 +32,14 @@ def test_the_place_of_a_run_can_be_copied_from_the_screen(tmp_path, monkeypatch,
         assert "dropped: a [b] c" in told and "see [x]" in told
 
 
+@pytest.mark.parametrize("worked", [True, False])
+def test_a_run_without_a_row_names_no_dataset_to_load(tmp_path, monkeypatch, worked):
+    nothing = LEDGER | {"rows_in": 1200, "kept": 0}
+    monkeypatch.setattr("hf_lmmixup.pipeline.run", lambda *_, **__: Finished(tmp_path, nothing, worked))
+    told = lmmixup("run", "extractive", "-o", tmp_path, code=4)
+    assert "none of 1,200 rows is in the dataset" in told and "load_dataset" not in told
+
+
 @pytest.mark.parametrize("text", ["[draft] pile", "a\\[b] c", "[/] [bold]"])
 def test_an_error_is_shown_as_it_is(text):
     with console.capture() as said, pytest.raises(typer.Exit), errors():

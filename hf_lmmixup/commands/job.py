@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_lmmixup.commands.options import Limit
-from hf_lmmixup.console import console, errors, progress_bar, say
+from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar, say
 
 
 ENGINES = ("local", "ray")
@@ -58,7 +58,7 @@ def run(
     """Do the whole job: rate, cluster, train the distiller, distil, select, merge, report.
 
     A run that was stopped goes on behind its last finished stage when the same command is given again, and within the
-    distillation behind the last completion.
+    distillation behind the last completion. Exit code 4 means that no row came out.
 
     For example:
 
@@ -80,16 +80,21 @@ def run(
         with progress_bar() as told, _engine(engine, loaded, ray_address, ray_actors, ray_gpus) as tools:
             finished = run_recipe(loaded, progress=told, tools=tools, update=update)
     directory = escape(str(finished.directory))
-    if not finished.worked:
+    if finished.worked:
+        console.print(_summary(finished.ledger))
+        for note in finished.ledger["notes"]:
+            say(f"[yellow]Note:[/] {escape(note)}")
+        has_page = (finished.directory / "report.html").is_file()
+        look = f" Look at [bold]{directory}/report.html[/]." if has_page else ""
+        say(f"Done in {time.perf_counter() - started:.0f} s.{look}")
+    else:
         say(f"[green]Nothing to do:[/] {directory} holds this run, finished. Delete it to start anew.")
-        return
-    console.print(_summary(finished.ledger))
-    for note in finished.ledger["notes"]:
-        say(f"[yellow]Note:[/] {escape(note)}")
-    has_page = (finished.directory / "report.html").is_file()
-    look = f" Look at [bold]{directory}/report.html[/];" if has_page else ""
-    say(f"Done in {time.perf_counter() - started:.0f} s.{look}")
-    say(f'load the data with load_dataset("{directory}/dataset").')
+    if not finished.ledger["kept"] and not finished.ledger["merged"]:
+        read = finished.ledger["rows_in"]
+        say(f"[red]Nothing came out:[/] none of {read:,} rows is in the dataset; see {directory}/rows.parquet.")
+        raise typer.Exit(TOO_MANY_REJECTS)
+    if finished.worked:
+        say(f'Load the data with load_dataset("{directory}/dataset").')
 
 
 @contextmanager
