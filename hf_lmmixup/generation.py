@@ -21,7 +21,7 @@ from typing import Any
 
 from hf_lmmixup.batch_state import BatchState
 from hf_lmmixup.bounds import LOCAL_MODEL, check
-from hf_lmmixup.prompts import ANSWER_CLOSE, render
+from hf_lmmixup.prompts import ANSWER_CLOSE, prompt_room, render
 from hf_lmmixup.token_choice import gumbel_noise, without_repeats
 
 
@@ -139,10 +139,8 @@ class LocalGenerator:
         layers = getattr(self.model.config, "layer_types", None) or ()
         if getattr(self.model, "_is_stateful", False) or any("attention" not in kind for kind in layers):
             raise ValueError(f"{self.name!r} is a recurrent model; serve it and use its endpoint instead.")
-        positions = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
-        self.max_prompt_tokens = min(max_prompt_tokens or 1 << 30, positions - max_new_tokens)
-        if self.max_prompt_tokens < 1:
-            raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt in {positions} positions.")
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        self.max_prompt_tokens = prompt_room(positions, max_new_tokens, max_prompt_tokens)
         self._ends = _end_tokens(self.model, self.tokenizer)
         self._closers = _tokens_with(self.tokenizer, ANSWER_CLOSE[-1])
         self.settled = 0

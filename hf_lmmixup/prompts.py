@@ -96,6 +96,23 @@ def _request(task_type: TaskType | str) -> str:
     return f"{TASK_INSTRUCTIONS[kind]} Write in this form:\n{form}"
 
 
+def prompt_room(positions: int | None, max_new_tokens: int, max_prompt_tokens: int | None = None) -> int:
+    """How many tokens a prompt may have beside a completion.
+
+    Args:
+        positions: Those of the model; `None` for a model without a limit.
+        max_new_tokens: Longest completion.
+        max_prompt_tokens: Longest prompt, if there is another limit.
+
+    Raises:
+        ValueError: If the completion leaves no room.
+    """
+    room = (positions or 1 << 30) - max_new_tokens
+    if room < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt in {positions} positions.")
+    return room if max_prompt_tokens is None else min(max_prompt_tokens, room)
+
+
 def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     """A prompt as a model reads it: the messages in its chat template, up to where its reply begins.
 

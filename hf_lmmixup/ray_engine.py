@@ -21,8 +21,9 @@ from datasets import Dataset
 from hf_lmmixup.datastore import ScoredDatastore
 from hf_lmmixup.distillation import Messages
 from hf_lmmixup.encoder import Encoder, load_encoder
+from hf_lmmixup.generation import opened
 from hf_lmmixup.preparation import Tools
-from hf_lmmixup.prompts import render
+from hf_lmmixup.prompts import prompt_room, render
 from hf_lmmixup.rating import rate_with_datastore
 from hf_lmmixup.recipe import TRAINING_FREE, DistillerRecipe, Recipe
 from hf_lmmixup.records import RATED, Outcome, pair_text
@@ -240,13 +241,13 @@ def _prompt_limit(options: DistillerRecipe) -> tuple[int | None, Callable[[Messa
         return options.max_prompt_tokens, count_bytes
     from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(options.model)
-    positions = getattr(AutoConfig.from_pretrained(options.model), "max_position_embeddings", None) or 1 << 30
+    tokenizer = opened(AutoTokenizer, options.model)
+    positions = getattr(opened(AutoConfig, options.model), "max_position_embeddings", None)
 
     def count(messages: Messages) -> int:
         return len(tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"])
 
-    return min(options.max_prompt_tokens or 1 << 30, positions - options.max_new_tokens), count
+    return prompt_room(positions, options.max_new_tokens, options.max_prompt_tokens), count
 
 
 class _Given:

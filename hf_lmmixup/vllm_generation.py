@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from importlib import util
 from typing import Any
 
-from hf_lmmixup.prompts import ANSWER_CLOSE, render
+from hf_lmmixup.prompts import ANSWER_CLOSE, prompt_room, render
 
 
 logger = logging.getLogger(__name__)
@@ -76,10 +76,7 @@ class VLLMGenerator:
         self._sampling: Any = SamplingParams
         self.tokenizer: Any = self._engine.get_tokenizer()
         window = self._engine.llm_engine.model_config.max_model_len
-        longest = window - max_new_tokens
-        self.max_prompt_tokens = longest if max_prompt_tokens is None else min(max_prompt_tokens, longest)
-        if longest < 1:
-            raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt in {window} positions.")
+        self.max_prompt_tokens = prompt_room(window, max_new_tokens, max_prompt_tokens)
 
     def count_tokens(self, messages: Messages) -> int:
         """Length of a prompt, in tokens, with the chat template around it."""

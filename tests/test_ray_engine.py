@@ -9,12 +9,15 @@ import subprocess
 import sys
 from importlib import util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hashing_encoder import HashingEncoder
 from typer.testing import CliRunner
 
 from hf_lmmixup import ray_engine
 from hf_lmmixup.cli import app
+from hf_lmmixup.recipe import DistillerRecipe, Recipe
 from hf_lmmixup.writers import Writer
 
 
@@ -121,6 +124,17 @@ def test_a_request_that_nobody_answered_is_told_to_no_journal(monkeypatch):
     texts = writer.generate([[{"role": "user", "content": "tides"}]] * 3, on_reply=lambda *reply: told.append(reply))
     assert texts == [None, None, "good"]
     assert told == [(1, None), (2, "good")]
+
+
+def test_a_model_that_cannot_write_is_refused_before_a_run_begins(monkeypatch):
+    monkeypatch.setattr(ray_engine, "load_encoder", lambda name: HashingEncoder())
+    options = {"mode": "training-free", "model": "nofolder", "max_new_tokens": 5000}
+    recipe = Recipe("r", distiller=DistillerRecipe(**options))
+    with pytest.raises(FileNotFoundError, match="No model can be read from 'nofolder'"):
+        ray_engine.cluster_tools(recipe, ray_engine.Pool())
+    monkeypatch.setattr(ray_engine, "opened", lambda *_: SimpleNamespace(max_position_embeddings=4096))
+    with pytest.raises(ValueError, match="max_new_tokens=5000 leaves no room for a prompt in 4096 positions"):
+        ray_engine.cluster_tools(recipe, ray_engine.Pool())
 
 
 def test_unknown_engine_and_missing_ray_are_said(tmp_path, monkeypatch):
