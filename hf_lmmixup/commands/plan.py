@@ -16,7 +16,7 @@ UNKNOWN = "–"
 
 def plan(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A recipe file, or the name of one of ours.")
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one of ours.")
     ] = None,
     input: Annotated[  # noqa: A002 -- the option's name
         str | None, typer.Option("--input", "-i", help="The rows, as for lmmixup run.")
