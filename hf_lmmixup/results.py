@@ -237,7 +237,8 @@ def dataset_facts(merged: pa.Table, summary: dict[str, Any], scores: dict[str, A
 def _examples(results: Results) -> list[dict[str, Any]]:
     """The first clusters beside their distillation, those that reached the dataset first."""
     done = table_of(results.rescored)
-    done = done.append_column("in_dataset", pc.is_in(done["id"], table_of(results.merged)["id"]))
+    taken = table_of(results.merged).filter(pc.field("origin") == "distilled")["id"]
+    done = done.append_column("in_dataset", pc.is_in(done["id"], taken))
     keys = [("in_dataset", "descending"), ("cluster_id", "ascending"), ("id", "ascending")]
     rows = done.take(pc.select_k_unstable(done.select([name for name, _ in keys]), EXAMPLES, keys)).to_pylist()
     behind = pa.array([source for row in rows for source in row["sources"]], pa.string())

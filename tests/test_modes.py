@@ -141,6 +141,8 @@ def test_a_distilled_row_with_the_text_of_an_original_is_booked_as_dropped(tmp_p
     finished = run(recipe(tmp_path, distiller=TRAINING_FREE, faithfulness=anything), tools=tools(copying))
     assert finished.ledger["dropped"]["distilled row not in the dataset: merge: same text as an original"] == 24
     assert (finished.ledger["kept"], finished.ledger["merged"], finished.ledger["distilled_rows"]) == (1, 0, 0)
+    examples = json.loads((finished.directory / "facts.json").read_text())["examples"]
+    assert [example["in_dataset"] for example in examples] == [False]
     weak = row_id(ROWS[0]["prompt"], ROWS[0]["completion"])
     assert story(finished.directory, weak)[-1] == Step("end", "not in the dataset")
 
