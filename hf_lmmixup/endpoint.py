@@ -267,8 +267,10 @@ class _Run:
         except passing_errors() as error:
             return Verdict(error=f"connection failed ({type(error).__name__})", passing=True)
         if 200 <= response.status < 300:
-            return read_body(response.body, self.secrets)
-        verdict = judge_error(response.status, error_body(response.body), retry_after(response.headers), self.secrets)
+            verdict = read_body(response.body, self.secrets)
+        else:
+            said, wait = error_body(response.body), retry_after(response.headers)
+            verdict = judge_error(response.status, said, wait, self.secrets)
         if verdict.untaken not in body:
             return verdict
         self.model.leave_out(verdict.untaken)

@@ -57,11 +57,19 @@ FINISHED_BADLY = {"length": CUT, "content_filter": FILTERED}
 ABOUT_THE_ROW = (REFUSAL, FILTERED)
 """Reasons that say something of a row, and nothing of whether the model can be read."""
 
-UNTAKEN = re.compile(r"(?i)(?=.*(?:unsupported|not support)).*?\b(max_tokens|temperature|seed|response_format)\b")
-"""How servers say that a model does not take a field of the request that it can be asked without."""
+UNTAKEN = re.compile(
+    r"(?i)unsupported|(?:not|n't) support|unrecognized|unknown (?:name|field|argument|parameter|variant)|unavailable"
+    r"|not permitted|not allowed|only .{1,20} is allowed|deprecated"
+)
+FIELD = re.compile(r"(?i)\b(max_tokens|temperature|seed|response[_ ]format)\b")
+"""How servers say that a model does not take a field of the request, and the fields that it can be asked without."""
 
 MAX_MESSAGE = 200
 """Characters of a server's error message that are kept."""
+
+WORDS = ("message", "msg", "error", "detail")
+"""Where the words of an error stand, and how deep they may lie."""
+MAX_WORDS_DEPTH = 6
 
 
 @dataclass(frozen=True)
@@ -148,11 +156,12 @@ def _is_thinking(text: Any) -> bool:
 
 
 def error_body(body: bytes) -> Any:
-    """The JSON of an error's body; `None` if it is something else."""
+    """The JSON of an error's body, or its text; `None` if it is a page or nothing to read."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        return None
+        text = body[: 2**16].decode("utf-8", "replace").strip()
+        return None if not text or text[0] in "<[{" else text
 
 
 def judge_error(status: int, body: Any, wait: float | None, secrets: Iterable[str] = ()) -> Verdict:
@@ -174,20 +183,35 @@ def judge_error(status: int, body: Any, wait: float | None, secrets: Iterable[st
         return Verdict(error=f"{status}: the server asks to wait {wait:.0f} s; run again then", stops=True)
     if status in PASSING or status >= 500:
         return Verdict(error=f"status {status}", passing=True, refused=status in REFUSED, wait=wait)
-    untaken = UNTAKEN.match(message) if status in UNPROCESSED else None
-    return Verdict(error=f"status {status}{said}", untaken=untaken and untaken[1].lower())
+    untaken = FIELD.search(message) if status in UNPROCESSED and UNTAKEN.search(message) else None
+    return Verdict(error=f"status {status}{said}", untaken=untaken and untaken[1].lower().replace(" ", "_"))
 
 
 def _error_fields(body: Any, secrets: Iterable[str]) -> tuple[str, str]:
     """Code and message of an error body in the usual shapes, else nothing."""
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
     error = body.get("error", body.get("detail")) if isinstance(body, dict) else None
-    if isinstance(error, dict | str):
-        body = error if isinstance(error, dict) else {"message": error}
-    if not isinstance(body, dict):
-        return "", ""
-    codes = [body[name] for name in ("code", "type") if isinstance(body.get(name), str)]
+    holder = error if isinstance(error, dict) else body if isinstance(body, dict) else {}
+    codes = [holder[name] for name in ("code", "type") if isinstance(holder.get(name), str)]
     code = next((code for code in codes if code in EXHAUSTED), "")
-    message = body.get("message")
     # Hidden before it is cut: half a key would not be known for one.
-    text = without_secrets(message, secrets)[:MAX_MESSAGE] if isinstance(message, str) else ""
+    text = without_secrets(_words(body), secrets)[:MAX_MESSAGE]
     return code, "".join(character if character.isprintable() else " " for character in text).strip()
+
+
+def _words(said: Any, depth: int = 0) -> str:
+    """What an error says: a text, a list of faults with their places, or one of these within another."""
+    if isinstance(said, str) or depth > MAX_WORDS_DEPTH:
+        return said if isinstance(said, str) else ""
+    if isinstance(said, list):
+        return "; ".join(words for part in said if (words := _words(part, depth + 1)))
+    if not isinstance(said, dict):
+        return ""
+    words = next((words for name in WORDS if (words := _words(said.get(name), depth + 1))), "")
+    place, more = said.get("loc"), said.get("metadata")
+    if words and isinstance(place, list):
+        words = f"{'.'.join(str(part) for part in place if isinstance(part, str | int))}: {words}"
+    if words and isinstance(more, dict) and isinstance(more.get("raw"), str):  # what the server behind a router said
+        words = f"{words}: {more['raw']}"
+    return words

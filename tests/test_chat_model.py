@@ -25,7 +25,7 @@ from hf_lmmixup.local_model import GeneratorModel, VLLMModel
 from hf_lmmixup.pacing import Pacing, retry_after
 from hf_lmmixup.rating_prompt import RATING_SCHEMA
 from hf_lmmixup.transport import MAX_BODY_BYTES, _proxy, check_url
-from hf_lmmixup.verdict import Verdict, judge_error, read_body
+from hf_lmmixup.verdict import Verdict, error_body, judge_error, read_body
 
 
 USER = [{"role": "user", "content": "hello"}]
@@ -327,6 +327,29 @@ def test_what_a_server_is_told(monkeypatch):
     assert json.loads(body) == {"model": "m", "temperature": 0.0, "max_tokens": 256, "messages": USER}
 
 
+def test_a_router_that_reports_in_a_successful_response_is_asked_without_the_field():
+    class Routing(BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            said = {"error": {"code": 400, "message": "`temperature` is deprecated for this model."}}
+            reply = json.dumps(said if "temperature" in request else GOOD).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Routing) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            model = EndpointModel("m", f"http://127.0.0.1:{server.server_port}/v1", concurrency=1)
+            assert [reply.text for reply in model.replies(questions("a", "b"))] == ["7", "7"]
+        finally:
+            server.shutdown()
+
+
 def test_objects_that_were_there_before_are_not_searched_for_garbage_during_a_run(stub):
     stub.reset()
     assert gc.get_freeze_count() == 0
@@ -602,6 +625,11 @@ def test_no_error_body_is_too_odd(status, body):
         (400, "Unsupported value: 'temperature' does not support 0 with this model.", "temperature"),
         (422, "'response_format' of type 'json_schema' is not supported", "response_format"),
         (400, "seed: unsupported", "seed"),
+        (400, "This response_format type is unavailable now", "response_format"),
+        (400, "This model does not support response format `json_schema`.", "response_format"),
+        (400, "invalid temperature: only 1 is allowed for this model", "temperature"),
+        (400, "`temperature` is deprecated for this model.", "temperature"),
+        (400, "Unrecognized request argument supplied: seed", "seed"),
         # how much, not whether
         (400, "max_tokens is too large: 99999. This model supports at most 16384 completion tokens.", None),
         (400, "Unsupported parameter: 'max_completion_tokens' is not supported.", None),
@@ -612,6 +640,29 @@ def test_no_error_body_is_too_odd(status, body):
 )
 def test_a_field_that_a_model_does_not_take(status, message, field):
     assert judge_error(status, {"error": {"message": message}}, None).untaken == field
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ([{"error": {"code": 400, "message": 'Unknown name "seed": Cannot find field.'}}], "seed"),
+        ({"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted", "input": 0}]}, "seed"),
+        ({"message": {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}}, "seed"),
+        ("Failed to read: response_format: unknown variant `json_schema`, expected `regex`", "response_format"),
+        (
+            {"error": {"message": "Provider returned error", "metadata": {"raw": "temperature is not supported"}}},
+            "temperature",
+        ),
+    ],
+)
+def test_a_field_is_found_in_each_shape_of_an_error(body, field):
+    verdict = judge_error(422, error_body(body.encode() if isinstance(body, str) else json.dumps(body).encode()), None)
+    assert verdict.untaken == field and field in verdict.error
+
+
+def test_a_page_is_no_message():
+    for page in (b"<html>unsupported: seed</html>", b'{"error": "cut', b"", b"[" * 200_000):
+        assert error_body(page) is None
 
 
 def test_a_key_is_hidden_before_a_message_is_cut():
