@@ -9,6 +9,8 @@ Four forms are recognized by their columns:
 | messages | `messages`: `[{"role": "user", "content": ...}, ...]` | see below |
 | ShareGPT | `conversations`: `[{"from": "human", "value": ...}, ...]` | see below |
 
+A pile may hold rows of several forms; one that has the columns of two is read as the first row is.
+
 A conversation stays whole: its last assistant turn is the completion and everything before it is the prompt. A prompt
 of one user turn is that turn's text; a longer one is written as a transcript, `User: ...`, `Assistant: ...`. Of a turn
 its role and its text are read; one that calls tools says more than that, so its row is a reject.
@@ -122,7 +124,7 @@ def normalize_rows(rows: Iterable[RawRow], *, name: str, limit: int | None = Non
             continue
         form = form or detect_form(raw, name)
         try:
-            prompt, completion = _read_row(raw, form)
+            prompt, completion = _read_row(raw, _form_of(raw, form))
         except _Unusable as error:
             dropped[place] = error.reason
             continue
@@ -155,6 +157,12 @@ def detect_form(row: dict[str, Any], name: str) -> str:
             return form
     accepted = "; ".join(f"{form} ({', '.join(needed)})" for form, needed in FORMS.items())
     raise ValueError(f"{name} has the columns {sorted(row)}, which is none of the accepted forms: {accepted}.")
+
+
+def _form_of(row: dict[str, Any], form: str) -> str:
+    """The form of a row: that of the first one, unless it lacks a column of it and has those of another form."""
+    forms = (form, *FORMS)
+    return next((form for form in forms if all(row.get(column) is not None for column in FORMS[form])), form)
 
 
 def _read_row(row: dict[str, Any], form: str) -> tuple[str, str]:

@@ -55,10 +55,10 @@ def read_turns(source: str | Path, *, limit: int | None = None, split: str = "tr
     outcome = normalize_rows(_noted(raw_rows(source, split), spoken), name=name, limit=limit)
     if not len(outcome.dataset):
         raise ValueError(f"{source} holds no usable row: rejected for {sorted(set(outcome.dropped.values()))}.")
-    kept = [turns or [] for place, turns in spoken.items() if place not in outcome.dropped]
+    kept = [turns for place, turns in spoken.items() if place not in outcome.dropped][: len(outcome.dataset)]
     columns = {
         "id": outcome.dataset["id"][:],
-        "messages": [_messages(turns) for turns in kept[: len(outcome.dataset)]],
+        "messages": [_messages(turns or _pair(row)) for turns, row in zip(kept, outcome.dataset, strict=True)],
         "source": outcome.dataset["source"][:],
     }
     return Outcome(Dataset.from_dict(columns, features=CONVERSATIONS), outcome.dropped)
@@ -79,6 +79,11 @@ def _spoken(row: dict[str, Any]) -> list[Any] | None:
             return row[column]
     prompt, completion = row.get("prompt"), row.get("completion")
     return [*prompt, *completion] if isinstance(prompt, list) and isinstance(completion, list) else None
+
+
+def _pair(row: Any) -> list[dict[str, str]]:
+    """The turns of a row of two texts among conversations."""
+    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
 
 
 def _messages(turns: list[Any]) -> list[dict[str, str]]:

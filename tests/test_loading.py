@@ -123,6 +123,26 @@ def test_reject(tmp_path, raw, reason):
     assert outcome.dataset["prompt"][:] == ["good", "other"]
 
 
+def test_rows_of_several_forms_are_read_from_one_pile(tmp_path):
+    rows = [raw for raw, _, _ in FORMS]
+    rows += [rows[0] | {"instruction": "a", "output": "b"}, {"text": "none"}, {"instruction": "a", "output": None}]
+    outcome = load_rows(write(tmp_path / "pile.jsonl", rows))
+    pairs = dict.fromkeys((prompt, completion) for _, prompt, completion in FORMS)
+    assert list(zip(outcome.dataset["prompt"], outcome.dataset["completion"], strict=True)) == list(pairs)
+    unread = {"pile.jsonl:13": "no prompt", "pile.jsonl:14": "no prompt"}
+    assert {place: reason for place, reason in outcome.dropped.items() if reason != "duplicate"} == unread
+
+
+def test_a_folder_of_parquet_files_may_hold_several_forms(tmp_path):
+    turns = [user("hi"), {"role": "assistant", "content": "hello"}]
+    Dataset.from_dict({"instruction": ["Add 1 2."], "output": ["3"]}).to_parquet(tmp_path / "a.parquet")
+    Dataset.from_dict({"prompt": [None, "b"], "completion": [None, "c"], "messages": [turns, None]}).to_parquet(
+        tmp_path / "b.parquet"
+    )
+    outcome = load_rows(tmp_path)
+    assert outcome.dataset["prompt"][:] == ["Add 1 2.", "hi", "b"] and not outcome.dropped
+
+
 def test_duplicates_are_counted_and_the_first_stays(tmp_path):
     row = {"prompt": "a", "completion": "b"}
     outcome = load_rows(write(tmp_path / "pile.jsonl", [row, {**row, "source": "web"}, row]))

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from hf_lmmixup.cli import app
 from hf_lmmixup.mosaic import read_responses
+from hf_lmmixup.mosaic_files import read_turns
 
 
 def lmmixup(*arguments, code=0):
@@ -125,6 +126,17 @@ def test_conversations_keep_their_turns_and_tables_their_columns(tmp_path):
 def test_what_cannot_be_done_is_said_first(pile, tmp_path, options, message):
     told = lmmixup("mosaic", pile, *([] if "-o" in options else ["-o", tmp_path / "m.jsonl"]), *options, code=1)
     assert message in told and not (tmp_path / "m.jsonl").exists()
+
+
+def test_pairs_among_conversations_are_conversations_of_one_turn(tmp_path):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    rows = [{"messages": turns}, {"instruction": "Add.", "input": "1 2", "output": " 3"}, {"text": "none"}]
+    source = tmp_path / "pile.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = read_turns(source)
+    pair = [{"role": "user", "content": "Add.\n\n1 2"}, {"role": "assistant", "content": "3"}]
+    assert outcome.dataset["messages"][:] == [turns, pair]
+    assert outcome.dropped == {"pile.jsonl:3": "no messages"}
 
 
 def test_a_file_without_a_usable_conversation(tmp_path):
