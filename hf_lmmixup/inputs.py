@@ -4,8 +4,9 @@
     raw_rows("pile/")            ->  ("2024/june.parquet:1", {...}), ...     the files that `load_dataset` finds there
     raw_rows("ada/pile:main")    ->  ("pile:main:1", {...}), ...             a configuration of a Hub dataset
 
-JSON Lines, JSON and Parquet files are read here, in a folder too: one bad line ends `load_dataset`, a deeply nested
-one the whole process. What else a folder holds (CSV, compressed files) is read by `load_dataset`, as Hub datasets are.
+JSON Lines, JSON and Parquet files are read here, in a folder too (there also `.jsonl.gz`): one bad line ends
+`load_dataset`, a deeply nested one the whole process, and shards of several forms are too much for it. What else a
+folder holds (CSV, other compressed files) is read by `load_dataset`, as Hub datasets are.
 """
 
 import logging
@@ -16,13 +17,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
+from hf_lmmixup.jsonl import PACKED, SUFFIXES, Reject, read_json
 
 
 logger = logging.getLogger(__name__)
 
 PARQUET = ".parquet"
 FILES = (*SUFFIXES, PARQUET)
+OTHERS = (*FILES, ".csv", ".tsv", ".arrow", PACKED, ".bz2", ".xz", ".zst", ".zip")
+"""What is told of where a folder's rows come from files of another format."""
 
 ABOUT_DATA = ("dataset_info.json", "dataset_infos.json")
 """Files of a dataset folder that hold no rows."""
@@ -99,13 +102,19 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
 def _folder_rows(folder: Path, split: str) -> Iterator[RawRow]:
     """The rows of a folder of files, of which `load_dataset` says which ones belong to the split."""
     from datasets import load_dataset, load_dataset_builder
+    from datasets.table import CastError
 
     found: Any = load_dataset_builder(str(folder)).config.data_files or {}
     paths = [Path(file) for file in _split_of(found, split, str(folder), "by its file, or in a folder of its own")]
     _tell_of_others(folder, frozenset(Path(file) for files in found.values() for file in files))
-    if not all(path.suffix in FILES and path.is_file() for path in paths):
-        # The cache of `datasets` knows a folder by the words of its card, so another folder's rows may be in it.
-        yield from _numbered(load_dataset(str(folder), streaming=True, split=split), folder.name)
+    if not all(_is_read_here(path) and path.is_file() for path in paths):
+        try:
+            # The cache of `datasets` knows a folder by the words of its card, so another folder's rows may be in it.
+            yield from _numbered(load_dataset(str(folder), streaming=True, split=split), folder.name)
+        except ValueError as error:
+            why = "their columns differ" if isinstance(error, CastError) else " ".join(str(error).split()).rstrip(".")
+            advice = "Unpack them, make them JSON Lines, or give each form a folder of its own."
+            raise ValueError(f"`load_dataset` cannot read the files of {folder}: {why}. {advice}") from error
         return
     for path in paths:
         inside = path.parent.relative_to(folder.resolve()) if path.is_relative_to(folder.resolve()) else Path()
@@ -113,10 +122,14 @@ def _folder_rows(folder: Path, split: str) -> Iterator[RawRow]:
             yield str(inside / place), row
 
 
+def _is_read_here(path: Path) -> bool:
+    return path.suffix in FILES or (path.suffix == PACKED and Path(path.stem).suffix in SUFFIXES)
+
+
 @lru_cache(maxsize=64)
 def _tell_of_others(folder: Path, known: frozenset[Path]) -> None:
     """Say once what is left out: `load_dataset` takes the files of one format, the one that most of them have."""
-    there = [path for path in sorted(folder.resolve().rglob("*")) if path.suffix in FILES and path.is_file()]
+    there = [path for path in sorted(folder.resolve().rglob("*")) if path.suffix.lower() in OTHERS and path.is_file()]
     others = [path.relative_to(folder.resolve()) for path in there if path not in known]
     others = [path for path in others if path.name not in ABOUT_DATA and not any(p[0] == "." for p in path.parts)]
     if others and not (folder / "README.md").is_file():  # a card says itself what belongs to a dataset

@@ -7,15 +7,21 @@ and the next line is read as if nothing had happened. Memory stays below a few t
 One line of a file `pile.jsonl` becomes `("pile.jsonl:1", {"prompt": "why sky blue", "completion": "scattering"})`.
 """
 
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
+
+PACKED = ".gz"
+"""What follows one of these where the file is compressed."""
 
 MAX_LINE_BYTES = 8 * 2**20
 """Longest line, or array element, in bytes. The longest rows of public instruction data stay under 1 MB."""
@@ -44,28 +50,38 @@ def read_json(path: str | Path) -> Iterator[tuple[str, dict[str, Any] | Reject]]
     """Read a `.jsonl` file, or a `.json` file that holds lines or one array, row by row.
 
     Args:
-        path: The file.
+        path: The file; one whose name ends in `.gz` is unpacked while it is read.
 
     Yields:
         The row's place, `name:number` counted from 1, and the row or the reject that stands for it.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be unpacked.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No file at {path}.")
-    with path.open("rb") as stream:
+    with _unpacked(path) as stream:
         if stream.read(3) != b"\xef\xbb\xbf":  # a byte order mark is skipped
             stream.seek(0)
         start = stream.tell()
         head = stream.read(4096).lstrip()
         stream.seek(start)
-        is_array = path.suffix == ".json" and head.startswith(b"[")
+        is_array = path.name.removesuffix(PACKED).endswith(".json") and head.startswith(b"[")
         chunks = _elements(stream) if is_array else _lines(stream)
         for number, chunk in enumerate(chunks, start=1):
             if chunk is not None:
                 yield f"{path.name}:{number}", chunk if isinstance(chunk, Reject) else parse_row(chunk)
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with gzip.open(path, "rb") if path.suffix == PACKED else path.open("rb") as stream:
+            yield stream  # type: ignore[misc]  # both read bytes
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be unpacked: {error}. Copy or pack it again.") from error
 
 
 def parse_row(raw: bytes) -> dict[str, Any] | Reject:

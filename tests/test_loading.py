@@ -1,6 +1,8 @@
 """Raw rows of every form become the same record; what cannot is counted with its place and reason."""
 
+import gzip
 import json
+import lzma
 import subprocess
 import sys
 
@@ -210,6 +212,41 @@ def test_other_files_are_read_from_a_folder_and_what_is_left_out_is_told(tmp_pat
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}: files of another format are not read: c.jsonl."
     ]
+
+
+def test_files_of_each_format_that_is_left_out_are_told(tmp_path, caplog):
+    for name in ("a.jsonl", "b.jsonl"):
+        write(tmp_path / name, [{"prompt": name, "completion": "b"}])
+    for name in ("c.csv", "D.JSONL", "e.parquet"):
+        (tmp_path / name).write_text("?")
+    assert len(load_rows(tmp_path).dataset) == 2
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.endswith("files of another format are not read: D.JSONL, c.csv, e.parquet.")
+
+
+def test_compressed_shards_are_read_as_others_are(tmp_path):
+    lines = [b'{"instruction": "a", "output": "b"}', b"{cut", b'{"prompt": "c", "completion": "d", "more": [1]}']
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n".join(lines)))
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(b'[{"prompt": "e", "completion": "f"}]'))
+    write(tmp_path / "c.jsonl", [{"prompt": "g", "completion": "h"}])
+    outcome = load_rows(tmp_path)
+    assert sorted(outcome.dataset["prompt"]) == ["a", "c", "e", "g"]
+    assert outcome.dropped == {"a.jsonl.gz:2": "not valid JSON"}
+
+
+@pytest.mark.parametrize("spoil", [lambda packed: packed[:-30], lambda packed: b"no" + packed])
+def test_a_shard_that_cannot_be_unpacked_is_named(tmp_path, spoil):
+    packed = gzip.compress(b"".join(b'{"prompt": "%d", "completion": "b"}\n' % number for number in range(100)))
+    (tmp_path / "a.jsonl.gz").write_bytes(spoil(packed))
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz cannot be unpacked: .*\. Copy or pack it again\.$"):
+        load_rows(tmp_path)
+
+
+def test_what_load_dataset_cannot_read_is_told_in_one_sentence(tmp_path):
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(b'{"prompt": "a", "completion": "b"}'))
+    (tmp_path / "b.jsonl.xz").write_bytes(lzma.compress(b'{"instruction": "a", "output": "c"}'))
+    with pytest.raises(ValueError, match=rf"cannot read the files of {tmp_path}: their columns differ\. Unpack them"):
+        load_rows(tmp_path)
 
 
 def test_limit_counts_raw_rows(tmp_path):
