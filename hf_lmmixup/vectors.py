@@ -9,6 +9,7 @@ One folder::
     graph.safetensors   their neighbor graph
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,9 @@ BLOCK = 4096
 
 MARK_SECONDS = 1.0
 """Time between two marks on the disk; rows embedded since the last one are what a kill costs."""
+
+NOT_TAKEN = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV)
+"""Errors of file systems where room cannot be taken beforehand."""
 
 NEIGHBORS = 24
 """Width of the shared graph. Where two fifths of the rows are clustered, as many of them are left among the neighbors
@@ -135,6 +139,9 @@ def embed(
         earlier: Vectors by the same encoder; rows that have one are not encoded.
         block: Rows that the encoder gets at a time.
         progress: Called with the number of rows done so far.
+
+    Raises:
+        OSError: If the disk has no room for the vectors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ids = rows["id"][:]
@@ -158,8 +165,7 @@ def embed(
                 here = places[start : start + block]
                 vectors = completed(texts, encoder, earlier.matrix[here[here >= 0]], here >= 0)
             if matrix is None:
-                shape = (len(rows), vectors.shape[1])
-                matrix = np.lib.format.open_memmap(folder / EMBEDDINGS, "w+", np.float16, shape)
+                matrix = _empty_matrix(folder / EMBEDDINGS, (len(rows), vectors.shape[1]))
             matrix[start : start + len(vectors)] = vectors
             done = start + len(vectors)
             if time.monotonic() - marked_at >= MARK_SECONDS:
@@ -171,6 +177,29 @@ def embed(
         keep()
     if not len(rows):
         np.save(folder / EMBEDDINGS, np.zeros((0, encoder.encode([]).shape[1]), np.float16))
+
+
+def _empty_matrix(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """A matrix on the disk that has its room from the start: a mapped file that finds none later ends the process."""
+    try:
+        matrix = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+        _take_room(path)
+    except OSError as error:
+        path.unlink(missing_ok=True)  # what was taken so far
+        error.filename = str(path)
+        raise
+    return matrix
+
+
+def _take_room(path: Path) -> None:
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno not in NOT_TAKEN:
+            raise
 
 
 def encoded(rows: Dataset, encoder: Encoder, known: Vectors) -> np.ndarray:

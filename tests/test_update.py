@@ -1,7 +1,9 @@
 """An earlier run goes on with more rows: what is known is not embedded, rated or distilled again."""
 
 import dataclasses
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from hf_lmmixup.recipe import ClusterRecipe, DistillerRecipe
 from hf_lmmixup.records import pair_text, row_id
 from hf_lmmixup.run_directory import read_arrow
 from hf_lmmixup.stages import costs_of
-from hf_lmmixup.vectors import DONE, KnownTexts, Vectors, embed
+from hf_lmmixup.vectors import DONE, EMBEDDINGS, KnownTexts, Vectors, embed
 
 
 OLD, NEW = raw_rows(range(18)), raw_rows(range(18, 23))
@@ -178,3 +180,30 @@ def test_embedding_goes_on_behind_its_last_block(tmp_path):
     other = rows_of(9)  # other rows do not go on from it
     embed(other, HashingEncoder(), tmp_path, block=4)
     assert len(Vectors(tmp_path, other["id"][:]).matrix) == 9
+
+
+def test_the_room_of_all_vectors_is_taken_before_the_first_are_written(tmp_path):
+    """A disk that is full when a mapped page is written ends the process without a word."""
+    rooms = []
+
+    def told(done):
+        file = (tmp_path / EMBEDDINGS).stat()
+        rooms.append(file.st_blocks * 512 >= file.st_size > 200_000)
+
+    embed(rows_of(2000), HashingEncoder(), tmp_path, block=1000, progress=told)
+    assert rooms == [True, True]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EOPNOTSUPP])
+def test_a_disk_without_room_for_the_vectors_is_named(number, tmp_path, monkeypatch):
+    def full(file, start, length):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    if number == errno.EOPNOTSUPP:  # then it cannot be known beforehand
+        embed(rows_of(10), HashingEncoder(), tmp_path)
+        assert len(np.load(tmp_path / EMBEDDINGS)) == 10
+        return
+    with pytest.raises(OSError, match=f"{tmp_path}/{EMBEDDINGS}"):
+        embed(rows_of(10), HashingEncoder(), tmp_path)
+    assert not any(tmp_path.iterdir())
