@@ -161,8 +161,16 @@ def detect_form(row: dict[str, Any], name: str) -> str:
 
 def _form_of(row: dict[str, Any], form: str) -> str:
     """The form of a row: that of the first one, unless it lacks a column of it and has those of another form."""
-    forms = (form, *FORMS)
-    return next((form for form in forms if all(row.get(column) is not None for column in FORMS[form])), form)
+    if not _lacks(row, form):
+        return form
+    return next((other for other in FORMS if not _lacks(row, other)), form)
+
+
+def _lacks(row: dict[str, Any], form: str) -> bool:
+    for column in FORMS[form]:  # each row passes here, and `any` takes several times as long
+        if row.get(column) is None:
+            return True
+    return False
 
 
 def _read_row(row: dict[str, Any], form: str) -> tuple[str, str]:
