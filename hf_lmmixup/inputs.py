@@ -4,7 +4,7 @@
     raw_rows("pile/")            ->  ("2024/june.parquet:1", {...}), ...     the files that `load_dataset` finds there
     raw_rows("ada/pile:main")    ->  ("pile:main:1", {...}), ...             a configuration of a Hub dataset
 
-JSON Lines, JSON and Parquet files are read here, in a folder too (there also `.jsonl.gz`): one bad line ends
+JSON Lines, JSON (both also with `.gz` behind) and Parquet files are read here, in a folder too: one bad line ends
 `load_dataset`, a deeply nested one the whole process, and shards of several forms are too much for it. What else a
 folder holds (CSV, other compressed files) is read by `load_dataset`, as Hub datasets are.
 """
@@ -38,7 +38,7 @@ def raw_rows(source: str | Path, split: str = "train") -> Iterator[RawRow]:
     """The raw rows of a source one by one, as they are, each with its place; arguments as for `loading.load_rows`."""
     check_source(source)
     path = Path(source)
-    if path.suffix in FILES:
+    if _is_read_here(path):
         return _file_rows(path)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return _saved_rows(path, split)
@@ -53,13 +53,13 @@ def check_source(source: str | Path) -> None:
         ValueError: If its suffix is unknown.
     """
     path = Path(source)
-    is_file, accepted = path.is_file(), path.suffix in FILES
+    is_file, accepted = path.is_file(), _is_read_here(path)
     if accepted and not is_file:
         raise FileNotFoundError(f"No file at {path}.")
     if is_file and not accepted:
         raise ValueError(
-            f"{path} ends in {path.suffix!r}. Accepted files: {', '.join(FILES)}. Other ones that `load_dataset` "
-            "reads, such as .csv and .jsonl.gz, are accepted in a folder of their own: name the folder."
+            f"{path} ends in {path.suffix!r}. Accepted files: {', '.join(FILES)}, and JSON with {PACKED} behind. "
+            "Others that `load_dataset` reads, such as .csv, are accepted in a folder of their own: name the folder."
         )
 
 
@@ -68,7 +68,7 @@ def short_name(source: str) -> str:
     path = Path(source)
     if path.is_dir():
         return path.resolve().name
-    return path.stem if path.suffix in FILES else path.name
+    return Path(path.name.removesuffix(PACKED)).stem if _is_read_here(path) else path.name
 
 
 def _file_rows(path: Path) -> Iterator[RawRow]:

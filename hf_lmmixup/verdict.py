@@ -67,9 +67,8 @@ FIELD = re.compile(r"(?i)\b(max_tokens|temperature|seed|response[_ ]format)\b")
 MAX_MESSAGE = 200
 """Characters of a server's error message that are kept."""
 
-WORDS = ("message", "msg", "error", "detail")
-"""Where the words of an error stand, and how deep they may lie."""
-MAX_WORDS_DEPTH = 6
+WORDS, MAX_WORDS_DEPTH = ("message", "msg", "error", "detail"), 6
+"""Under which keys the words of an error stand, and how deep they may lie."""
 
 
 @dataclass(frozen=True)

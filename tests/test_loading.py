@@ -232,6 +232,10 @@ def test_compressed_shards_are_read_as_others_are(tmp_path):
     outcome = load_rows(tmp_path)
     assert sorted(outcome.dataset["prompt"]) == ["a", "c", "e", "g"]
     assert outcome.dropped == {"a.jsonl.gz:2": "not valid JSON"}
+    alone = load_rows(tmp_path / "a.jsonl.gz")
+    assert sorted(alone.dataset["prompt"]) == ["a", "c"] and alone.dropped == outcome.dropped
+    with pytest.raises(FileNotFoundError, match=r"No file at nowhere\.json\.gz"):
+        load_rows("nowhere.json.gz")
 
 
 @pytest.mark.parametrize("spoil", [lambda packed: packed[:-30], lambda packed: b"no" + packed])
@@ -324,7 +328,7 @@ def test_names_of_sources(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "june.v2").mkdir()
     names = {"a/pile.jsonl": "pile", "pile.parquet": "pile", "ada/pile-1.5": "pile-1.5", "june.v2/": "june.v2"}
-    names |= {"ada/pile:main": "pile:main", ".": tmp_path.name}
+    names |= {"ada/pile:main": "pile:main", ".": tmp_path.name, "pile.jsonl.gz": "pile"}
     assert {source: short_name(source) for source in names} == names
 
 
