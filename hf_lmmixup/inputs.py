@@ -54,7 +54,7 @@ def check_source(source: str | Path) -> None:
     """
     path = Path(source)
     is_file, accepted = path.is_file(), _is_read_here(path)
-    if accepted and not is_file:
+    if not is_file and (accepted or (path.suffix.lower() in OTHERS and not path.exists())):
         raise FileNotFoundError(f"No file at {path}.")
     if is_file and not accepted:
         raise ValueError(

@@ -234,8 +234,12 @@ def test_compressed_shards_are_read_as_others_are(tmp_path):
     assert outcome.dropped == {"a.jsonl.gz:2": "not valid JSON"}
     alone = load_rows(tmp_path / "a.jsonl.gz")
     assert sorted(alone.dataset["prompt"]) == ["a", "c"] and alone.dropped == outcome.dropped
-    with pytest.raises(FileNotFoundError, match=r"No file at nowhere\.json\.gz"):
-        load_rows("nowhere.json.gz")
+
+
+@pytest.mark.parametrize("name", ["nowhere.json.gz", "nowhere.csv", "ada/PILE.CSV", "nowhere.jsonl.zst"])
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(FileNotFoundError, match=f"^No file at {name}"):
+        load_rows(name)
 
 
 @pytest.mark.parametrize("spoil", [lambda packed: packed[:-30], lambda packed: b"no" + packed])
