@@ -8,6 +8,7 @@ bar (`nearest.Nearest`) is high early and little of what follows matters. A row 
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def nearest_in_cells(embeddings: np.ndarray, near_cells: np.ndarray, k: int) -> 
                 nearest.offer(*map(np.concatenate, zip(*met, strict=True)))
                 met.clear()
 
-        for cell, asking in _visits(near_cells[mine], len(bounds) - 1):
+        for cell, asking in _visits(near_cells, mine, len(bounds) - 1):
             for first in range(bounds[cell], bounds[cell + 1], BLOCK):  # one in all but the strangest data
                 some = members[first : min(first + BLOCK, bounds[cell + 1])]
                 inside = vectors(some).T
@@ -81,16 +82,22 @@ def nearest_in_cells(embeddings: np.ndarray, near_cells: np.ndarray, k: int) -> 
 
 def by_cell(cells: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Places in order of their cell, and where each of the `count` cells begins and ends (count + 1,)."""
-    small = cells.astype(np.uint16) if count <= 1 << 16 else cells  # NumPy sorts two bytes in linear time
+    small = cells.astype(cell_type(count), copy=False)
     order = np.argsort(small, kind="stable")
-    return order, np.searchsorted(cells[order], np.arange(count + 1))
+    # Cell numbers of the same type: for another one NumPy would first widen all of `small`.
+    return order, np.append(np.searchsorted(small[order], np.arange(count, dtype=small.dtype)), len(order))
 
 
-def _visits(near_cells: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Cells and the rows that ask for them: each row's own cell first, then the nearest, then the others."""
+def cell_type(count: int) -> type[np.integer[Any]]:
+    """What holds the numbers of `count` cells: two bytes if they can, which NumPy also sorts in linear time."""
+    return np.uint16 if count <= 1 << 16 else np.int32
+
+
+def _visits(near_cells: np.ndarray, rows: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Cells and which of the rows ask for them: each row's own cell first, then the nearest, then the others."""
     probes = near_cells.shape[1]
     ends = [*(end for end in FIRST_CELLS if end < probes), probes]
     for begin, end in pairwise([0, *ends]):
-        places, bounds = by_cell(near_cells[:, begin:end].ravel(), count)
+        places, bounds = by_cell(near_cells[rows, begin:end].ravel(), count)
         for cell in np.flatnonzero(np.diff(bounds)).tolist():
             yield cell, places[bounds[cell] : bounds[cell + 1]] // (end - begin)

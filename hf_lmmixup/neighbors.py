@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hf_lmmixup.cell_search import nearest_in_cells
+from hf_lmmixup.cell_search import cell_type, nearest_in_cells
 from hf_lmmixup.exact_search import nearest_of_all, search
 from hf_lmmixup.half_precision import check_finite, widened
 from hf_lmmixup.nearest import STEPS, in_threads
@@ -202,7 +202,7 @@ def _cell_graph(embeddings: np.ndarray, width: int, seed: int) -> NeighborGraph:
     centers = _centers(embeddings, seed)
     probes, recall = _measure(embeddings, centers, width, seed)
     logger.info("Neighbor graph of %d rows: %d of %d cells a row, recall %.3f", n, probes, len(centers), recall)
-    near_cells = np.empty((n, probes), np.int32)
+    near_cells = np.empty((n, probes), cell_type(len(centers)))
 
     def ask(start: int) -> None:
         near_cells[start : start + QUERIES] = top_k(centers, embeddings[start : start + QUERIES], probes)[1]

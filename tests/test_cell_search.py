@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_lmmixup import cell_search
-from hf_lmmixup.cell_search import by_cell, nearest_in_cells
+from hf_lmmixup.cell_search import by_cell, cell_type, nearest_in_cells
 from hf_lmmixup.nearest import STEPS
 
 
@@ -98,7 +98,10 @@ def test_leaves_the_threads_of_the_caller_as_they_are() -> None:
     assert faiss.omp_get_max_threads() == before
 
 
-def test_places_by_cell() -> None:
-    order, bounds = by_cell(np.array([2, 0, 2, 3, 0]), 5)
-    assert order.tolist() == [1, 4, 0, 2, 3]
-    assert bounds.tolist() == [0, 2, 2, 4, 5, 5]
+@pytest.mark.parametrize("count", [5, 1 << 16, (1 << 16) + 1])
+def test_places_by_cell(count: int) -> None:
+    cells = np.array([2, 0, count - 1, 2, 3, 0], cell_type(count))
+    order, bounds = by_cell(cells, count)
+    assert cells[order].tolist() == sorted(cells.tolist())
+    assert [order[bounds[cell] : bounds[cell + 1]].tolist() for cell in (0, 1, 2, 3)] == [[1, 5], [], [0, 3], [4]]
+    assert (len(bounds), bounds[-2], bounds[-1]) == (count + 1, 5, 6)
