@@ -240,7 +240,7 @@ def _examples(results: Results) -> list[dict[str, Any]]:
     taken = table_of(results.merged).filter(pc.field("origin") == "distilled")["id"]
     done = done.append_column("in_dataset", pc.is_in(done["id"], taken))
     keys = [("in_dataset", "descending"), ("cluster_id", "ascending"), ("id", "ascending")]
-    rows = done.take(pc.select_k_unstable(done.select([name for name, _ in keys]), EXAMPLES, keys)).to_pylist()
+    rows = done.take(pc.sort_indices(done, keys)[:EXAMPLES]).to_pylist()
     behind = pa.array([source for row in rows for source in row["sources"]], pa.string())
     loaded = table_of(results.loaded.columns("id", "prompt", "completion"))
     texts = {row["id"]: row for row in loaded.filter(pc.is_in(loaded["id"], behind)).to_pylist()}
