@@ -54,12 +54,14 @@ class ChatReply:
         error: Why there is no usable text, in words that do not depend on the row.
         answered: Whether the model did answer and was paid, however useless the answer. If not (a refused request, a
             server that stayed down), the request can be repeated later at no cost.
+        reasoning: What the model thought, where the server parts it from the text.
     """
 
     key: str
     text: str | None = None
     error: str | None = None
     answered: bool = True
+    reasoning: str | None = None
 
 
 class Stop(Event):

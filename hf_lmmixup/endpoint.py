@@ -284,7 +284,8 @@ class _Run:
             self.failures += 1
             if self.failures >= max(SINGLE_FAILURES, 2 * self.model.concurrency):
                 self._end(f"{self.failures} requests in a row failed, the last one with: {verdict.error}")
-        return ChatReply(request.key, verdict.text, verdict.error and self._public(verdict.error), verdict.answered)
+        error = verdict.error and self._public(verdict.error)
+        return ChatReply(request.key, verdict.text, error, verdict.answered, verdict.reasoning)
 
     def _end(self, reason: str | None) -> None:
         if self.ended is None:

@@ -19,7 +19,7 @@ from threading import Event
 
 from hf_lmmixup.chat_model import ChatModel, ChatRequest
 from hf_lmmixup.dispatch import finish_on_signals
-from hf_lmmixup.prompts import ANSWER_CLOSE
+from hf_lmmixup.prompts import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
 
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class ServedGenerator:
                 if not reply.answered:
                     unanswered += 1
                     continue
-                texts[place] = None if reply.text is None else until_answer_ends(reply.text)
+                texts[place] = None if reply.text is None else _whole(until_answer_ends(reply.text), reply.reasoning)
                 if on_reply is not None:
                     on_reply(place, texts[place])
         if unanswered:
@@ -90,6 +90,13 @@ def until_answer_ends(text: str) -> str:
     """A completion without what a model adds after `</answer>`."""
     head, close, _ = text.partition(ANSWER_CLOSE)
     return (head + close).strip()
+
+
+def _whole(text: str, reasoning: str | None) -> str:
+    """A completion as the model wrote it: servers part its reasoning from the text, templates hold its opening tag."""
+    if THINK_OPEN in text or (reasoning is None and THINK_CLOSE not in text):
+        return text
+    return f"{THINK_OPEN}{text}" if THINK_CLOSE in text else f"{THINK_OPEN}{reasoning}{THINK_CLOSE}\n{text}"
 
 
 def _requests(conversations: Sequence[Messages], seeds: Sequence[int] | None, stop: Event) -> Iterator[ChatRequest]:

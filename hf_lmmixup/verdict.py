@@ -64,6 +64,9 @@ UNTAKEN = re.compile(
 FIELD = re.compile(r"(?i)\b(max_tokens|temperature|seed|response[_ ]format)\b")
 """How servers say that a model does not take a field of the request, and the fields that it can be asked without."""
 
+REASONING = ("reasoning_content", "reasoning")
+"""Where servers with a parser of thoughts put what stood between `<think>` and `</think>`."""
+
 MAX_MESSAGE = 200
 """Characters of a server's error message that are kept."""
 
@@ -84,6 +87,7 @@ class Verdict:
         wait: Seconds that the server asks to wait.
         stops: No further request can succeed.
         untaken: Field of the request that the model does not take.
+        reasoning: What the model thought, where the server parts it from the text.
     """
 
     text: str | None = None
@@ -94,6 +98,7 @@ class Verdict:
     wait: float | None = None
     stops: bool = False
     untaken: str | None = None
+    reasoning: str | None = None
 
 
 def read_body(body: bytes, secrets: Iterable[str] = ()) -> Verdict:
@@ -126,7 +131,9 @@ def read_body(body: bytes, secrets: Iterable[str] = ()) -> Verdict:
         text.encode()
     except UnicodeEncodeError as broken:  # half of a pair of escapes, which no file can hold
         return Verdict(text=text[: broken.start], error="reply holds a lone surrogate", answered=True)
-    return Verdict(text=text, answered=True)
+    thoughts = [message.get(name) for name in REASONING]
+    reasoning = next((one for one in thoughts if isinstance(one, str) and one.strip()), None)
+    return Verdict(text=text, answered=True, reasoning=reasoning)
 
 
 def _joined(content: Any) -> Any:

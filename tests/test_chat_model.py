@@ -581,6 +581,19 @@ def test_a_good_body_is_its_text():
 
 
 @pytest.mark.parametrize(
+    ("parts", "reasoning"),
+    [
+        ({"reasoning_content": "hm"}, "hm"),
+        ({"reasoning_content": None, "reasoning": "hm"}, "hm"),
+        ({"reasoning": " "}, None),
+    ],
+)
+def test_thoughts_that_stand_beside_the_text_are_kept(parts, reasoning):
+    body = {"choices": [{"message": {"content": "7", **parts}, "finish_reason": "stop"}]}
+    assert read_body(json.dumps(body).encode()) == Verdict(text="7", answered=True, reasoning=reasoning)
+
+
+@pytest.mark.parametrize(
     ("status", "body", "wait", "expected"),
     [
         (401, {"message": "no"}, None, "stops"),

@@ -46,6 +46,19 @@ def test_completions_come_back_in_order_and_end_with_the_answer():
     assert model.seeds == [[None, None]]
 
 
+@pytest.mark.parametrize(
+    ("text", "reasoning", "whole"),
+    [
+        ("<answer>a</answer>", "why", "<think>why</think>\n<answer>a</answer>"),  # the server parses thoughts
+        ("why</think>\n<answer>a</answer>", None, "<think>why</think>\n<answer>a</answer>"),  # the template opens them
+        (GOOD, "thoughts of another kind", GOOD),
+        ("<answer>a</answer>", None, "<answer>a</answer>"),
+    ],
+)
+def test_reasoning_that_came_apart_from_the_answer_is_put_back(text, reasoning, whole):
+    assert ServedGenerator(Served(x={"text": text, "reasoning": reasoning})).generate(ask("x")) == [whole]
+
+
 def test_an_unusable_answer_is_told_and_an_unanswered_request_is_not(caplog):
     told = []
     model = Served(refused={"error": "refusal"}, down={"error": "503", "answered": False})
