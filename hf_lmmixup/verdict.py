@@ -15,11 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from hf_lmmixup.prompts import THINK_CLOSE, THINK_OPEN
 from hf_lmmixup.secrecy import without_secrets
 
 
 MAX_REPLY_CHARACTERS = 20_000
-"""Longest reply that is handed on; a longer one is runaway output."""
+"""Longest reply that is handed on, thoughts not counted; a longer one is runaway output."""
 
 LONGEST_WAIT = 600.0
 """Seconds. A server that asks for more has closed for the day; the run then stops instead of sleeping."""
@@ -125,7 +126,7 @@ def read_body(body: bytes, secrets: Iterable[str] = ()) -> Verdict:
         return Verdict(error=REFUSAL, answered=True)
     if not isinstance(text, str) or not text.strip():
         return Verdict(error="empty reply", answered=True)
-    if len(text) > MAX_REPLY_CHARACTERS:
+    if len(text.rpartition(THINK_CLOSE)[2]) > MAX_REPLY_CHARACTERS:
         return Verdict(error="reply too long", answered=True)
     try:
         text.encode()
@@ -158,7 +159,7 @@ def _is_thinking(text: Any) -> bool:
     """Whether a cut text has not come to what was asked for; some servers leave the thoughts out."""
     if not isinstance(text, str):
         return True
-    return not text.strip() or (text.lstrip().startswith("<think>") and "</think>" not in text)
+    return not text.strip() or (text.lstrip().startswith(THINK_OPEN) and THINK_CLOSE not in text)
 
 
 def error_body(body: bytes) -> Any:

@@ -538,6 +538,15 @@ def test_odd_bodies_become_reasons(body, error, passing):
     assert (verdict.text, verdict.error, verdict.passing, verdict.answered) == (None, error, passing, not passing)
 
 
+def test_thoughts_do_not_make_a_reply_too_long():
+    for content, error in [
+        ("<think>" + "hm " * 9000 + "</think> 7", None),
+        ("7</think>" + "x" * 20_001, "reply too long"),
+    ]:
+        body = {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
+        assert read_body(json.dumps(body).encode()).error == error
+
+
 @pytest.mark.parametrize(
     ("escaped", "text"),
     [
