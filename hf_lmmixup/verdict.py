@@ -53,7 +53,10 @@ UNPROCESSED = (400, 422)
 CUT, REFUSAL, FILTERED = "reply cut at the token limit", "refusal", "content filter"
 CUT_THINKING = f"{CUT} while thinking"
 
-FINISHED_BADLY = {"length": CUT, "content_filter": FILTERED}
+FINISHED_BADLY = {"length": CUT, "content_filter": FILTERED, "sensitive": FILTERED}
+
+BROKEN_OFF = ("error", "network_error", "insufficient_system_resource", "abort")
+"""How routers and servers end a reply that they could not finish; what there is of it is no reply."""
 
 ABOUT_THE_ROW = (REFUSAL, FILTERED)
 """Reasons that say something of a row, and nothing of whether the model can be read."""
@@ -112,7 +115,12 @@ def read_body(body: bytes, secrets: Iterable[str] = ()) -> Verdict:
     try:
         response = json.loads(body)
         choice = response["choices"][0]
-        message, finish = choice["message"], choice.get("finish_reason")
+        finish = choice.get("finish_reason")
+        finish = finish if isinstance(finish, str) else None
+        if finish in BROKEN_OFF:
+            return _judge_odd(choice, secrets)
+        # Nothing was written before the token limit or the filter: some servers then send no message.
+        message = choice.get("message") or {} if finish in FINISHED_BADLY else choice["message"]
         text, refusal = _joined(message.get("content")), message.get("refusal")
     except (ValueError, RecursionError):
         return Verdict(error="response is not JSON", passing=True)
@@ -120,7 +128,7 @@ def read_body(body: bytes, secrets: Iterable[str] = ()) -> Verdict:
         return _judge_odd(error_body(body), secrets)
     if finish == "length" and _is_thinking(text):
         return Verdict(error=CUT_THINKING, answered=True)
-    if isinstance(finish, str) and finish in FINISHED_BADLY:
+    if finish in FINISHED_BADLY:
         return Verdict(error=FINISHED_BADLY[finish], answered=True)
     if refusal:
         return Verdict(error=REFUSAL, answered=True)
@@ -152,7 +160,9 @@ def _judge_odd(body: Any, secrets: Iterable[str]) -> Verdict:
     if isinstance(status, int) and 400 <= status < 600:
         return judge_error(status, body, None, secrets)
     said = _error_fields(body, secrets)[1] if error else ""
-    return Verdict(error="response has no message" + (f" ({said})" if said else ""), passing=True)
+    broken = isinstance(body, dict) and body.get("finish_reason") in BROKEN_OFF
+    reason = "reply broken off by the server" if broken else "response has no message"
+    return Verdict(error=reason + (f" ({said})" if said else ""), passing=True)
 
 
 def _is_thinking(text: Any) -> bool:

@@ -499,6 +499,26 @@ def test_an_error_within_a_successful_response_is_told(body, expected):
 
 
 @pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"finish_reason": "length"}, Verdict(error="reply cut at the token limit while thinking", answered=True)),
+        ({"finish_reason": "content_filter", "message": None}, Verdict(error="content filter", answered=True)),
+        ({"finish_reason": "stop"}, passing("response has no message")),
+        (
+            {"finish_reason": "error", "error": {"code": 502, "message": "died"}, "message": {"content": "Q: half"}},
+            passing("status 502"),
+        ),
+        (
+            {"finish_reason": "insufficient_system_resource", "message": {"content": '{"overall"'}},
+            passing("reply broken off by the server"),
+        ),
+    ],
+)
+def test_what_a_choice_without_a_whole_reply_means(choice, expected):
+    assert read_body(json.dumps({"choices": [choice]}).encode()) == expected
+
+
+@pytest.mark.parametrize(
     ("content", "text"),
     [
         ([{"type": "text", "text": "7"}], "7"),
