@@ -30,7 +30,7 @@ from hf_lmmixup.event_loops import anywhere
 from hf_lmmixup.pacing import NAP, Pacing, retry_after, steady
 from hf_lmmixup.secrecy import SHORTEST_SECRET, environment_secrets, without_secrets
 from hf_lmmixup.transport import BodyTooLong, check_url, open_client, passing_errors
-from hf_lmmixup.verdict import Verdict, error_body, judge_error, read_body
+from hf_lmmixup.verdict import ABOUT_THE_ROW, Verdict, error_body, judge_error, read_body
 
 
 logger = logging.getLogger(__name__)
@@ -277,7 +277,7 @@ class _Run:
         return await self._attempt(request)
 
     def _settled(self, request: ChatRequest, verdict: Verdict) -> ChatReply:
-        if verdict.answered:
+        if verdict.answered or verdict.error in ABOUT_THE_ROW:
             self.failures = 0
             self.pacing.succeeded()
         else:

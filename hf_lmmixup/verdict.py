@@ -41,6 +41,9 @@ ENDING = {
 EXHAUSTED = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated")
 """Codes that servers send as 429 although waiting will not help."""
 
+FLAGGED = ("content_filter", "content_policy_violation", "data_inspection_failed")
+"""Codes of a request whose text a filter before the model refused."""
+
 PASSING = (408, 409, 425, 429)
 """Statuses below 500 worth another attempt."""
 
@@ -192,6 +195,8 @@ def judge_error(status: int, body: Any, wait: float | None, secrets: Iterable[st
     """
     code, message = _error_fields(body, secrets)
     said = f" ({message})" if message else ""
+    if status in (*UNPROCESSED, 403) and _is_flagged(body):
+        return Verdict(error=FILTERED)
     if status in ENDING:
         return Verdict(error=f"{status}: {ENDING[status]}{said}", stops=True)
     if code in EXHAUSTED:
@@ -202,6 +207,14 @@ def judge_error(status: int, body: Any, wait: float | None, secrets: Iterable[st
         return Verdict(error=f"status {status}", passing=True, refused=status in REFUSED, wait=wait)
     untaken = FIELD.search(message) if status in UNPROCESSED and UNTAKEN.search(message) else None
     return Verdict(error=f"status {status}{said}", untaken=untaken and untaken[1].lower().replace(" ", "_"))
+
+
+def _is_flagged(body: Any) -> bool:
+    """Whether a request was refused for what its row says (OpenRouter, Azure, Alibaba); any other row may pass."""
+    error = body.get("error") if isinstance(body, dict) else None
+    more = error.get("metadata") if isinstance(error, dict) else None
+    named = isinstance(error, dict) and isinstance(error.get("code"), str) and error["code"] in FLAGGED
+    return named or (isinstance(more, dict) and "flagged_input" in more)
 
 
 def _error_fields(body: Any, secrets: Iterable[str]) -> tuple[str, str]:

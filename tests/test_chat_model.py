@@ -364,6 +364,15 @@ def test_objects_that_were_there_before_are_not_searched_for_garbage_during_a_ru
         gc.unfreeze()
 
 
+def test_rows_that_a_filter_refuses_one_after_the_other_stop_no_run(monkeypatch):
+    async def refused(run, request):
+        return Verdict(error="content filter")
+
+    monkeypatch.setattr(endpoint._Run, "_attempt", refused)
+    replies = EndpointModel("m", "http://127.0.0.1:9/v1", concurrency=1).replies(questions(*map(str, range(12))))
+    assert [(reply.error, reply.answered) for reply in replies] == [("content filter", False)] * 12
+
+
 def test_leaving_an_endpoint_early_closes_it(stub):
     stub.reset(latency=0.05)
     replies = EndpointModel("m", stub.url, concurrency=4).replies(questions(*map(str, range(20))))
@@ -531,6 +540,18 @@ def test_a_reply_may_come_in_parts(content, text):
     error = None if text else "empty reply"
     body = {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
     assert read_body(json.dumps(body).encode()) == Verdict(text=text, error=error, answered=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (403, {"code": 403, "message": "flagged", "metadata": {"reasons": ["violence"], "flagged_input": "x"}}),
+        (400, {"code": "content_filter", "message": "the prompt triggered the policy"}),
+        (400, {"code": "data_inspection_failed", "message": "may be inappropriate"}),
+    ],
+)
+def test_a_row_that_a_filter_refuses_ends_no_run(status, error):
+    assert judge_error(status, {"error": error}, None) == Verdict(error="content filter")
 
 
 def test_an_error_may_be_a_text():
