@@ -50,6 +50,9 @@ PASSING = (408, 409, 425, 429)
 REFUSED = (429, 503, 529)
 """Statuses of a server that has too much to do: everyone pauses."""
 
+TOO_LARGE = re.compile(r"(?i)\brequest too large\b")
+"""How OpenAI refuses for its rate what it will never take: all workers would wait for minutes, and in vain."""
+
 UNPROCESSED = (400, 422)
 """Statuses of a request that the server understood but will not do."""
 
@@ -203,6 +206,8 @@ def judge_error(status: int, body: Any, wait: float | None, secrets: Iterable[st
         return Verdict(error=f"{status}: the quota is exhausted{said}", stops=True)
     if wait is not None and wait > LONGEST_WAIT:
         return Verdict(error=f"{status}: the server asks to wait {wait:.0f} s; run again then", stops=True)
+    if status == 429 and TOO_LARGE.search(message):
+        return Verdict(error="status 429: the request is larger than the limit of tokens per minute")
     if status in PASSING or status >= 500:
         return Verdict(error=f"status {status}", passing=True, refused=status in REFUSED, wait=wait)
     untaken = FIELD.search(message) if status in UNPROCESSED and UNTAKEN.search(message) else None

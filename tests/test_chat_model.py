@@ -653,6 +653,8 @@ def test_thoughts_that_stand_beside_the_text_are_kept(parts, reasoning):
         (429, {"type": "insufficient_quota"}, None, "stops"),
         (429, {}, 3600.0, "stops"),  # asks to wait longer than a run should sleep
         (429, {}, 2.0, "refused"),
+        (429, {"error": {"code": "rate_limit_exceeded", "message": "Rate limit reached: Limit 9."}}, None, "refused"),
+        (429, {"error": {"code": "rate_limit_exceeded", "message": "Request too large for m: Limit 9."}}, 1.0, "row"),
         (503, None, None, "refused"),
         (529, None, None, "refused"),
         (500, "<html>", None, "passing"),
