@@ -165,7 +165,7 @@ def _judge_odd(body: Any, secrets: Iterable[str]) -> Verdict:
     status = error.get("code") if isinstance(error, dict) else None
     if isinstance(status, int) and 400 <= status < 600:
         return judge_error(status, body, None, secrets)
-    said = _error_fields(body, secrets)[1] if error else ""
+    said = _error_fields(body, secrets)[1]
     broken = isinstance(body, dict) and body.get("finish_reason") in BROKEN_OFF
     reason = "reply broken off by the server" if broken else "response has no message"
     return Verdict(error=reason + (f" ({said})" if said else ""), passing=True)

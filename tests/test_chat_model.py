@@ -499,6 +499,7 @@ def passing(error):
         ({"error": {"message": "slow", "code": 429}}, Verdict(error="status 429", passing=True, refused=True)),
         ({"error": "model is loading"}, passing("response has no message (model is loading)")),
         ({"error": {"message": "key odd:canary/0123456789"}}, passing("response has no message (key [secret])")),
+        ({"code": 401, "msg": "token expired"}, passing("response has no message (token expired)")),
         ({"error": None, "choices": []}, passing("response has no message")),
         ({"error": {"code": True}}, passing("response has no message")),
     ],
