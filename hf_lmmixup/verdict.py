@@ -11,7 +11,7 @@ Three responses and what they mean::
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,9 @@ FIELD = re.compile(r"(?i)\b(max_tokens|temperature|seed|response[_ ]format)\b")
 REASONING = ("reasoning_content", "reasoning")
 """Where servers with a parser of thoughts put what stood between `<think>` and `</think>`."""
 
+STREAM = (b"data:", b"event:", b": ")
+"""How a stream of events begins."""
+
 MAX_MESSAGE = 200
 """Characters of a server's error message that are kept."""
 
@@ -127,16 +130,23 @@ def read_body(body: bytes, secrets: Iterable[str] = ()) -> Verdict:
             return _judge_odd(choice, secrets)
         # Nothing was written before the token limit or the filter: some servers then send no message.
         message = choice.get("message") or {} if finish in FINISHED_BADLY else choice["message"]
-        text, refusal = _joined(message.get("content")), message.get("refusal")
+        content = message.get("content")
     except (ValueError, RecursionError):
+        if body.lstrip().startswith(STREAM):  # it would be paid for at each attempt
+            return Verdict(error="response is a stream, though none was asked for; name a server that sends none")
         return Verdict(error="response is not JSON", passing=True)
     except (KeyError, IndexError, TypeError, AttributeError):
         return _judge_odd(error_body(body), secrets)
+    return _judge_message(message, _joined(content), finish)
+
+
+def _judge_message(message: Mapping[str, Any], text: Any, finish: str | None) -> Verdict:
+    """What a message with such a text and finish reason means."""
     if finish == "length" and _is_thinking(text):
         return Verdict(error=CUT_THINKING, answered=True)
     if finish in FINISHED_BADLY:
         return Verdict(error=FINISHED_BADLY[finish], answered=True)
-    if refusal:
+    if message.get("refusal"):
         return Verdict(error=REFUSAL, answered=True)
     if not isinstance(text, str) or not text.strip():
         return Verdict(error="empty reply", answered=True)

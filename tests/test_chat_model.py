@@ -580,6 +580,12 @@ def test_odd_bodies_become_reasons(body, error, passing):
     assert (verdict.text, verdict.error, verdict.passing, verdict.answered) == (None, error, passing, not passing)
 
 
+@pytest.mark.parametrize("body", [b'data: {"choices": []}', b"event: x\ndata: {}", b": PROCESSING\n\ndata: {}"])
+def test_a_stream_is_told_and_not_paid_for_again(body):
+    verdict = read_body(body)
+    assert verdict.error.startswith("response is a stream") and not (verdict.passing or verdict.answered)
+
+
 def test_thoughts_do_not_make_a_reply_too_long():
     for content, error in [
         ("<think>" + "hm " * 9000 + "</think> 7", None),
