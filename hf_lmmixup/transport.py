@@ -101,7 +101,8 @@ def open_client(base_url: str, key: str) -> Any:
 
     encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
     destination = functools.cache(functools.partial(_url, base_url))  # a run has one or two addresses
-    return Client(base_url=base_url, api_key=key, organization=None, project=None, max_retries=0, timeout=None)
+    unused = openai.DefaultAsyncHttpxClient(trust_env=False)  # else a SOCKS proxy of the environment ends the run here
+    return Client(base_url=base_url, api_key=key, http_client=unused, max_retries=0, timeout=None)
 
 
 def passing_errors() -> tuple[type[BaseException], ...]:
@@ -145,7 +146,12 @@ def _proxy(base_url: str) -> str | None:
     parts = urlsplit(base_url)
     if _is_this_machine(parts.hostname or "") or proxy_bypass(parts.netloc):
         return None
-    return getproxies().get(parts.scheme)
+    proxy = getproxies().get(parts.scheme)
+    if proxy and "://" not in proxy:  # as curl reads it
+        proxy = f"http://{proxy}"
+    if proxy and not proxy.startswith(("http://", "https://")):
+        raise ValueError(f"{parts.scheme}_proxy names no http proxy. Name one, or the endpoint's host in no_proxy.")
+    return proxy
 
 
 def _tls() -> ssl.SSLContext:

@@ -473,6 +473,18 @@ def test_the_proxy_of_the_environment_serves_other_machines(monkeypatch):
     for host in ("near.example.org", "far.example.org:8443", "localhost:8000", "127.0.0.2", "[::1]:8000"):
         assert _proxy(f"https://{host}/v1") is None
     assert _proxy("http://a.example.org/v1") is None
+    monkeypatch.setenv("https_proxy", "proxy:3128")
+    assert _proxy("https://a.example.org/v1") == "http://proxy:3128"
+    monkeypatch.setenv("https_proxy", "socks5://ada:pw@proxy:1080")
+    with pytest.raises(ValueError, match="^https_proxy names no http proxy. Name one, or the endpoint's host in no"):
+        _proxy("https://a.example.org/v1")
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "http_proxy"])
+def test_a_socks_proxy_of_the_environment_does_not_keep_anyone_from_this_machine(name, stub, monkeypatch):
+    monkeypatch.setenv(name, "socks5://127.0.0.1:9")
+    (reply,) = EndpointModel("m", stub.url, backoff=0.01).replies(questions("a"))
+    assert reply.error is None
 
 
 def test_a_redirect_is_not_followed():
