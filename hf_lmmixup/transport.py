@@ -26,6 +26,9 @@ MAX_BODY_BYTES = 1_000_000
 ABOUT_THIS_MACHINE = "x-stainless-"
 """How the names of headers begin in which the `openai` client tells a server about this machine; they are not sent."""
 
+ABOUT_THE_ACCOUNT, OPENAI = "openai-", ".openai.com"
+"""How the names of headers begin that say whose account it is (from `OPENAI_ORG_ID`), and whose hosts may know it."""
+
 
 class BodyTooLong(OSError):
     """A response body exceeds `MAX_BODY_BYTES`."""
@@ -113,11 +116,13 @@ def passing_errors() -> tuple[type[BaseException], ...]:
 
 
 def _headers(client: Any) -> dict[str, str]:
-    """The headers of the `openai` client, with its key and without what they tell about this machine."""
+    """The headers of the `openai` client, with its key and without what they tell about this machine and account."""
+    is_openai = str(client.base_url.host).endswith(OPENAI)
+    hidden = (ABOUT_THIS_MACHINE,) if is_openai else (ABOUT_THIS_MACHINE, ABOUT_THE_ACCOUNT)
     headers = {
         name: value
         for name, value in {**client.default_headers, **client.auth_headers}.items()
-        if isinstance(value, str) and not name.lower().startswith(ABOUT_THIS_MACHINE)
+        if isinstance(value, str) and not name.lower().startswith(hidden)
     }
     # A server that compresses could send a bomb; replies are small, so nothing is asked to be compressed.
     return {**headers, "Accept-Encoding": "identity"}

@@ -24,7 +24,7 @@ from hf_lmmixup.journal import Journal
 from hf_lmmixup.local_model import GeneratorModel, VLLMModel
 from hf_lmmixup.pacing import Pacing, retry_after
 from hf_lmmixup.rating_prompt import RATING_SCHEMA
-from hf_lmmixup.transport import MAX_BODY_BYTES, _proxy, check_url
+from hf_lmmixup.transport import MAX_BODY_BYTES, _headers, _proxy, check_url, open_client
 from hf_lmmixup.verdict import Verdict, error_body, judge_error, read_body
 
 
@@ -297,8 +297,9 @@ def test_an_endpoint_works_where_a_loop_is_running_already(stub):
 
 
 def test_what_a_server_is_told(monkeypatch):
-    """The key and what is asked, nothing about this machine; and no request after a redirect."""
+    """The key and what is asked, nothing about this machine or account; and no request after a redirect."""
     monkeypatch.setenv("OPENAI_API_KEY", "odd/key")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-ours")
     told = []
 
     class Redirecting(BaseHTTPRequestHandler):
@@ -323,7 +324,9 @@ def test_what_a_server_is_told(monkeypatch):
     (path, headers, body), *others = told
     assert not others and path == "/odd%20path/v1/chat/completions"
     assert headers["Authorization"] == "Bearer odd/key" and headers["Accept-Encoding"] == "identity"
-    assert not [name for name in headers if name.lower().startswith("x-stainless")]
+    assert not [name for name in headers if name.lower().startswith(("x-stainless", "openai-"))]
+    told_openai = _headers(open_client("https://eu.api.openai.com/v1", "odd/key"))
+    assert told_openai["OpenAI-Organization"] == "org-ours"
     assert json.loads(body) == {"model": "m", "temperature": 0.0, "max_tokens": 256, "messages": USER}
 
 
