@@ -115,6 +115,10 @@ class EndpointModel:
         key = os.environ.get(self.key_variable, "").strip()  # as files that hold one end with a line break
         if not key and self.base_url.startswith("https"):
             raise ModelStopped(f"The environment variable {self.key_variable} is not set. Set it to the server's key.")
+        if not (key.isascii() and key.isprintable()):
+            raise ModelStopped(
+                f"The environment variable {self.key_variable} holds more than a key. Set it to the key."
+            )
         yield from anywhere(self._delivered(iter(requests), stop or Event(), key or "none"))
 
     def _delivered(self, requests: Iterator[ChatRequest], stop: Event, key: str) -> Generator[ChatReply, None, None]:

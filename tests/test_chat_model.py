@@ -422,6 +422,7 @@ def test_the_body_holds_what_was_asked_for_and_settings_hold_no_secret(monkeypat
         ("http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1"),
         ("http://localhost:8000/v1", "http://localhost:8000/v1"),
         ("http://[::1]:8000/v1", "http://[::1]:8000/v1"),
+        ("http://0.0.0.0:8000/v1", "http://0.0.0.0:8000/v1"),  # as vLLM and uvicorn print it
         ("http://10.0.0.5:8000/v1", None),  # rows and key unencrypted over a network
         ("http://api.example.org/v1", None),
         ("http://localhost.example.org/v1", None),
@@ -444,6 +445,15 @@ def test_where_data_may_go(url, allowed):
             check_url(url, allow_http=False)
         assert "hunter2" not in str(caught.value)
     assert check_url("http://10.0.0.5:8000/v1", allow_http=True)
+
+
+@pytest.mark.parametrize(
+    "key", ["sk-canary-012\n3456789", "\u201csk-canary-0123456789\u201d", "sk-canary\x7f0123456789"]
+)
+def test_a_key_with_characters_that_no_key_has_is_named_by_its_variable(key, stub, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ModelStopped, match="^The environment variable OPENAI_API_KEY holds more than a key. Set it"):
+        list(EndpointModel("m", stub.url).replies(questions("a")))
 
 
 def test_a_hosted_endpoint_needs_its_key(monkeypatch):
