@@ -116,9 +116,7 @@ class EndpointModel:
         if not key and self.base_url.startswith("https"):
             raise ModelStopped(f"The environment variable {self.key_variable} is not set. Set it to the server's key.")
         if not (key.isascii() and key.isprintable()):
-            raise ModelStopped(
-                f"The environment variable {self.key_variable} holds more than a key. Set it to the key."
-            )
+            raise ModelStopped(f"The environment variable {self.key_variable} holds more than a key. Set it anew.")
         yield from anywhere(self._delivered(iter(requests), stop or Event(), key or "none"))
 
     def _delivered(self, requests: Iterator[ChatRequest], stop: Event, key: str) -> Generator[ChatReply, None, None]:

@@ -24,6 +24,9 @@ from hf_lmmixup.prompts import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
 
 logger = logging.getLogger(__name__)
 
+SERVED_TIMEOUT = 600.0
+"""Seconds for one completion from a server: long answers under load take minutes."""
+
 VLLM_STOP = {"stop": [ANSWER_CLOSE], "include_stop_str_in_output": True}
 """Body fields with which a vLLM server stops at the end of the answer."""
 

@@ -127,9 +127,10 @@ def _complete(
     done = iter(range(1, len(rows) + 1))
     if url:
         from hf_lmmixup.endpoint import EndpointModel
-        from hf_lmmixup.served_generation import ServedGenerator
+        from hf_lmmixup.served_generation import SERVED_TIMEOUT, ServedGenerator
 
-        generator: Any = ServedGenerator(EndpointModel(place, f"http{url}", max_tokens=max_new_tokens))
+        served = EndpointModel(place, f"http{url}", timeout=SERVED_TIMEOUT, max_tokens=max_new_tokens)
+        generator: Any = ServedGenerator(served)
     else:
         from hf_lmmixup.generation import LocalGenerator
 

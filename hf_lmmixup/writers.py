@@ -18,9 +18,6 @@ FEWEST_BYTES_PER_TOKEN = 3
 """Where no tokenizer is at hand prompts are measured so, in UTF-8. English has about four bytes in a token, a Chinese
 character has three and is about one token, so the guess is on the safe side."""
 
-SERVED_TIMEOUT = 600.0
-"""Seconds for one completion from a server: long answers under load take minutes."""
-
 
 @dataclass(frozen=True)
 class Writer:
@@ -72,7 +69,7 @@ def writing_settings(options: DistillerRecipe) -> dict[str, Any]:
 
 def _served(options: DistillerRecipe, model: str, settings: dict[str, Any]) -> Writer:
     from hf_lmmixup.endpoint import EndpointModel
-    from hf_lmmixup.served_generation import ServedGenerator
+    from hf_lmmixup.served_generation import SERVED_TIMEOUT, ServedGenerator
 
     asked, again = (
         EndpointModel(

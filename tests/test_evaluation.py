@@ -228,6 +228,22 @@ def test_the_demo_installs_what_evaluating_needs():
         assert f"hf-lmmixup[{demo}]" in text or all(f"`{extra}`" in text for extra in demo.split(",")), page
 
 
+def test_a_rater_that_thinks_first_may_write_longer_and_a_served_system_take_its_time(tmp_path, monkeypatch):
+    made = []
+
+    class Noted(EndpointModel):
+        def __init__(self, model, base_url, **options):
+            super().__init__(model, base_url, **options)
+            made.append((self.name, self.timeout, self.body["max_tokens"]))
+
+    monkeypatch.setattr("hf_lmmixup.endpoint.EndpointModel", Noted)
+    with running_stub() as stub:
+        words = ["evaluate", f"a=slow@{stub.url}", "--limit", "1", "--datastore", "bundled", "--output", str(tmp_path)]
+        words += ["--rater", f"rater@{stub.url}", "--rater-max-new-tokens", "4096", "--max-new-tokens", "512"]
+        assert CliRunner().invoke(app, words).exit_code == 0
+    assert sorted(made) == [("rater", 60.0, 4096), ("slow", 600.0, 512)]
+
+
 def test_the_command_rates_by_an_endpoint_and_writes_its_tables(tmp_path):
     with running_stub() as stub:
         words = ["evaluate", "reference", "extractive", "--limit", "5", "--datastore", "bundled"]

@@ -37,6 +37,9 @@ def evaluate(
     rater: Annotated[
         str | None, typer.Option(metavar="MODEL@URL", help="A chat model behind an endpoint that rates the answers.")
     ] = None,
+    rater_max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest reply of the rater. One that thinks first needs thousands.")
+    ] = 256,
 ) -> None:
     """Let distillers answer the test split and compare format, rewards, coverage, overlap, length and ratings.
 
@@ -69,7 +72,7 @@ def evaluate(
                 max_new_tokens=tokens,
                 no_repeat_ngram_size=writing.get("no_repeat_ngram_size") or 0,
                 batch_size=batch_size,
-                chat_model=_rater(rater),
+                chat_model=_rater(rater, rater_max_new_tokens),
                 progress=update,
             )
         (folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -139,7 +142,7 @@ def benchmark_tasks() -> None:
     typer.echo(str(tasks_path()))
 
 
-def _rater(given: str | None) -> Any:
+def _rater(given: str | None, max_new_tokens: int) -> Any:
     if given is None:
         return None
     model, _, url = given.rpartition("@")
@@ -147,7 +150,7 @@ def _rater(given: str | None) -> Any:
         raise ValueError(f"--rater {given!r} must be MODEL@URL, such as rater-8b@http://127.0.0.1:8000/v1.")
     from hf_lmmixup.endpoint import EndpointModel
 
-    return EndpointModel(model, url)
+    return EndpointModel(model, url, max_tokens=max_new_tokens)
 
 
 def _benchmarks(model: str, entries: list[dict[str, Any]]) -> Table:
