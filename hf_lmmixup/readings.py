@@ -103,6 +103,8 @@ def completion_text(completion: Any) -> str:
     if not isinstance(content, str):
         return ""
     reasoning = completion.get("reasoning_content") if isinstance(completion, dict) else None
+    if reasoning is None and isinstance(completion, dict) and THINK_OPEN not in content:
+        reasoning = completion.get("thinking")  # its name for LFM2.5; beside gpt-oss's, the content has a `<think>`
     return f"{THINK_OPEN}{reasoning}{THINK_CLOSE}\n{content}" if isinstance(reasoning, str) else content
 
 

@@ -19,6 +19,8 @@ GOOD = f"<think>t</think>\n<answer>{ANSWER}</answer>"
         # As TRL hands it over where the tokenizer has a response template:
         ([{"role": "assistant", "reasoning_content": "t", "content": f"<answer>{ANSWER}</answer>"}], GOOD),
         ([{"role": "assistant", "reasoning_content": None, "content": "text"}], "text"),
+        ([{"role": "assistant", "thinking": "t", "content": f"<answer>{ANSWER}</answer>"}], GOOD),
+        ([{"role": "assistant", "thinking": "of its own", "content": GOOD}], GOOD),
         ([{"role": "assistant", "content": None}], ""),
         ([{"role": "assistant", "tool_calls": []}], ""),
         ([], ""),
