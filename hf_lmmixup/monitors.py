@@ -224,6 +224,9 @@ def monitor_callback(limits: Limits | None = None) -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             drain()
 
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            drain()  # held-out prompts are not part of the next step
+
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             numbers = self.monitor.observe(drain())
             if numbers:

@@ -140,8 +140,11 @@ def test_the_callback_reads_the_rewards_after_each_step(caplog):
             state.global_step = step
             observations.record(call("format", [1.0, 1.0]))
             callback.on_step_end(None, state, None)
+            observations.record(call("held_out", [0.0]))
+            callback.on_evaluate(None, state, None)
         callback.on_step_end(None, state, None)  # a step without rewards adds nothing
     assert [entry["step"] for entry in state.log_history] == [1, 2, 3, 4, 5, 6]
     assert state.log_history[0]["monitor/format"] == 1.0 and "monitor/stale" not in state.log_history[0]
+    assert "monitor/held_out" not in state.log_history[1]
     [warning] = [entry.getMessage() for entry in caplog.records if entry.name == "hf_lmmixup.monitors"]
     assert warning.startswith("step 5: The reward 'format'")
