@@ -116,10 +116,14 @@ _TELLING = frozenset(max(phrase.split(), key=len) for phrase in INSTRUCTIONS)
 
 _WORD = re.compile(r"[^\W_]+")
 """Letters and figures in a row; one class of characters, so the search is linear."""
+_words = _WORD.findall
 
 INVISIBLE = frozenset("\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028\u2029\u2060\ufeff") | {
     chr(code) for code in (*range(0x202A, 0x202F), *range(0x2061, 0x206A), *range(0xE0000, 0xE0080))
 }
+
+_GLUE = re.compile("[A-Za-z][\u180b-\u180f\u200c\u200d\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]++[A-Za-z]")
+"""Joiners, fillers and variation selectors, which other scripts and emoji need, between Latin letters."""
 
 _FOREIGN = re.compile(
     "[\u00c0-\u0588\u13a0-\u13ff\u1d00-\u1d7f\u2100-\u214f\u2460-\u24ff\ua730-\ua731\uff01-\uff5e\U0001d400-\U0001d7ff]"
@@ -195,10 +199,6 @@ def _known_words(text: str) -> list[str]:
     return _words(text[:MAX_CHARACTERS].casefold())
 
 
-def _words(folded: str) -> list[str]:
-    return _WORD.findall(folded)
-
-
 def _is_short(words: list[str]) -> bool:
     return len(set(words) - LABELS) < MIN_WORDS
 
@@ -234,7 +234,7 @@ def _has_look_alikes(answer: str, known: Sequence[str]) -> bool:
     for word in answer.split():
         if word.isascii():
             continue
-        if not INVISIBLE.isdisjoint(word):
+        if not INVISIBLE.isdisjoint(word) or _GLUE.search(word):
             return True
         # What is known may spell units and symbols so, as "k\u03a9" or "\u0394t".
         odd += sum(_is_odd(part) and not any(part in _odd_words(text) for text in known) for part in _words(word))
