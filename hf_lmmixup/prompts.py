@@ -139,7 +139,9 @@ def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
             f"The chat template of {tokenizer.name_or_path!r} does not take these messages: {error}. The distiller's "
             "prompts are a system and a user message. Take another model, or a template that takes both."
         ) from error
-    return text
+    # Templates of models that think may open the reasoning, which the completion would then lack.
+    opened = text.rstrip()
+    return opened.removesuffix(THINK_OPEN) if opened.endswith(THINK_OPEN) else text
 
 
 def _without_controls(tokenizer: Any, text: Any) -> Any:

@@ -112,6 +112,14 @@ def test_a_control_token_that_a_space_does_not_break_is_left():
     assert render(Tokenizer(), [{"role": "user", "content": "a    \n\n"}]) == "a    \n\n"
 
 
+def test_the_model_writes_the_opening_tag_where_its_template_would():
+    class Tokenizer:
+        def apply_chat_template(self, messages, **options):
+            return f"<|user|>{messages[0]['content']}<|assistant|>\n<think>\n"
+
+    assert render(Tokenizer(), [{"role": "user", "content": "<think>a"}]) == "<|user|><think>a<|assistant|>\n"
+
+
 def test_near_ties_are_settled_alone(model, conversations, monkeypatch):
     alone, _ = write_with_noise(model, conversations, monkeypatch, batch_size=1, margin=0.0)
     together, settled = write_with_noise(model, conversations, monkeypatch, batch_size=12, margin=0.02)
