@@ -29,7 +29,7 @@ from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped, Stop
 from hf_lmmixup.event_loops import anywhere
 from hf_lmmixup.pacing import NAP, Pacing, retry_after, steady
 from hf_lmmixup.secrecy import SHORTEST_SECRET, environment_secrets, without_secrets
-from hf_lmmixup.transport import BodyTooLong, check_url, open_client, passing_errors
+from hf_lmmixup.transport import BodyTooLong, check_url, is_lost, open_client, passing_errors
 from hf_lmmixup.verdict import ABOUT_THE_ROW, Verdict, error_body, judge_error, read_body
 
 
@@ -171,13 +171,11 @@ class _Run:
         self.model, self.requests, self.stop, self.signals = model, requests, stop, signals
         self.secrets = environment_secrets() | ({key} if len(key) >= SHORTEST_SECRET else set())
         self.client = open_client(model.base_url, key)
-        self.pacing = Pacing(model.backoff)
-        self.loop = asyncio.new_event_loop()
+        self.pacing, self.loop = Pacing(model.backoff), asyncio.new_event_loop()
         self.ready: deque[ChatReply] = deque()
         self.taken: list[asyncio.Event] = []
         self.ended: ModelStopped | None = None
-        self.failures = 0
-        self.closing = False
+        self.failures, self.lost, self.closing = 0, False, False
         self.workers = [self.loop.create_task(self._work()) for _ in range(model.concurrency)]
         for worker in self.workers:
             worker.add_done_callback(self._hand_over)
@@ -196,6 +194,8 @@ class _Run:
             for worker in [worker for worker in self.workers if worker.done()]:
                 self.workers.remove(worker)
                 worker.result()
+        if self.lost and not self.stop.is_set():  # the server is gone, however few requests were left
+            self._end(f"{self.failures} requests in a row failed, the last one with: connection failed")
         if self.ended:
             raise self.ended
 
@@ -267,7 +267,7 @@ class _Run:
         except BodyTooLong:
             return Verdict(error="reply too long", answered=True)
         except passing_errors() as error:
-            return Verdict(error=f"connection failed ({type(error).__name__})", passing=True)
+            return Verdict(error=f"connection failed ({type(error).__name__})", passing=True, lost=is_lost(error))
         if 200 <= response.status < 300:
             verdict = read_body(response.body, self.secrets)
         else:
@@ -279,6 +279,7 @@ class _Run:
         return await self._attempt(request)
 
     def _settled(self, request: ChatRequest, verdict: Verdict) -> ChatReply:
+        self.lost = verdict.lost
         if verdict.answered or verdict.error in ABOUT_THE_ROW:
             self.failures = 0
             self.pacing.succeeded()

@@ -115,6 +115,13 @@ def passing_errors() -> tuple[type[BaseException], ...]:
     return (aiohttp.ClientError, OSError)
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether no connection was made at all, so that the fault cannot lie with what was asked."""
+    import aiohttp
+
+    return isinstance(error, aiohttp.ClientConnectorError)
+
+
 def _headers(client: Any) -> dict[str, str]:
     """The headers of the `openai` client, with its key and without what they tell about this machine and account."""
     is_openai = str(client.base_url.host).endswith(OPENAI)

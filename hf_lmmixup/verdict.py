@@ -96,6 +96,7 @@ class Verdict:
         error: Why not.
         answered: The model answered and was paid.
         passing: Another attempt may succeed.
+        lost: No connection was made, so the fault cannot lie with what was asked.
         refused: The server has too much to do.
         wait: Seconds that the server asks to wait.
         stops: No further request can succeed.
@@ -107,6 +108,7 @@ class Verdict:
     error: str | None = None
     answered: bool = False
     passing: bool = False
+    lost: bool = False
     refused: bool = False
     wait: float | None = None
     stops: bool = False

@@ -197,11 +197,12 @@ def test_a_model_that_lacks_what_it_must_take_stops_the_run(lacks, stub, tmp_pat
     assert stub.stats()["requests"] <= 14 + 4
 
 
-def test_no_server_stops_the_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("rows", [60, 3])
+def test_no_server_stops_the_run(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(endpoint, "MAX_ATTEMPTS", 2)
     model = EndpointModel("m", "http://127.0.0.1:9/v1", concurrency=2, backoff=0.001)
-    with pytest.raises(ModelStopped, match="connection failed"):
-        rate(dataset_of(make_rows(60)), model, tmp_path)
+    with pytest.raises(ModelStopped, match="requests in a row failed, the last one with: connection failed"):
+        rate(dataset_of(make_rows(rows)), model, tmp_path)
 
 
 def test_too_many_rejects_never_look_like_success(stub, tmp_path):
