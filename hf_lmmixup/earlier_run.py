@@ -24,6 +24,7 @@ from hf_lmmixup.run_directory import (
     MANIFEST,
     RATE,
     STAGES,
+    changes_results,
     flatten,
     read_arrow,
     read_json,
@@ -56,7 +57,7 @@ class EarlierRun:
         before = flatten(read_json(path / MANIFEST)["recipe"])
         now = flatten(settings)
         for key in sorted(before | now):
-            if key.partition(".")[0] not in FREE and before.get(key) != now.get(key):
+            if key.partition(".")[0] not in FREE and changes_results(key, before.get(key), now.get(key)):
                 raise ValueError(
                     f"{path} was made with {key}={before.get(key)!r}, but the recipe says {now.get(key)!r}. "
                     "Use the same recipe, or run without --update."

@@ -40,6 +40,9 @@ CLUSTER, TRAIN, DISTIL, CHECK, RERATE = "4_cluster", "6_train", "7_distil", "7_c
 ORDER = (LOAD, EMBED, CLEAN, RATE, UNIQUE, CLUSTER, TRAIN, DISTIL, CHECK, RERATE)
 """The stages in the order of the work; the first one brings the raw rows."""
 
+SERVER = frozenset(f"distiller.{name}" for name in ("endpoint", "key_variable", "allow_http", "concurrency"))
+"""Settings that say where a served model is; it may come back at another address and go on."""
+
 TEXTS = ("prompt", "completion", "source")
 """Columns of a raw row that no later stage changes, so the later stages leave them where they were loaded."""
 
@@ -96,7 +99,7 @@ class RunDirectory:
             return
         found = flatten(read_json(path))
         for key in sorted(wanted | found):
-            if wanted.get(key) == found.get(key):
+            if not changes_results(key, found.get(key), wanted.get(key)):
                 continue
             if key in found:
                 other = repr(wanted[key]) if key in wanted else "none"
@@ -242,6 +245,12 @@ def write_json(path: Path, value: Any) -> None:
     _sync(partial)
     os.replace(partial, path)
     _sync(path.parent)
+
+
+def changes_results(key: str, before: Any, now: Any) -> bool:
+    """Whether a setting that was one thing and is another changes what a run writes."""
+    of_server = key.removeprefix("recipe.") in SERVER and None not in (before, now)
+    return before != now and not of_server
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

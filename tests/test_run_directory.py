@@ -89,6 +89,18 @@ def test_other_input_or_setting_is_refused_by_name(tmp_path, other, message):
         directory.claim(other)
 
 
+def test_a_server_may_come_back_at_another_address_but_not_become_a_model_on_this_machine(tmp_path):
+    def claim(endpoint, concurrency):
+        directory.claim({"recipe": {"distiller": {"endpoint": endpoint, "concurrency": concurrency}}})
+
+    directory = RunDirectory(tmp_path)
+    claim("http://127.0.0.1:8000/v1", 16)
+    directory.stage("1_load").mkdir()
+    claim("http://127.0.0.1:9000/v1", 4)
+    with pytest.raises(ValueError, match=r"recipe\.distiller\.endpoint='http://127.0.0.1:8000/v1'.*None"):
+        claim(None, 16)
+
+
 def test_a_directory_without_a_finished_stage_is_free(tmp_path):
     directory = RunDirectory(tmp_path)
     directory.claim(CLAIMED)
