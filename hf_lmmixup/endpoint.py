@@ -97,11 +97,8 @@ class EndpointModel:
         self.name, self.base_url = model, check_url(base_url, allow_http=allow_http)
         self.concurrency, self.timeout, self.backoff, self.key_variable = concurrency, timeout, backoff, key_variable
         sampling = {"temperature": temperature, "max_tokens": max_tokens}
-        self.body: dict[str, Any] = {
-            "model": model,
-            **{name: value for name, value in sampling.items() if value is not None},
-        }
-        self.body |= extra or {}
+        self.body: dict[str, Any] = {"model": model}
+        self.body |= {name: value for name, value in sampling.items() if value is not None} | (extra or {})
         self.structured = structured
         self.left_out: set[str] = set()
         self.settings = {**self.body, "structured": structured}
@@ -286,7 +283,8 @@ class _Run:
         else:
             self.failures += 1
             if self.failures >= max(SINGLE_FAILURES, 2 * self.model.concurrency):
-                self._end(f"{self.failures} requests in a row failed, the last one with: {verdict.error}")
+                reason = f"{verdict.error}{verdict.said}"
+                self._end(f"{self.failures} requests in a row failed, the last one with: {reason}")
         error = verdict.error and self._public(verdict.error)
         return ChatReply(request.key, verdict.text, error, verdict.answered, verdict.reasoning)
 

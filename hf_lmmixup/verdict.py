@@ -100,6 +100,7 @@ class Verdict:
         refused: The server has too much to do.
         wait: Seconds that the server asks to wait.
         stops: No further request can succeed.
+        said: The server's words, where they are no part of the error: they differ from row to row.
         untaken: Field of the request that the model does not take.
         reasoning: What the model thought, where the server parts it from the text.
     """
@@ -112,6 +113,7 @@ class Verdict:
     refused: bool = False
     wait: float | None = None
     stops: bool = False
+    said: str = ""
     untaken: str | None = None
     reasoning: str | None = None
 
@@ -221,7 +223,7 @@ def judge_error(status: int, body: Any, wait: float | None, secrets: Iterable[st
     if status == 429 and TOO_LARGE.search(message):
         return Verdict(error="status 429: the request is larger than the limit of tokens per minute")
     if status in PASSING or status >= 500:
-        return Verdict(error=f"status {status}", passing=True, refused=status in REFUSED, wait=wait)
+        return Verdict(error=f"status {status}", passing=True, refused=status in REFUSED, wait=wait, said=said)
     untaken = FIELD.search(message) if status in UNPROCESSED and UNTAKEN.search(message) else None
     return Verdict(error=f"status {status}{said}", untaken=untaken and untaken[1].lower().replace(" ", "_"))
 

@@ -521,7 +521,10 @@ def passing(error):
             {"error": {"message": "no credits", "code": 402}},
             Verdict(error="402: payment is required (no credits)", stops=True),
         ),
-        ({"error": {"message": "slow", "code": 429}}, Verdict(error="status 429", passing=True, refused=True)),
+        (
+            {"error": {"message": "slow", "code": 429}},
+            Verdict(error="status 429", passing=True, refused=True, said=" (slow)"),
+        ),
         ({"error": "model is loading"}, passing("response has no message (model is loading)")),
         ({"error": {"message": "key odd:canary/0123456789"}}, passing("response has no message (key [secret])")),
         ({"code": 401, "msg": "token expired"}, passing("response has no message (token expired)")),
@@ -541,7 +544,7 @@ def test_an_error_within_a_successful_response_is_told(body, expected):
         ({"finish_reason": "stop"}, passing("response has no message")),
         (
             {"finish_reason": "error", "error": {"code": 502, "message": "died"}, "message": {"content": "Q: half"}},
-            passing("status 502"),
+            Verdict(error="status 502", passing=True, said=" (died)"),
         ),
         (
             {"finish_reason": "insufficient_system_resource", "message": {"content": '{"overall"'}},

@@ -167,7 +167,8 @@ def test_a_refused_key_or_exhausted_quota_stops_the_run_and_a_rerun_goes_on(kind
 def test_a_server_that_refuses_everything_stops_the_run(kind, stub, tmp_path, monkeypatch):
     monkeypatch.setattr(endpoint, "MAX_ATTEMPTS", 2)
     stub.fault(kind, times=10**6)
-    with pytest.raises(ModelStopped, match="10 requests in a row failed, the last one with: status"):
+    said = {"400_context": r"status 400 \(This model's maximum", "500": r"status 500 \(injected\)"}[kind]
+    with pytest.raises(ModelStopped, match=f"10 requests in a row failed, the last one with: {said}"):
         rate(dataset_of(make_rows(60)), model_at(stub), tmp_path)
     assert stub.stats()["prompts"] <= 14
 
