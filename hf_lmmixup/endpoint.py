@@ -74,7 +74,8 @@ class EndpointModel:
 
     Raises:
         ImportError: If the `rate` extra is missing.
-        ValueError: If the address holds a credential, is not encrypted, or a number is out of range.
+        ValueError: If the address holds a credential or is not encrypted, a number is out of range, or the key is
+            in the place of its variable.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class EndpointModel:
     ) -> None:
         if not COUNT.admits(concurrency) or not timeout > 0:
             raise ValueError(f"concurrency={concurrency} must be at least 1 and timeout={timeout} above 0.")
-        self.name, self.base_url = model, check_url(base_url, allow_http=allow_http)
+        self.name, self.base_url = model, check_url(base_url, allow_http=allow_http, key_variable=key_variable)
         self.concurrency, self.timeout, self.backoff, self.key_variable = concurrency, timeout, backoff, key_variable
         sampling = {"temperature": temperature, "max_tokens": max_tokens}
         self.body: dict[str, Any] = {"model": model}

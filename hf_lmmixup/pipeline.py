@@ -95,8 +95,8 @@ def run(
             from an adapter, or the directory belongs to another run.
         RuntimeError: If another process works in the directory, or a training fails.
     """
-    if recipe.distiller.endpoint is not None:
-        check_url(recipe.distiller.endpoint, allow_http=recipe.distiller.allow_http)
+    if (served := recipe.distiller).endpoint is not None:
+        check_url(served.endpoint, allow_http=served.allow_http, key_variable=served.key_variable)
     check_trainings(recipe)
     directory = RunDirectory(recipe.output)
     earlier = None if update is None else EarlierRun(Path(update), recipe.settings())

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from hf_lmmixup.secrecy import TOKEN
+
 
 MAX_BODY_BYTES = 1_000_000
 """Longest response body that is read; a reply of 20,000 characters needs a tenth."""
@@ -34,12 +36,18 @@ class BodyTooLong(OSError):
     """A response body exceeds `MAX_BODY_BYTES`."""
 
 
-def check_url(base_url: str, *, allow_http: bool) -> str:
+def check_url(base_url: str, *, allow_http: bool, key_variable: str = "OPENAI_API_KEY") -> str:
     """The address without a trailing slash, if data may go there.
 
     Raises:
         ValueError: If it is no http(s) address, holds a credential or a query, or is unencrypted to another machine.
+            Also if the key stands in the place of its variable's name.
     """
+    if not key_variable.isidentifier() or TOKEN.search(key_variable):
+        # It is not repeated here: settings and messages are no place for a key.
+        raise ValueError(
+            "The key's variable is the name of one, such as OPENAI_API_KEY. Put the key into that variable."
+        )
     try:
         parts = urlsplit(base_url)
         host = None if parts.port == 0 else parts.hostname

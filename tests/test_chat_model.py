@@ -456,6 +456,13 @@ def test_a_key_with_characters_that_no_key_has_is_named_by_its_variable(key, stu
         list(EndpointModel("m", stub.url).replies(questions("a")))
 
 
+@pytest.mark.parametrize("key", ["sk-canary-0123456789abcdef", "gsk_canary0123456789", "a b"])
+def test_a_key_in_place_of_its_variable_is_refused_and_not_repeated(key):
+    with pytest.raises(ValueError, match="^The key's variable is the name of one, such as OPENAI_API_KEY") as caught:
+        EndpointModel("m", "http://localhost/v1", key_variable=key)
+    assert key not in str(caught.value)
+
+
 def test_a_hosted_endpoint_needs_its_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ModelStopped, match="OPENAI_API_KEY is not set"):
