@@ -60,6 +60,7 @@ CUT, REFUSAL, FILTERED = "reply cut at the token limit", "refusal", "content fil
 CUT_THINKING = f"{CUT} while thinking"
 
 FINISHED_BADLY = {"length": CUT, "content_filter": FILTERED, "sensitive": FILTERED}
+"""Ways to end a reply. Of a cut one the text is kept: what it was asked for may stand before the cut."""
 
 BROKEN_OFF = ("error", "network_error", "insufficient_system_resource", "abort")
 """How routers and servers end a reply that they could not finish; what there is of it is no reply."""
@@ -146,8 +147,10 @@ def read_body(body: bytes, secrets: Iterable[str] = ()) -> Verdict:
 
 def _judge_message(message: Mapping[str, Any], text: Any, finish: str | None) -> Verdict:
     """What a message with such a text and finish reason means."""
-    if finish == "length" and _is_thinking(text):
-        return Verdict(error=CUT_THINKING, answered=True)
+    if finish == "length":
+        error = CUT_THINKING if _is_thinking(text) else CUT
+        written = text if isinstance(text, str) else ""
+        return Verdict(text=written, error=error, answered=True, reasoning=_reasoning(message))
     if finish in FINISHED_BADLY:
         return Verdict(error=FINISHED_BADLY[finish], answered=True)
     if message.get("refusal"):
@@ -160,9 +163,12 @@ def _judge_message(message: Mapping[str, Any], text: Any, finish: str | None) ->
         text.encode()
     except UnicodeEncodeError as broken:  # half of a pair of escapes, which no file can hold
         return Verdict(text=text[: broken.start], error="reply holds a lone surrogate", answered=True)
+    return Verdict(text=text, answered=True, reasoning=_reasoning(message))
+
+
+def _reasoning(message: Mapping[str, Any]) -> str | None:
     thoughts = [message.get(name) for name in REASONING]
-    reasoning = next((one for one in thoughts if isinstance(one, str) and one.strip()), None)
-    return Verdict(text=text, answered=True, reasoning=reasoning)
+    return next((one for one in thoughts if isinstance(one, str) and one.strip()), None)
 
 
 def _joined(content: Any) -> Any:

@@ -546,7 +546,7 @@ def test_an_error_within_a_successful_response_is_told(body, expected):
 @pytest.mark.parametrize(
     ("choice", "expected"),
     [
-        ({"finish_reason": "length"}, Verdict(error="reply cut at the token limit while thinking", answered=True)),
+        ({"finish_reason": "length"}, Verdict("", "reply cut at the token limit while thinking", answered=True)),
         ({"finish_reason": "content_filter", "message": None}, Verdict(error="content filter", answered=True)),
         ({"finish_reason": "stop"}, passing("response has no message")),
         (
@@ -659,7 +659,8 @@ def test_a_lone_surrogate_spoils_a_reply_from_there_on(escaped, text):
 )
 def test_a_cut_reply_says_whether_it_had_begun(text, where):
     body = {"choices": [{"message": {"content": text}, "finish_reason": "length"}]}
-    assert read_body(json.dumps(body).encode()) == Verdict(error=f"reply cut at the token limit{where}", answered=True)
+    error = f"reply cut at the token limit{where}"
+    assert read_body(json.dumps(body).encode()) == Verdict(text=text or "", error=error, answered=True)
 
 
 @pytest.mark.parametrize("finish", [None, ["length"], {"length": 1}, 7, "anything"])

@@ -107,6 +107,16 @@ def test_ctrl_c_lets_the_requests_in_flight_finish():
     assert told == [(0, "done")]
 
 
+@pytest.mark.parametrize(
+    ("first", "asked"), [(GOOD + "\nAnything else, or", 1), ("<think>round and round and", 2), (None, 2)]
+)
+def test_a_cut_reply_counts_if_its_answer_is_whole_and_is_asked_for_again_if_not(server, tmp_path, first, asked):
+    server.first, server.finish = first, "length"
+    with Journal(tmp_path / "j", {}) as journal:
+        outcome = distill(rows("tides"), generator_at(server).generate, distiller_name="m", journal=journal)
+    assert outcome.dataset["completion"][:] == ["The Moon."] and len(server.bodies) == asked
+
+
 class Handler(BaseHTTPRequestHandler):
     """An OpenAI-compatible server: malformed at temperature 0, good above; it stops where it is told to."""
 
@@ -116,10 +126,11 @@ class Handler(BaseHTTPRequestHandler):
         if "forbidden" in body["messages"][-1]["content"]:
             return self._send(401, {"error": {"code": "invalid_api_key", "message": "no"}})
         text = GOOD + "\nMore text." if body["temperature"] else self.server.first
-        if body.get("include_stop_str_in_output"):
+        finish = "stop" if body["temperature"] else self.server.finish
+        if finish == "stop" and body.get("include_stop_str_in_output"):
             text = text.partition(body["stop"][0])[0] + body["stop"][0]
         message = {"role": "assistant", "content": text}
-        return self._send(200, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+        return self._send(200, {"choices": [{"index": 0, "message": message, "finish_reason": finish}]})
 
     def _send(self, status, content):
         data = json.dumps(content).encode()
@@ -136,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.bodies, running.first = [], "<think>cut"
+        running.bodies, running.first, running.finish = [], "<think>cut", "stop"
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         yield running
