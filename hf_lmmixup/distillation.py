@@ -245,7 +245,7 @@ def _judged(request: _Request, reply: str | None, attempt: int, task_type: TaskT
         "cluster_id": request.rows[0]["cluster_id"],
         "prompt_hash": request.hash,
         "sources": request.sources,
-        "prompt_characters": sum(len(message["content"]) for message in request.messages),
+        "prompt_bytes": sum(len(message["content"].encode()) for message in request.messages),
         "attempt": attempt,
         "completion": stored,  # a lone surrogate, which Arrow refuses, is a question mark
         "reason": reason,

@@ -40,7 +40,7 @@ COMPLETIONS = Features(
         "cluster_id": Value("int64"),
         "prompt_hash": Value("string"),
         "sources": List(Value("string")),
-        "prompt_characters": Value("int64"),
+        "prompt_bytes": Value("int64"),
         "attempt": Value("int64"),
         "completion": Value("string"),
         "reason": Value("string"),

@@ -158,7 +158,7 @@ class Distilling:
         options, tries = self.recipe.distiller, table_of(outcome.completions)
         if self.earlier is not None:
             tries = tries.filter(pc.invert(pc.is_in(tries["prompt_hash"], self.earlier.asked())))
-        lengths = tries["prompt_characters"], pc.utf8_length(tries["completion"])
+        lengths = tries["prompt_bytes"], pc.binary_length(tries["completion"])
         read, written = ((pc.sum(length).as_py() or 0) / CHARACTERS_PER_TOKEN for length in lengths)
         money = None
         if options.prompt_price is not None and options.completion_price is not None:

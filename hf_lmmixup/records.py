@@ -26,7 +26,7 @@ HIGH_SCORE = 4
 """Rows with at least this score are kept as they are; the others are clustered and distilled (arXiv 2510.20449)."""
 
 CHARACTERS_PER_TOKEN = 4
-"""Rule of thumb for English under byte-pair tokenizers, for estimates."""
+"""Rule of thumb for English under byte-pair tokenizers, for estimates; costs take bytes for characters."""
 
 PLAIN = bytes(range(32, 127)) + b"\n"
 PLAIN_LENGTH = 200

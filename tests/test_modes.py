@@ -122,6 +122,14 @@ def test_whole_job_without_training(tmp_path, distiller):
     assert len(facts["map"]["x"]) > len(distilled)
 
 
+def test_tokens_are_estimated_by_bytes_since_a_chinese_character_is_about_one(tmp_path):
+    writer = CopyingWriter()
+    job = recipe(tmp_path, rows=raw_rows(range(18), ("\u6f6e\u6c50\u548c\u6d77\u6c34" * 40,)), distiller=TRAINING_FREE)
+    finished = run(job, tools=tools(writer))
+    costs = {one["stage"]: one for one in json.loads((finished.directory / "facts.json").read_text())["costs"]}
+    assert costs["distil"]["tokens"] > sum(len(text.encode()) for text in writer.asked) / 4 > 1000
+
+
 def test_made_up_facts_are_dropped_and_accounted_for(tmp_path):
     lying = CopyingWriter("<think>r</think>\n<answer>Q: What of 1969?\nA: Bob Stone, 4711 and 8812.</answer>")
     finished = run(
