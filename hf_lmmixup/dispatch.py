@@ -11,6 +11,7 @@ One entry of the journal for a reply that could be read, and for one that could 
 """
 
 import logging
+import re
 import signal
 import threading
 from collections import Counter, deque
@@ -35,6 +36,8 @@ GREEDY_ASKS = {CUT: 3, CUT_THINKING: 1}
 
 MAX_UNREAD = 32
 """Questions that all end with a reply that cannot be read, before the first one that can: something is set wrong."""
+
+NUMBER = re.compile(r"[\w-]*\d[\w-]*")
 
 STOPPING = "Stopping: waiting for the requests in flight. A second signal stops at once."
 
@@ -120,6 +123,27 @@ def ask_all(
         if run.jammed:
             raise ModelStopped(f"{chat_model.name}: {run.jam()}")
     return Answers(journal, run.unanswered)
+
+
+def counted(reasons: Iterable[str]) -> dict[str, int]:
+    """How often each reason occurs, the most frequent first.
+
+    Args:
+        reasons: Why there is no answer, row by row. Where a server's words, which stand in brackets, differ in
+            a number or an id alone, the reasons are one.
+
+    Returns:
+        Counts by reason, with `...` for what differs.
+    """
+    alike: dict[str, Counter[str]] = {}
+    for reason, count in Counter(reasons).items():
+        ours, _, said = reason.partition(" (")
+        alike.setdefault(f"{ours} ({NUMBER.sub('...', said)}", Counter())[reason] = count
+    found: Counter[str] = Counter()
+    for group in alike.values():
+        words = zip(*(reason.split(" ") for reason in group), strict=True)
+        found[" ".join(word[0] if len(set(word)) == 1 else "..." for word in words)] += group.total()
+    return dict(found.most_common())
 
 
 @contextmanager

@@ -13,7 +13,6 @@ Source: arXiv 2510.20449 (rubric, compression of the overall judgement to 0..5, 
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -24,7 +23,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from hf_lmmixup.chat_model import ChatModel, ChatRequest
-from hf_lmmixup.dispatch import Answers, TooManyRejects, ask_all
+from hf_lmmixup.dispatch import Answers, TooManyRejects, ask_all, counted
 from hf_lmmixup.journal import Journal, digest
 from hf_lmmixup.rating_prompt import FOUR_AXES, REPEAT_NOTE, Rubric
 from hf_lmmixup.records import HIGH_SCORE, RATED, RATING_AXES, Outcome, TaskType, pair_text, row_id
@@ -208,7 +207,7 @@ def _warn(rated: Dataset) -> int:
     for warning in health.warnings:
         logger.warning(warning)
     if health.unrated:
-        logger.warning("%d rows have no score: %s", health.unrated, dict(Counter(filter(None, rated["rating_error"]))))
+        logger.warning("%d rows have no score: %s", health.unrated, counted(filter(None, rated["rating_error"])))
     return health.unrated
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from threading import Event
 
 from hf_lmmixup.chat_model import ChatModel, ChatRequest
-from hf_lmmixup.dispatch import finish_on_signals
+from hf_lmmixup.dispatch import counted, finish_on_signals
 from hf_lmmixup.prompts import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
 
 
@@ -85,7 +85,9 @@ class ServedGenerator:
         if unanswered:
             logger.warning("%s left %d of %d requests unanswered.", self.name, unanswered, len(conversations))
         if errors:
-            logger.warning("%s gave no good text for %d requests: %s", self.name, errors.total(), dict(errors))
+            logger.warning(
+                "%s gave no good text for %d requests: %s", self.name, errors.total(), counted(errors.elements())
+            )
         return texts
 
 

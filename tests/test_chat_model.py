@@ -18,7 +18,7 @@ from stub_client import running_stub
 
 from hf_lmmixup import dispatch, endpoint, pacing
 from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped, Stop
-from hf_lmmixup.dispatch import ask_all, finish_on_signals
+from hf_lmmixup.dispatch import ask_all, counted, finish_on_signals
 from hf_lmmixup.endpoint import EndpointModel
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.local_model import GeneratorModel, VLLMModel
@@ -162,6 +162,15 @@ def test_what_got_no_answer_is_not_recorded_and_asked_again_by_the_next_run(jour
     answers = ask_all(model, questions("a", "b"), json.loads, journal)
     assert answers["a"] == (None, "status 500") and answers.unanswered == {"a": "status 500"}
     assert ask_all(Scripted(a=["1"]), questions("a", "b"), json.loads, journal)["a"] == (1, None)
+
+
+def test_reasons_that_differ_in_a_number_alone_are_counted_as_one():
+    long = [f"status 400 (at most 4096 tokens, you sent {4096 + row}, request id a{row}-f)" for row in range(3)]
+    assert counted(["status 429", *long, "status 500", "status 500"]) == {
+        "status 400 (at most 4096 tokens, you sent ... request id ...": 3,
+        "status 500": 2,
+        "status 429": 1,
+    }
 
 
 def test_progress_counts_every_question_once(journal):

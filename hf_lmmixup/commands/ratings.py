@@ -225,6 +225,7 @@ def _counter(update: Callable[[str, int, int], None], title: str, total: int) ->
 
 def _tell(rated: Any, unread: dict[str, str], output: Path) -> int:
     """Say how the scores are spread; returns how many rows have none."""
+    from hf_lmmixup.dispatch import counted
     from hf_lmmixup.rating import health_of
 
     health = health_of(rated)
@@ -233,7 +234,7 @@ def _tell(rated: Any, unread: dict[str, str], output: Path) -> int:
     table.add_column("rows", justify="right")
     for score, share in health.shares.items():
         table.add_row(str(score), f"{share:.1%}")
-    for reason, count in Counter(filter(None, rated["rating_error"])).most_common():
+    for reason, count in counted(filter(None, rated["rating_error"])).items():
         table.add_row(f"none: {escape(reason)}", str(count))
     for reason, count in Counter(unread.values()).most_common():
         table.add_row(f"not read: {escape(reason)}", str(count))
