@@ -28,6 +28,8 @@ from hf_lmmixup.prompts import format_completion, split_pair
 from hf_lmmixup.recipe import COLD_START, GRPO, TINY, UNTRAINED
 from hf_lmmixup.records import TaskType, pair_text
 from hf_lmmixup.secrecy import public_name
+from hf_lmmixup.served_generation import SERVED_TIMEOUT, ServedGenerator
+from hf_lmmixup.transport import check_url
 
 
 REFERENCE = "reference"
@@ -56,6 +58,7 @@ def evaluate_systems(
     no_repeat_ngram_size: int = 0,
     batch_size: int = 32,
     chat_model: ChatModel | None = None,
+    allow_http: bool = False,
     progress: Callable[[str, int, int], None] = lambda title, done, total: None,
 ) -> dict[str, Any]:
     """Let systems answer test prompts greedily, and score what they wrote.
@@ -70,6 +73,7 @@ def evaluate_systems(
         no_repeat_ngram_size: As in `LocalGenerator`; for models on this machine.
         batch_size: Completions written at the same time.
         chat_model: Rates the answers; `None` leaves the rating out.
+        allow_http: Whether prompts may go unencrypted to another machine.
         progress: Told what is going on.
 
     Returns:
@@ -77,16 +81,25 @@ def evaluate_systems(
 
     Raises:
         ImportError: If an extra is missing; nothing is written then.
+        ValueError: If a system's address is one that data may not go to; nothing is written then.
     """
     check_rouge()
+    for model in systems.values():
+        if url := _address(model):
+            check_url(url, allow_http=allow_http)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    local: dict[str, Any] = {"no_repeat_ngram_size": no_repeat_ngram_size, "batch_size": batch_size}
+    served = {"max_tokens": max_new_tokens, "timeout": SERVED_TIMEOUT, "allow_http": allow_http}
+    local = {
+        "max_new_tokens": max_new_tokens,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "batch_size": batch_size,
+    }
     token_encoder, encoder = TokenEncoder(), load_encoder(environment.get("HF_LMMIXUP_ENCODER"))
     judged: list[dict[str, Any]] = []
     with (Path(folder) / COMPLETIONS).open("w", encoding="utf-8") as stream:
         for name, model in systems.items():
             own = [row for row in rows if model != EXTRACTIVE or row["task_type"] in WRITABLE]
-            completions = _complete(name, model, own, encoder, max_new_tokens, local, progress)
+            completions = _complete(name, model, own, encoder, served, local, progress)
             kinds = [row["task_type"] for row in own]
             columns = score_completions(
                 completions,
@@ -113,7 +126,7 @@ def _complete(
     model: str,
     rows: Sequence[Mapping[str, Any]],
     encoder: Encoder,
-    max_new_tokens: int,
+    served: dict[str, Any],
     local: dict[str, Any],
     progress: Callable[[str, int, int], None],
 ) -> list[str | None]:
@@ -123,20 +136,23 @@ def _complete(
         return write_extractively(rows, encoder)
     if model == REFERENCE:
         return reference_completions(rows)
-    place, _, url = model.partition("@http")
     done = iter(range(1, len(rows) + 1))
-    if url:
+    if url := _address(model):
         from hf_lmmixup.endpoint import EndpointModel
-        from hf_lmmixup.served_generation import SERVED_TIMEOUT, ServedGenerator
 
-        served = EndpointModel(place, f"http{url}", timeout=SERVED_TIMEOUT, max_tokens=max_new_tokens)
-        generator: Any = ServedGenerator(served)
+        generator: Any = ServedGenerator(EndpointModel(model.removesuffix(f"@{url}"), url, **served))
     else:
         from hf_lmmixup.generation import LocalGenerator
 
-        generator = LocalGenerator(model, max_new_tokens=max_new_tokens, **local)
+        generator = LocalGenerator(model, **local)
     prompts = [row["prompt"] for row in rows]
     return list(generator.generate(prompts, on_reply=lambda *_: progress(name, next(done, len(rows)), len(rows))))
+
+
+def _address(model: str) -> str:
+    """Where a system is served; empty for one on this machine."""
+    _, at, rest = model.partition("@http")
+    return f"http{rest}" if at else ""
 
 
 def mixture_test(data: str = "bundled", limit: int | None = None) -> list[dict[str, Any]]:

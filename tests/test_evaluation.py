@@ -244,6 +244,13 @@ def test_a_rater_that_thinks_first_may_write_longer_and_a_served_system_take_its
     assert sorted(made) == [("rater", 60.0, 4096), ("slow", 600.0, 512)]
 
 
+def test_addresses_that_data_may_not_go_to_are_refused_before_anything_is_asked(tmp_path):
+    words = ["evaluate", "reference", "a=m@http://10.255.255.1/v1", "--limit", "1", "--output", str(tmp_path / "out")]
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 1 and "unencrypted to another machine" in " ".join(told.output.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_rates_by_an_endpoint_and_writes_its_tables(tmp_path):
     with running_stub() as stub:
         words = ["evaluate", "reference", "extractive", "--limit", "5", "--datastore", "bundled"]

@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hf_lmmixup.commands.options import AllowHttp
 from hf_lmmixup.console import console, errors, progress_bar, say
 
 
@@ -40,6 +41,7 @@ def evaluate(
     rater_max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Longest reply of the rater. One that thinks first needs thousands.")
     ] = 256,
+    allow_http: AllowHttp = False,
 ) -> None:
     """Let distillers answer the test split and compare format, rewards, coverage, overlap, length and ratings.
 
@@ -72,7 +74,8 @@ def evaluate(
                 max_new_tokens=tokens,
                 no_repeat_ngram_size=writing.get("no_repeat_ngram_size") or 0,
                 batch_size=batch_size,
-                chat_model=_rater(rater, rater_max_new_tokens),
+                chat_model=_rater(rater, rater_max_new_tokens, allow_http),
+                allow_http=allow_http,
                 progress=update,
             )
         (folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -142,7 +145,7 @@ def benchmark_tasks() -> None:
     typer.echo(str(tasks_path()))
 
 
-def _rater(given: str | None, max_new_tokens: int) -> Any:
+def _rater(given: str | None, max_new_tokens: int, allow_http: bool) -> Any:
     if given is None:
         return None
     model, _, url = given.rpartition("@")
@@ -150,7 +153,7 @@ def _rater(given: str | None, max_new_tokens: int) -> Any:
         raise ValueError(f"--rater {given!r} must be MODEL@URL, such as rater-8b@http://127.0.0.1:8000/v1.")
     from hf_lmmixup.endpoint import EndpointModel
 
-    return EndpointModel(model, url, max_tokens=max_new_tokens)
+    return EndpointModel(model, url, max_tokens=max_new_tokens, allow_http=allow_http)
 
 
 def _benchmarks(model: str, entries: list[dict[str, Any]]) -> Table:
