@@ -2,7 +2,7 @@
 
 `recipes/quickstart.yaml` is the smallest complete one. A recipe is parsed strictly: a key that does not exist stops
 the run before anything is loaded, and the message names it and the keys that do. Training has files of its own, in the
-words of TRL; a recipe only points to them, relative to itself::
+words of TRL; a recipe only points to them, relative to itself or by the name of one that comes with the package::
 
     distiller: {model: tiny, cold_start: quickstart/sft.yaml, grpo: quickstart/grpo.yaml}
 
@@ -237,10 +237,10 @@ class Recipe:
         Raises:
             FileNotFoundError: If there is none.
         """
-        path = self.folder / name
-        if not path.is_file():
-            raise FileNotFoundError(f"The recipe {self.name} names {name}, but there is no file {path}.")
-        return path
+        for path in (self.folder / name, bundled_recipes() / name):
+            if path.is_file():
+                return path
+        raise FileNotFoundError(f"The recipe {self.name} names {name}, but there is no file {self.folder / name}.")
 
     def settings(self) -> dict[str, Any]:
         """What determines the result, as plain data; the run directory is not part of it."""
@@ -284,7 +284,7 @@ def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
     """Read a recipe strictly.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or the name of one that comes with the package.
         **overrides: Top-level keys that replace those of the file; `None` leaves the file's value.
 
     Returns:
@@ -295,6 +295,6 @@ def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
         ValueError: If the file is not plain YAML, or a key is unknown or has a value of the wrong type or out of its
             bounds.
     """
-    path = Path(path)
+    path = find_recipe(path)
     values = read_yaml(path) | {key: value for key, value in overrides.items() if value is not None}
     return fill(Recipe, {"folder": path.parent, **values}, where=path.name)

@@ -133,6 +133,7 @@ def test_huge_recipe_is_refused(tmp_path):
 def test_find_recipe(tmp_path):
     assert find_recipe(write(tmp_path, "name: x")) == tmp_path / "r.yaml"
     assert find_recipe("quickstart") == bundled_recipes() / "quickstart.yaml"
+    assert load_recipe("training_free").name == "training-free"
     with pytest.raises(FileNotFoundError, match=r": extractive, quickstart, training_free\.$"):
         find_recipe("slowstart")
     with pytest.raises(FileNotFoundError, match=r": downstream/.*, quickstart/grpo, ") as told:
@@ -142,9 +143,10 @@ def test_find_recipe(tmp_path):
     assert not any("accelerate" in name for name in listed)
 
 
-def test_training_file_is_relative_to_the_recipe(tmp_path):
+def test_training_file_is_relative_to_the_recipe_or_one_of_ours(tmp_path):
     recipe = Recipe("x", folder=tmp_path)
     (tmp_path / "sft.yaml").touch()
     assert recipe.training_file("sft.yaml") == tmp_path / "sft.yaml"
+    assert recipe.training_file("quickstart/sft.yaml") == bundled_recipes() / "quickstart/sft.yaml"
     with pytest.raises(FileNotFoundError, match=r"grpo\.yaml"):
         recipe.training_file("grpo.yaml")

@@ -70,12 +70,12 @@ def run(
     """
     from hf_lmmixup.inputs import short_name
     from hf_lmmixup.pipeline import run as run_recipe
-    from hf_lmmixup.recipe import find_recipe, load_recipe
+    from hf_lmmixup.recipe import load_recipe
 
     if input is not None and output is None:
         output = f"runs/{short_name(input)}"
     with errors(resumes=True):
-        loaded = load_recipe(find_recipe(recipe), input=input, output=output, limit=limit, seed=seed)
+        loaded = load_recipe(recipe, input=input, output=output, limit=limit, seed=seed)
         started = time.perf_counter()
         with progress_bar() as told, _engine(engine, loaded, ray_address, ray_actors, ray_gpus) as tools:
             finished = run_recipe(loaded, progress=told, tools=tools, update=update)

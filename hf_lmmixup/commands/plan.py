@@ -43,7 +43,7 @@ def plan(
     from hf_lmmixup.inputs import short_name
     from hf_lmmixup.planning import as_data
     from hf_lmmixup.planning import plan as estimate
-    from hf_lmmixup.recipe import find_recipe, load_recipe
+    from hf_lmmixup.recipe import load_recipe
     from hf_lmmixup.run_directory import write_json
     from hf_lmmixup.stages import PLAN, costs_of, read_plan
 
@@ -58,7 +58,7 @@ def plan(
             return
         if input is not None and output is None:
             output = f"runs/{short_name(input)}"
-        loaded = load_recipe(find_recipe(str(recipe)), input=input, output=output, limit=limit)
+        loaded = load_recipe(str(recipe), input=input, output=output, limit=limit)
         planned = as_data(estimate(loaded, sample=sample, tokens_per_second=tokens_per_second))
         folder = Path(loaded.output)
         has_begun = bool(costs_of(folder))
