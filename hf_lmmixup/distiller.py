@@ -26,6 +26,9 @@ REASONING_DOCUMENTS = 30
 
 TRAINING = "training"
 
+BUNDLED = ("mixture", "dataset_scripts/mixture")
+"""What TRL recipes call the bundled MIXTURE: the registered name, and the folder of a checkout."""
+
 Progress = Callable[[str, int, int], None]
 """Called with a stage's title, the units done and the units in all (0: unknown)."""
 
@@ -110,10 +113,19 @@ def check_trainings(recipe: Recipe) -> None:
 
     Raises:
         FileNotFoundError: If a TRL recipe does not exist.
-        ValueError: If one is no YAML mapping, or the cold start leaves an adapter, from which GRPO cannot go on.
+        ValueError: If one is no YAML mapping or names data of its own, or the cold start leaves an adapter, from which
+            GRPO cannot go on.
     """
     options = recipe.distiller
-    trainings = [read_yaml(recipe.training_file(file)) for file in (options.cold_start, options.grpo) if file]
+    files = [file for file in (options.cold_start, options.grpo) if file]
+    trainings = [read_yaml(recipe.training_file(file)) for file in files]
+    for file, training in zip(files, trainings, strict=True):
+        named = training.get("datasets") or training.get("dataset_name")
+        if named not in (None, *BUNDLED):
+            raise ValueError(
+                f"distiller: {file} names the data {named!r}, but a run trains on the bundled MIXTURE. Train on yours "
+                "by `lmmixup train`, and name the folder of the trained model as the model of this recipe."
+            )
     if options.cold_start and options.grpo and trainings[0].get("use_peft"):
         raise ValueError(
             f"distiller: {options.cold_start} trains an adapter, and GRPO starts from a whole model. Train it by "

@@ -302,10 +302,12 @@ def test_a_run_computes_in_bfloat16_where_the_processor_does(native, monkeypatch
     [
         ("nowhere.yaml", FileNotFoundError, "names nowhere.yaml, but there is no file"),
         ("adapter.yaml", ValueError, "adapter.yaml trains an adapter, and GRPO starts from a whole model"),
+        ("own.yaml", ValueError, "own.yaml names the data 'my_mixture', but a run trains on the bundled MIXTURE"),
     ],
 )
 def test_what_a_run_cannot_train_is_said_before_it_begins(tmp_path, cold_start, error, words):
     (tmp_path / "adapter.yaml").write_text("use_peft: true\n")
+    (tmp_path / "own.yaml").write_text("dataset_name: my_mixture\n")
     (tmp_path / "grpo.yaml").write_text("max_steps: 1\n")
     options = {"cold_start": cold_start, "grpo": "grpo.yaml"}
     values = {"name": "mine", "output": str(tmp_path / "run"), "distiller": options}
