@@ -5,6 +5,7 @@ __getattr__, __dir__ = load_when_used(__name__, {"rate": "rating"}, __all__)   #
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -19,12 +20,15 @@ def load_when_used(
         offered: Its `__all__`.
 
     Returns:
-        Both functions; the first raises an `AttributeError` that lists the public names.
+        Both functions; the first also finds the package's modules, such as `hf_lmmixup.hub` after a mere `import
+        hf_lmmixup`, and raises an `AttributeError` that lists the public names.
     """
 
     def find(name: str) -> Any:
-        if name not in module_of:
+        if name in module_of:
+            return getattr(import_module(f"{package}.{module_of[name]}"), name)
+        if find_spec(f"{package}.{name}") is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}. It offers {sorted(module_of)}.")
-        return getattr(import_module(f"{package}.{module_of[name]}"), name)
+        return import_module(f"{package}.{name}")
 
     return find, lambda: sorted(offered)

@@ -178,6 +178,7 @@ def test_public_names_exist_and_the_import_is_light():
         "import sys, hf_lmmixup\n"
         f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "assert not heavy, heavy\n"
+        "assert callable(hf_lmmixup.hub.push_dataset) and not hasattr(hf_lmmixup, 'hubb')\n"
         "print(all(getattr(hf_lmmixup, name) is not None for name in hf_lmmixup.__all__))"
     )
     told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
