@@ -35,7 +35,7 @@ K_POSTERIOR = 16
 """Neighbors that judge a new text (arXiv 2510.20449, code)."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ScoredDatastore:
     """Scored texts of several task types.
 
@@ -63,6 +63,9 @@ class ScoredDatastore:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __repr__(self) -> str:
+        return f"ScoredDatastore({len(self):,} texts, encoder {self.encoder!r}, judge {self.report['default']!r})"
 
     @property
     def embeddings(self) -> np.ndarray:

@@ -59,6 +59,7 @@ def test_the_same_rows_give_the_same_bytes(datastore, folder, tmp_path):
 def test_the_head_is_the_default_where_it_predicts_held_out_rows_better(datastore):
     report = datastore.report
     assert report["default"] == "head" and report["rows"] == 140
+    assert repr(datastore) == "ScoredDatastore(140 texts, encoder 'hashing', judge 'head')"  # one line in a notebook
     assert report["head"]["auc"] > report["neighbors"]["auc"]
     poor, good = datastore.judge(["Q: x why\nA: no.", scored(4)[0][3]], HashingEncoder(), "qa")
     assert poor < 2 < 4 < good
