@@ -248,8 +248,8 @@ class Recipe:
         return {name: value for name, value in plain.items() if name not in ("output", "folder")}
 
 
-RUNS, TRAININGS = "*.yaml", "*/*.yaml"
-"""Where the recipes of runs and those of TRL stand among ours; the folder `accelerate` holds settings of that."""
+RUNS, TRAININGS, OTHERS = "*.yaml", "*/*.yaml", {"accelerate", "sftmix.yaml"}
+"""Where the recipes of runs and those of TRL stand among ours, and what is neither: settings of accelerate, SFTMix."""
 
 
 def find_recipe(name: str | Path, kind: str = RUNS) -> Path:
@@ -269,8 +269,8 @@ def find_recipe(name: str | Path, kind: str = RUNS) -> Path:
     for candidate in (folder / path, folder / f"{path}.yaml"):
         if candidate.is_file():
             return candidate
-    ours = [file.relative_to(folder).with_suffix("") for file in folder.glob(kind) if file.parent.name != "accelerate"]
-    known = ", ".join(sorted(recipe.as_posix() for recipe in ours))
+    ours = [file.relative_to(folder) for file in folder.glob(kind)]
+    known = ", ".join(sorted(file.with_suffix("").as_posix() for file in ours if OTHERS.isdisjoint(file.parts)))
     raise FileNotFoundError(f"No recipe at {path}. Give a file, or one of those that come with the package: {known}.")
 
 

@@ -219,6 +219,7 @@ def test_the_command(folder, capsys):
         (SFT, [*options, "max_length"], "'max_length' is not KEY=VALUE"),
         (SFT, [*options, "run_name=a: b: c"], "the value is not valid YAML"),
         (REPOSITORY / "recipes" / "quickstart.yaml", None, "has no 'model_name_or_path'"),
+        ("quickstart/sftmix", None, "sftmix.yaml is a recipe of SFTMix, which `trl` cannot run: python "),
         (SFT, [*options, "max_length=100"], "The prompt of row 5"),
     ):
         with pytest.raises(typer.Exit) as ended:

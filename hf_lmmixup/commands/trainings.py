@@ -76,9 +76,13 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 def _read(recipe: Path, overrides: list[str] | None) -> tuple[str, dict[str, Any]]:
     """The method and the keys of a recipe."""
+    from hf_lmmixup.recipe import bundled_recipes
     from hf_lmmixup.strict_yaml import read_yaml
 
     config = read_yaml(recipe) | _pairs(overrides)
+    if "mixup_weight" in config:
+        script = bundled_recipes() / "sftmix.py"
+        raise ValueError(f"{recipe} is a recipe of SFTMix, which `trl` cannot run: python {script} --config {recipe}")
     for key in ("model_name_or_path", "output_dir"):
         if not config.get(key):
             raise ValueError(f"{recipe} has no {key!r}. Is it a recipe of TRL's? `lmmixup run` reads those of runs.")
