@@ -15,6 +15,8 @@ from datasets import Dataset, load_dataset
 from hf_lmmixup import bundled
 from hf_lmmixup.encoder import has_fast_bfloat16
 from hf_lmmixup.mixture import register
+from hf_lmmixup.preflight import REGISTERED
+from hf_lmmixup.prompt_lengths import CHECKOUT
 from hf_lmmixup.recipe import COLD_START, GRPO, TINY, UNTRAINED, Recipe, read_yaml
 from hf_lmmixup.run_directory import STAGES, RunDirectory, write_json
 from hf_lmmixup.tiny_distiller import build_tiny_distiller, cluster_texts
@@ -25,9 +27,6 @@ REASONING_DOCUMENTS = 30
 """Documents into which the reasonings of the training clusters are gathered for reading."""
 
 TRAINING = "training"
-
-BUNDLED = ("mixture", "dataset_scripts/mixture")
-"""What TRL recipes call the bundled MIXTURE: the registered name, and the folder of a checkout."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's title, the units done and the units in all (0: unknown)."""
@@ -121,7 +120,7 @@ def check_trainings(recipe: Recipe) -> None:
     trainings = [read_yaml(recipe.training_file(file)) for file in files]
     for file, training in zip(files, trainings, strict=True):
         named = training.get("datasets") or training.get("dataset_name")
-        if named not in (None, *BUNDLED):
+        if named not in (None, REGISTERED, CHECKOUT):
             raise ValueError(
                 f"distiller: {file} names the data {named!r}, but a run trains on the bundled MIXTURE. Train on yours "
                 "by `lmmixup train`, and name the folder of the trained model as the model of this recipe."

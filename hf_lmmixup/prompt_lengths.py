@@ -17,6 +17,9 @@ from hf_lmmixup.prompts import render
 
 BATCH = 1000
 
+CHECKOUT = "dataset_scripts/mixture"
+"""The data of our recipes for SFT: `trl sft` does not know the registered name."""
+
 RESERVED = ("prompts", "completions")
 """Columns that clash with what TRL itself hands to rewards."""
 
@@ -120,7 +123,9 @@ def _rows(config: Mapping[str, Any]) -> Any:
         try:
             rows = datasets.load_dataset(str(part["path"]), split=part.get("split") or split, **options)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(f"The data {part['path']!r} cannot be loaded: {error}") from error
+            why = str(error).rstrip(".")
+            where = " A checkout has this folder: go there, or name another." if part["path"] == CHECKOUT else ""
+            raise ValueError(f"The data {part['path']!r} cannot be loaded: {why}.{where}") from error
         loaded.append(rows.select_columns(part["columns"]) if part.get("columns") else rows)
     return loaded[0] if len(loaded) == 1 else datasets.concatenate_datasets(loaded)
 

@@ -210,6 +210,12 @@ def _raise(text):
     raise ValueError(text)
 
 
+def test_outside_a_checkout_the_data_of_our_recipes_is_said_to_lie_in_one(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="A checkout has this folder: go there, or name another"):
+        check("sft", {"model_name_or_path": str(folder / "tiny"), "dataset_name": "dataset_scripts/mixture"})
+
+
 def test_the_command(folder, capsys):
     options = [f"model_name_or_path={folder / 'tiny'}", f"dataset_name={folder / 'good'}"]
     trainings.check(SFT, [*options, "max_length=4000"])
