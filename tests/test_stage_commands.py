@@ -445,7 +445,9 @@ def test_page_without_clusters():
     assert ">Rows on the two directions" in page
     facts |= {"rows": 7, "mean_size": 2.5, "cohesion": empty | {"mean": 0.5}, "map": points, "samples": []}
     row = {"fit": 0.1, "cluster_id": 0, "id": "a", "prompt": "W" * 500}
-    page = " ".join(render_inspection(facts | {"outliers": [row]}, "pile").split())
+    sample = {"cluster_id": 0, "kind": "loosest", "cohesion": 0.5, "members": [row | {"completion": "x"}]}
+    page = " ".join(render_inspection(facts | {"outliers": [row], "samples": [sample]}, "pile").split())
+    assert "</pre></td><td>" not in page  # side by side on a phone, both break within words
     assert "A cluster has 2.50 rows on average. Mean cosine" in page
     assert ">0 rows, drawn at random, on the two directions" in page
     assert f'<pre dir="auto">{"W" * 500}</pre>' in page and "pre { overflow-wrap: anywhere; }" in page
