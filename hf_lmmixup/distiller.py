@@ -20,7 +20,7 @@ from hf_lmmixup.prompt_lengths import CHECKOUT
 from hf_lmmixup.recipe import COLD_START, GRPO, TINY, UNTRAINED, Recipe, read_yaml
 from hf_lmmixup.run_directory import STAGES, RunDirectory, write_json
 from hf_lmmixup.tiny_distiller import build_tiny_distiller, cluster_texts
-from hf_lmmixup.training import train
+from hf_lmmixup.training import train, trl_command
 
 
 REASONING_DOCUMENTS = 30
@@ -108,9 +108,10 @@ class Distiller:
 
 
 def check_trainings(recipe: Recipe) -> None:
-    """Look for the TRL recipes of a run before it begins: what is found later is found hours later.
+    """Look for TRL and the TRL recipes of a run before it begins: what is found later is found hours later.
 
     Raises:
+        ImportError: If TRL is missing.
         FileNotFoundError: If a TRL recipe does not exist.
         ValueError: If one is no YAML mapping or names data of its own, or the cold start leaves an adapter, from which
             GRPO cannot go on.
@@ -118,6 +119,8 @@ def check_trainings(recipe: Recipe) -> None:
     options = recipe.distiller
     files = [file for file in (options.cold_start, options.grpo) if file]
     trainings = [read_yaml(recipe.training_file(file)) for file in files]
+    if files:
+        trl_command()
     for file, training in zip(files, trainings, strict=True):
         named = training.get("datasets") or training.get("dataset_name")
         if named not in (None, REGISTERED, CHECKOUT):

@@ -41,8 +41,8 @@ from hf_lmmixup.run_directory import RunDirectory, read_json, write_json
 from hf_lmmixup.selection import long_tail_scores
 from hf_lmmixup.stages import Progress, Stages, free_memory, plain_memory
 from hf_lmmixup.tables import rows_at, table_of, with_columns
-from hf_lmmixup.transport import check_url
 from hf_lmmixup.vectors import encoded
+from hf_lmmixup.writers import check_server
 
 
 logger = logging.getLogger(__name__)
@@ -91,12 +91,12 @@ def run(
 
     Raises:
         FileNotFoundError: If the input, an evaluation set or a file named by the recipe does not exist.
-        ValueError: If the input holds no usable row, the endpoint has no address that data may go to, GRPO would start
-            from an adapter, or the directory belongs to another run.
+        ImportError: If an extra is missing.
+        ValueError: If the input holds no usable row, the endpoint has no address that data may go to or no key, GRPO
+            would start from an adapter, or the directory belongs to another run.
         RuntimeError: If another process works in the directory, or a training fails.
     """
-    if (served := recipe.distiller).endpoint is not None:
-        check_url(served.endpoint, allow_http=served.allow_http, key_variable=served.key_variable)
+    check_server(recipe.distiller)
     check_trainings(recipe)
     directory = RunDirectory(recipe.output)
     earlier = None if update is None else EarlierRun(Path(update), recipe.settings())

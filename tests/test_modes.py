@@ -308,10 +308,11 @@ def test_a_run_with_a_missing_evaluation_set_claims_no_directory(tmp_path):
     assert not (tmp_path / "run/manifest.json").exists()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:8000/v1", "http://example.com/v1"])
-def test_a_run_with_an_impossible_endpoint_claims_no_directory(tmp_path, address):
+@pytest.mark.parametrize("address", ["127.0.0.1:8000/v1", "http://example.com/v1", "https://example.com/v1"])
+def test_a_run_with_an_impossible_endpoint_claims_no_directory(tmp_path, address, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     wrong = DistillerRecipe(mode="training-free", model="copying", endpoint=address)
-    with pytest.raises(ValueError, match="must look like https|unencrypted"):
+    with pytest.raises(ValueError, match="must look like https|unencrypted|OPENAI_API_KEY is not set"):
         run(recipe(tmp_path, distiller=wrong), tools=tools())
     assert not (tmp_path / "run").exists()
 

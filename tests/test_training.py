@@ -14,11 +14,11 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from hf_lmmixup import distiller, training
+from hf_lmmixup import distiller, training, writers
 from hf_lmmixup.checkpoints import last_checkpoint, own_checkpoint, read_history, training_mark
 from hf_lmmixup.pipeline import run
 from hf_lmmixup.preflight import Checked
-from hf_lmmixup.recipe import load_recipe
+from hf_lmmixup.recipe import DistillerRecipe, Recipe, load_recipe
 from hf_lmmixup.training import copy_model, train, training_config
 
 
@@ -314,4 +314,16 @@ def test_what_a_run_cannot_train_is_said_before_it_begins(tmp_path, cold_start, 
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(error, match=words):
         run(load_recipe(tmp_path / "mine.yaml"))
+    assert not (tmp_path / "run").exists()
+
+
+SERVED = {"mode": "training-free", "model": "m", "endpoint": "http://127.0.0.1:9/v1"}
+
+
+@pytest.mark.parametrize(("extra", "options"), [("train", {"cold_start": "quickstart/sft.yaml"}), ("rate", SERVED)])
+def test_a_run_whose_extra_is_missing_does_not_begin(tmp_path, monkeypatch, extra, options):
+    for module in (training.importlib.util, writers):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=rf"hf-lmmixup\[{extra}\]"):
+        run(Recipe("x", output=str(tmp_path / "run"), distiller=DistillerRecipe(**options)))
     assert not (tmp_path / "run").exists()
