@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hf_lmmixup.records import RATING_AXES, Rating, TaskType
@@ -84,9 +84,9 @@ class Rubric:
     """
 
     name: str
-    form: str
-    read: Callable[[str], dict[str, Any]]
-    schema: dict[str, Any] | None = None
+    form: str = field(repr=False)  # `help(rate)` shows the default rubric
+    read: Callable[[str], dict[str, Any]] = field(repr=False)
+    schema: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def settings(self) -> dict[str, str]:

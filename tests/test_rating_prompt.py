@@ -40,6 +40,10 @@ def test_outside_the_fence_only_the_tags_name_depends_on_the_text(text):
     assert skeleton(text) == skeleton("harmless")
 
 
+def test_the_help_of_rate_shows_the_rubric_by_its_name():
+    assert repr(FOUR_AXES) == "Rubric(name='four-axes')"  # a thousand letters and an address of memory otherwise
+
+
 def test_texts_of_all_languages_are_shown_as_they_are():
     assert fence("潮汐 & Mond <b>")[0].split("\n")[1] == '"潮汐 & Mond \\u003cb\\u003e"'
 
