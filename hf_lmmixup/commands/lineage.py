@@ -14,7 +14,7 @@ Run = Annotated[Path, typer.Option("--run", help="The run directory.")]
 
 
 def explain(
-    row: Annotated[str, typer.Argument(metavar="ROW_ID", help="A raw or distilled row, or a place (pile.jsonl:17).")],
+    row: Annotated[str, typer.Argument(metavar="ROW_ID", help="A row, or the place of a reject (pile.jsonl:17).")],
     run: Run,
 ) -> None:
     """Tell where a row came from, what each stage made of it, and where it ended.
