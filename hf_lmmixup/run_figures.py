@@ -24,7 +24,7 @@ def figure_sections(facts: Facts) -> list[tuple[str, list[Figure]]]:
         ("Rows", [ledger_flow(facts), score_histogram(facts), cluster_sizes(facts), cluster_map(facts)]),
         ("Distiller", [held_out_rewards(facts), systems(facts), *training]),
         ("Judge", [*score_transitions(facts)]),
-        ("Proof", [*arms(facts)]),
+        ("Comparison", [*arms(facts)]),
         ("Cost", [costs(facts)]),
     ]
     kept = [(title, [figure for figure in figures if figure is not None]) for title, figures in sections]

@@ -149,7 +149,7 @@ def test_everything_that_facts_can_hold_is_drawn():
     )
     page = Page(render_report(facts))
     titles = [attrs["id"] for tag, attrs in page.elements if tag == "h2"]
-    assert titles == ["ledger", "rows", "distiller", "judge", "proof", "cost", "clusters", "recipe"]
+    assert titles == ["ledger", "rows", "distiller", "judge", "comparison", "cost", "clusters", "recipe"]
     for said in ("0.700 to 0.850", "61.5", "0.25", "Score transitions: qa", "Map of the clusters"):
         assert said in page.words, said
 
