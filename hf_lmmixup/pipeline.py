@@ -38,6 +38,7 @@ from hf_lmmixup.projection import map_points
 from hf_lmmixup.recipe import Recipe
 from hf_lmmixup.results import Chosen, Results, account, choose, write_report, write_results
 from hf_lmmixup.run_directory import RunDirectory, read_json, write_json
+from hf_lmmixup.run_facts import REPORT, read_facts
 from hf_lmmixup.selection import long_tail_scores
 from hf_lmmixup.stages import Progress, Stages, free_memory, plain_memory
 from hf_lmmixup.tables import rows_at, table_of, with_columns
@@ -104,6 +105,8 @@ def run(
         directory.claim(_made_from(recipe, directory.path, update))
         ledger = directory.path / "ledger.json"
         if ledger.is_file():
+            if not (directory.path / REPORT).is_file():
+                write_report(directory, read_facts(directory.path))
             return Finished(directory.path, read_json(ledger), worked=False)
         job = _Run(recipe, Stages(directory, progress or _silent), tools or Tools(), earlier)
         return Finished(directory.path, job.finish(), worked=True)

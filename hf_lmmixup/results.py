@@ -178,11 +178,11 @@ def write_results(directory: RunDirectory, recipe: Recipe, results: Results) -> 
 
 
 def write_report(directory: RunDirectory, facts: dict[str, Any]) -> None:
-    """Write the page of a finished run, if it can be drawn here; `lmmixup evaluate` can write it later."""
+    """Write the page of a finished run, if it can be drawn here; the same run, asked for again, writes it later."""
     try:
         report = render_report(facts)
     except ImportError as error:
-        logger.warning("No report.html: %s", error)
+        logger.warning("No report.html: %s. The same command then writes it.", error)
     else:
         (directory.path / "report.html").write_text(report, encoding="utf-8")
 

@@ -130,6 +130,14 @@ def test_tokens_are_estimated_by_bytes_since_a_chinese_character_is_about_one(tm
     assert costs["distil"]["tokens"] > sum(len(text.encode()) for text in writer.asked) / 4 > 1000
 
 
+def test_a_report_that_could_not_be_drawn_is_drawn_by_the_same_command(tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "plotly.offline", None)
+        page = run(recipe(tmp_path), tools=tools()).directory / "report.html"
+        assert not page.exists() and "The same command then writes it" in caplog.text
+    assert not run(recipe(tmp_path), tools=tools()).worked and page.is_file()
+
+
 def test_made_up_facts_are_dropped_and_accounted_for(tmp_path):
     lying = CopyingWriter("<think>r</think>\n<answer>Q: What of 1969?\nA: Bob Stone, 4711 and 8812.</answer>")
     finished = run(
