@@ -15,7 +15,7 @@ from typing import Any
 from hf_lmmixup.card_markup import decimal, dump_yaml, fenced, one_line, render_card
 from hf_lmmixup.figures import Facts, by_model, given_scores, score_text, score_title
 from hf_lmmixup.licenses import OTHER, UNKNOWN, as_metadata
-from hf_lmmixup.recipe import EXTRACTIVE, TINY, TRAINED, TRAINED_BEFORE, UNTRAINED
+from hf_lmmixup.recipe import COLD_START, EXTRACTIVE, GRPO, TINY, TRAINED, TRAINED_BEFORE
 from hf_lmmixup.secrecy import public_name, public_settings
 
 
@@ -252,7 +252,7 @@ def _distiller(facts: Facts) -> dict[str, Any]:
         "known": bool(given) and mode != EXTRACTIVE,
         "tiny": given == TINY,
         "start": source_name(given) if given else "",
-        "trained": [name for name in names if name not in (UNTRAINED, TRAINED_BEFORE)] if mode == TRAINED else [],
+        "trained": [name for name in names if name in (COLD_START, GRPO)] if mode == TRAINED else [],
         "trained_before": TRAINED_BEFORE in names,
     }
 

@@ -17,7 +17,7 @@ from hf_lmmixup.encoder import has_fast_bfloat16
 from hf_lmmixup.mixture import register
 from hf_lmmixup.preflight import REGISTERED
 from hf_lmmixup.prompt_lengths import CHECKOUT
-from hf_lmmixup.recipe import COLD_START, GRPO, TINY, UNTRAINED, Recipe, read_yaml
+from hf_lmmixup.recipe import AS_IT_IS, COLD_START, GRPO, TINY, UNTRAINED, Recipe, read_yaml
 from hf_lmmixup.run_directory import STAGES, RunDirectory, write_json
 from hf_lmmixup.tiny_distiller import build_tiny_distiller, cluster_texts
 from hf_lmmixup.training import train, trl_command
@@ -52,7 +52,8 @@ class Distiller:
     def models(self) -> list[tuple[str, str]]:
         """Name and place of the distiller before training and after each one; the last writes the dataset."""
         options = self.recipe.distiller
-        models = [(UNTRAINED, str(self._tiny()) if options.model == TINY else options.model)]
+        start = UNTRAINED if options.model == TINY or self.is_trained else AS_IT_IS
+        models = [(start, str(self._tiny()) if options.model == TINY else options.model)]
         for title, stage, method, file in (
             (COLD_START, "5_cold_start", "sft", options.cold_start),
             (GRPO, "6_grpo", "grpo", options.grpo),

@@ -28,7 +28,7 @@ MODES = (TRAINED, TRAINING_FREE, EXTRACTIVE)
 TINY = "tiny"
 """The model that a run builds itself."""
 
-UNTRAINED, COLD_START, GRPO, TRAINED_BEFORE = "untrained", "cold start", "GRPO", "trained before"
+UNTRAINED, COLD_START, GRPO, TRAINED_BEFORE, AS_IT_IS = "untrained", "cold start", "GRPO", "trained before", "as it is"
 """States of a trained distiller: by these names the facts of a run list its models."""
 
 ENGINES = ("transformers", "paged", "vllm")

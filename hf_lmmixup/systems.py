@@ -25,7 +25,7 @@ from hf_lmmixup.extractive import distill_extractively
 from hf_lmmixup.mixture import register
 from hf_lmmixup.overlap import TokenEncoder, check_rouge
 from hf_lmmixup.prompts import format_completion, split_pair
-from hf_lmmixup.recipe import COLD_START, GRPO, TINY, UNTRAINED
+from hf_lmmixup.recipe import AS_IT_IS, COLD_START, GRPO, TINY, UNTRAINED
 from hf_lmmixup.records import TaskType, pair_text
 from hf_lmmixup.secrecy import public_name
 from hf_lmmixup.served_generation import SERVED_TIMEOUT, ServedGenerator
@@ -239,7 +239,7 @@ def models_of(run: Path) -> dict[str, str]:
         folder = run / TRAINING / FOLDERS.get(state, state)
         if folder.is_dir():
             models[state] = str(folder)
-        elif state == UNTRAINED and start and start != TINY:
+        elif state in (UNTRAINED, AS_IT_IS) and start and start != TINY:
             models[state] = str(start)
     if not any(state in models for state in (COLD_START, GRPO)) and (run / "distiller").is_dir():
         models["distiller"] = str(run / "distiller")

@@ -94,7 +94,7 @@ def test_hostile_names_change_neither_head_nor_body():
             ["trained before"],
             "a million parameters that an earlier run built itself, trained in an earlier run.",
         ),
-        ({"mode": "trained", "model": "ada/distiller"}, ["untrained"], "written by `ada/distiller`."),
+        ({"mode": "trained", "model": "ada/distiller"}, ["as it is"], "written by `ada/distiller`."),
         ({"mode": "training-free", "model": "ada/instruct"}, ["ada/instruct"], "written by `ada/instruct`."),
         ({"mode": "extractive", "model": "tiny"}, ["extractive"], "sentences of their sources, without a model."),
     ],

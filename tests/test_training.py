@@ -317,6 +317,11 @@ def test_what_a_run_cannot_train_is_said_before_it_begins(tmp_path, cold_start, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_distiller_that_the_run_does_not_train_is_not_called_untrained():
+    recipe = Recipe("x", distiller=DistillerRecipe(model="models/mine"))
+    assert distiller.Distiller(recipe, None, {}, None).models == [("as it is", "models/mine")]
+
+
 SERVED = {"mode": "training-free", "model": "m", "endpoint": "http://127.0.0.1:9/v1"}
 
 
