@@ -43,6 +43,12 @@ ORDER = (LOAD, EMBED, CLEAN, RATE, UNIQUE, CLUSTER, TRAIN, DISTIL, CHECK, RERATE
 SERVER = frozenset(f"distiller.{name}" for name in ("endpoint", "key_variable", "allow_http", "concurrency"))
 """Settings that say where a served model is; it may come back at another address and go on."""
 
+MADE = (
+    *("dataset", "datastore", "distiller", "training", "distil.journal", "costs.json"),
+    *("facts.json", "ledger.json", "recipe.yaml", "report.html", "rows.parquet"),
+)
+"""What a run writes beside its stages, each in the place of what had the name before."""
+
 TEXTS = ("prompt", "completion", "source")
 """Columns of a raw row that no later stage changes, so the later stages leave them where they were loaded."""
 
@@ -83,20 +89,25 @@ class RunDirectory:
             yield
 
     def claim(self, fingerprint: dict[str, Any]) -> None:
-        """Bind the directory to what the run is made from; as long as no stage is finished, it is free.
+        """Bind the directory to what the run is made from; as long as nothing in it is made, it is free.
 
         Args:
             fingerprint: Plain data; nested mappings are compared key by key.
 
         Raises:
-            ValueError: If the directory belongs to a run with another fingerprint; names the first difference.
+            ValueError: If the directory belongs to a run with another fingerprint; names the first difference. Or if
+                it holds files under the names of a run's, and no run says that they are its own.
         """
         path = self.path / MANIFEST
         wanted = flatten(fingerprint)
-        finished = any(not stage.name.startswith(".") for stage in (self.path / STAGES).iterdir())
-        if not path.exists() or not finished:
+        made = [f"{STAGES}/{stage.name}" for stage in (self.path / STAGES).iterdir() if stage.name[0] != "."]
+        made += [name for name in MADE if (self.path / name).exists()]
+        if not made:
             write_json(path, fingerprint)
             return
+        if not path.exists():
+            told = f"holds {made[0]}, but no {MANIFEST} that says which run made it, and a run would write over it."
+            raise ValueError(f"{self.path} {told} Choose another --output, or move it away.")
         found = flatten(read_json(path))
         for key in sorted(wanted | found):
             if not changes_results(key, found.get(key), wanted.get(key)):

@@ -114,6 +114,15 @@ def test_a_directory_without_a_finished_stage_is_free(tmp_path):
         directory.claim(CLAIMED)
 
 
+@pytest.mark.parametrize("name", ["dataset", "recipe.yaml", "ledger.json", "stages/1_load"])
+def test_a_folder_with_such_files_of_no_known_run_is_not_written_over(tmp_path, name):
+    directory = RunDirectory(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"holds {name}, but no manifest.json"):
+        directory.claim(CLAIMED)
+    assert not (tmp_path / "manifest.json").exists()
+
+
 def test_second_process_is_refused_and_a_stale_lock_is_not(tmp_path):
     program = (
         "import sys, time; from hf_lmmixup.run_directory import RunDirectory\n"
