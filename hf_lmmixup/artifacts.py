@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from hf_lmmixup.card_markup import dump_yaml
 from hf_lmmixup.cards import (
     BUNDLED_MIXTURE,
@@ -31,10 +29,12 @@ from hf_lmmixup.cards import (
 from hf_lmmixup.model_folder import MODEL_FILES, base_model_of, is_adapter, merged_adapter, published_model_file
 from hf_lmmixup.publication import Publication, PublishedFile, gather, published_file
 from hf_lmmixup.recipe import TINY
+from hf_lmmixup.run_directory import read_json
+from hf_lmmixup.run_facts import FACTS, count_rows
 from hf_lmmixup.secrecy import public_settings
 
 
-FACTS, LONGEST_FACTS = "facts.json", 50_000_000
+LONGEST_FACTS = 50_000_000
 
 DATA_FILES = r"data/(?:train|validation|test)-\d{5}-of-\d{5}\.parquet"
 DATASTORE_FILES = (r"datastore\.safetensors", r"datastore\.json")
@@ -99,7 +99,7 @@ def dataset_publication(path: Path, repo_id: str, *, licenses: Sequence[str]) ->
     if not files:
         raise ValueError(f"{folder} holds no dataset: there is no file such as data/train-00000-of-00001.parquet.")
     facts = read_facts(path)
-    rows = sum(pq.read_metadata(file.content).num_rows for file in files)
+    rows = count_rows([folder / file.name for file in files])
     facts = {"rows": {"out": rows}, **facts, "repo_id": repo_id, "licenses": list(licenses)}
     facts.setdefault("name", repo_id.partition("/")[2])
     given = (facts.get("recipe") or {}).get("input")
@@ -230,7 +230,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     for folder in (path, path.parent):
         file = folder / FACTS
         if file.is_file() and not file.is_symlink() and file.stat().st_size <= LONGEST_FACTS:
-            facts = json.loads(file.read_text(encoding="utf-8"))
+            facts = read_json(file)
             if isinstance(facts, dict) and "ledger" in facts:
                 return facts
     return {}

@@ -38,6 +38,7 @@ from hf_lmmixup.run_directory import (
     whole_folder,
     write_json,
 )
+from hf_lmmixup.run_facts import count_rows, read_facts
 from hf_lmmixup.stages import readable
 
 
@@ -182,12 +183,13 @@ def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Itera
         What went.
 
     Raises:
-        FileNotFoundError: If the directory holds no finished run.
+        FileNotFoundError: If the directory holds no finished run, or not all of its dataset.
         ValueError: If the run has read no row of one of the ids or sources, or the folder exists.
     """
     _check(run)
     if output.exists():
         raise ValueError(f"{output} exists. Name another folder.")
+    count_rows(_shards(run))
     gone = _raw_rows(run, {"id": list(dict.fromkeys(ids)), "source": list(dict.fromkeys(sources))})
     dropped: dict[str, list[str]] = {}
     orphans: set[str] = set()
@@ -246,17 +248,16 @@ def _distilled(run: Path, identifiers: list[str]) -> str:
 
 def _facts(run: Path, done: Withdrawn, left: pa.Table) -> dict[str, Any]:
     """The run's facts as they are now, for the card of the rows that are left and for those who publish them."""
-    facts = {name: value for name, value in read_json(run / "facts.json").items() if name not in TEXTS}
+    facts = {name: value for name, value in read_facts(run).items() if name not in TEXTS}
     note = f"{len(done.withdrawn)} raw rows were withdrawn, and with them {len(done.dropped)} rows of the dataset."
-    notes = [*facts["ledger"]["notes"], note]
-    books = Ledger(facts["ledger"]["rows_in"], pq.read_table(run / "rows.parquet"), notes)
+    books = Ledger(facts["ledger"]["rows_in"], pq.read_table(run / "rows.parquet"), [*facts["ledger"]["notes"], note])
     reasons = dict.fromkeys(done.orphans, ORPHANED) | dict.fromkeys(done.withdrawn, WITHDRAWN)
     return facts | dataset_facts(left, books.without(reasons).summary(), facts["scores"])
 
 
 def _check(run: Path) -> None:
-    if not (run / "ledger.json").is_file():
-        raise FileNotFoundError(f"{run} holds no finished run.")
+    if not all((run / name).is_file() for name in ("ledger.json", "rows.parquet")):
+        raise FileNotFoundError(f"{run} holds no finished run: ledger.json and rows.parquet are not both there.")
 
 
 def _shards(run: Path) -> list[Path]:
@@ -265,8 +266,8 @@ def _shards(run: Path) -> list[Path]:
 
 def _stage(run: Path, stage: str, column: str, *values: Any) -> list[dict[str, Any]]:
     """The rows of a stage with one of the values in a column; none if the run had no such stage."""
-    path = run / STAGES / stage / ROWS
-    return _having(read_arrow(path), column, values) if path.is_file() else []
+    path = run / STAGES / stage
+    return _having(read_arrow(path / ROWS), column, values) if path.is_dir() else []
 
 
 def _having(table: pa.Table, column: str, values: Sequence[Any]) -> list[dict[str, Any]]:
@@ -281,9 +282,8 @@ def _attempts(run: Path, identifier: str) -> list[dict[str, Any]]:
 
 
 def _dropped(run: Path, stage: str) -> dict[str, str]:
-    path = run / STAGES / stage / DROPPED
-    reasons: dict[str, str] = read_json(path) if path.is_file() else {}
-    return reasons
+    path = run / STAGES / stage
+    return dict(read_json(path / DROPPED)) if path.is_dir() else {}
 
 
 def _reason(run: Path, stage: str, identifier: str) -> list[Step]:

@@ -49,6 +49,8 @@ MADE = (
 )
 """What a run writes beside its stages, each in the place of what had the name before."""
 
+DAMAGED = "{} is damaged: {}. Restore it from a copy, or delete the folder of the run to start anew."
+
 TEXTS = ("prompt", "completion", "source")
 """Columns of a raw row that no later stage changes, so the later stages leave them where they were loaded."""
 
@@ -239,14 +241,30 @@ def write_arrow(path: Path, schema: pa.Schema, parts: Iterable[pa.Table]) -> Non
 
 
 def read_arrow(path: Path) -> pa.Table:
-    """What `write_arrow` wrote, mapped into memory."""
-    with pa.ipc.open_stream(pa.py_buffer(map_file(path))) as stream:
-        return stream.read_all()
+    """What `write_arrow` wrote, mapped into memory.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(map_file(path))) as stream:
+            return stream.read_all()
+    except (ValueError, OSError) as error:
+        if getattr(error, "errno", None):  # of the system, which names the file
+            raise
+        raise ValueError(DAMAGED.format(path, error)) from error
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What `write_json` wrote.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(DAMAGED.format(path, error)) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,18 +5,24 @@
 Cards are rendered from the same facts when something is pushed.
 """
 
-import json
 import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from hf_lmmixup.report import render_report
-from hf_lmmixup.run_directory import RunDirectory, write_json
+from hf_lmmixup.run_directory import DAMAGED, RunDirectory, read_json, write_json
 
 
 logger = logging.getLogger(__name__)
 
 FACTS, REPORT = "facts.json", "report.html"
+
+SHARD, SHARD_NAME = re.compile(r"(.+-)\d{5}-of-(\d{5})\.parquet"), "{}{:05d}-of-{:05d}.parquet"
 
 
 def read_facts(run: str | Path) -> dict[str, Any]:
@@ -24,12 +30,39 @@ def read_facts(run: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If it has none.
+        ValueError: If they are damaged.
     """
     path = Path(run) / FACTS
     if not path.is_file():
         raise FileNotFoundError(f"{run} is no finished run: there is no {FACTS} in it.")
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    facts: dict[str, Any] = read_json(path)
     return facts
+
+
+def count_rows(shards: Sequence[Path]) -> int:
+    """How many rows a dataset holds.
+
+    Args:
+        shards: Its Parquet files, `train-00000-of-00002.parquet` and so on.
+
+    Raises:
+        FileNotFoundError: If there is none, or one of those that their names tell of is missing.
+        ValueError: If one is damaged.
+    """
+    names = {shard.name for shard in shards}
+    told = {(match[1], int(match[2])) for match in map(SHARD.fullmatch, names) if match} or {("train-", 1)}
+    for kind, count in sorted(told):
+        missing = [name for number in range(count) if (name := SHARD_NAME.format(kind, number, count)) not in names]
+        if missing:
+            raise FileNotFoundError(f"The dataset is not whole: {missing[0]} is missing. Restore it.")
+    return sum(_rows_in(shard) for shard in shards)
+
+
+def _rows_in(shard: Path) -> int:
+    try:
+        return int(pq.read_metadata(shard).num_rows)
+    except pa.ArrowInvalid as error:
+        raise ValueError(DAMAGED.format(shard, error)) from error
 
 
 def add_facts(run: str | Path, **facts: Any) -> Path | None:

@@ -24,7 +24,7 @@ from hf_lmmixup.encoder import Encoder, completed, single
 from hf_lmmixup.journal import digest
 from hf_lmmixup.neighbors import NeighborGraph, build_graph
 from hf_lmmixup.records import pair_text
-from hf_lmmixup.run_directory import read_json, write_json
+from hf_lmmixup.run_directory import DAMAGED, read_json, write_json
 from hf_lmmixup.tables import places_of, text_pairs
 
 
@@ -54,7 +54,10 @@ class Vectors:
 
     def __init__(self, folder: Path, ids: Sequence[str]) -> None:
         self.folder = folder
-        self.matrix: np.ndarray = np.load(folder / EMBEDDINGS, mmap_mode="r")
+        try:
+            self.matrix: np.ndarray = np.load(folder / EMBEDDINGS, mmap_mode="r")
+        except (EOFError, ValueError) as error:
+            raise ValueError(DAMAGED.format(folder / EMBEDDINGS, error)) from error
         self._ids = pa.array(ids, pa.string())
         if len(self.matrix) != len(ids):
             raise ValueError(f"{folder} holds {len(self.matrix)} vectors for {len(ids)} rows. Delete the folder.")

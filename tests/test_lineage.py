@@ -1,6 +1,8 @@
 """The story of one row, and what goes when its sources are withdrawn."""
 
 import json
+import os
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -142,6 +144,29 @@ def test_what_is_left_is_published_with_its_books_and_without_withdrawn_texts(fi
     assert ROWS[3]["completion"] not in (tmp_path / "new/facts.json").read_text()
     loaded = load_dataset(str(tmp_path / "new"), split="train", cache_dir=str(tmp_path))
     assert loaded["id"][:] == pq.read_table(tmp_path / "new/data")["id"].to_pylist()
+
+
+def test_nothing_is_withdrawn_or_pushed_from_a_dataset_that_lacks_a_file(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (shard,) = (tmp_path / "run/dataset/data").iterdir()
+    shard.rename(shard.with_name("train-00000-of-00002.parquet"))
+    for work in (
+        lambda: withdraw(tmp_path / "run", tmp_path / "new", ids=[identifier(3)]),
+        lambda: dataset_publication(tmp_path / "run", "ada/rest", licenses=["mit"]),
+    ):
+        with pytest.raises(FileNotFoundError, match=r"not whole: train-00001-of-00002\.parquet is missing"):
+            work()
+
+
+@pytest.mark.parametrize("name", ["1_load/rows.arrow", "1_load/dropped.json", "3_rate/rows.arrow"])
+@pytest.mark.parametrize("left", [0, 200, None], ids=["empty", "cut", "deleted"])
+def test_a_damaged_file_of_a_run_is_named(finished, tmp_path, name, left):
+    file = tmp_path / "run/stages" / name
+    shutil.copytree(finished, tmp_path / "run")
+    file.unlink() if left is None else os.truncate(file, min(left, file.stat().st_size // 2))
+    told = "No such file" if left is None else "is damaged: .*Restore it"
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"(?s)^(?=.*{name})(?=.*{told})"):
+        story(tmp_path / "run", identifier(3))
 
 
 UNKNOWN = [  # ids, sources, words of the message

@@ -207,3 +207,9 @@ def test_a_disk_without_room_for_the_vectors_is_named(number, tmp_path, monkeypa
     with pytest.raises(OSError, match=f"{tmp_path}/{EMBEDDINGS}"):
         embed(rows_of(10), HashingEncoder(), tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_an_empty_file_of_vectors_is_named(tmp_path):  # NumPy raises EOFError, which ends a command as "Aborted."
+    (tmp_path / EMBEDDINGS).touch()
+    with pytest.raises(ValueError, match=f"{EMBEDDINGS} is damaged"):
+        Vectors(tmp_path, [])
