@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 
-def input_fingerprint(source: str, *, apart_from: Path | None = None) -> dict[str, Any]:
+def input_fingerprint(source: str) -> dict[str, Any]:
     """What tells one input from another.
 
     Args:
         source: A file, a folder, or the name of anything else.
-        apart_from: A folder whose files do not count, should it lie within the source.
 
     Returns:
         Size and SHA-256 of a file. Of a folder the number and size of its files, and the SHA-256 of their places and
@@ -25,7 +24,7 @@ def input_fingerprint(source: str, *, apart_from: Path | None = None) -> dict[st
     """
     path = Path(source)
     if path.is_dir():
-        files = {file.relative_to(path).as_posix(): _size_and_digest(file) for file in _files(path, apart_from)}
+        files = {file.relative_to(path).as_posix(): _size_and_digest(file) for file in _files(path)}
         listing = json.dumps(sorted(files.items())).encode()
         known = {"files": len(files), "bytes": sum(size for size, _ in files.values())}
         return {"name": path.resolve().name, **known, "sha256": hashlib.sha256(listing).hexdigest()}
@@ -35,12 +34,10 @@ def input_fingerprint(source: str, *, apart_from: Path | None = None) -> dict[st
     return {"name": path.name, "bytes": size, "sha256": digest}
 
 
-def _files(folder: Path, apart_from: Path | None) -> Iterator[Path]:
-    left_out = None if apart_from is None else apart_from.resolve()
+def _files(folder: Path) -> Iterator[Path]:
     for file in folder.rglob("*"):
         is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        is_ours = left_out is not None and left_out in file.resolve().parents
-        if file.is_file() and not is_hidden and not is_ours and not file.match("cache-*.arrow"):
+        if file.is_file() and not is_hidden and not file.match("cache-*.arrow"):
             yield file
 
 

@@ -63,6 +63,22 @@ def check_source(source: str | Path) -> None:
         )
 
 
+def check_apart(output: str | Path, *sources: str | Path) -> None:
+    """Refuse an output within a folder that is read: a run reads what it writes there, and so does the next one.
+
+    Raises:
+        ValueError: If it lies in one.
+    """
+    place = Path(output).resolve()
+    for source in sources:
+        folder = Path(source)
+        if folder.is_dir() and folder.resolve() in (place, *place.parents):
+            raise ValueError(
+                f"{output} lies in {source}, whose files are read as rows, so what is written there would be, too. "
+                "Choose another --output, outside of it."
+            )
+
+
 def short_name(source: str) -> str:
     """What a source is called: a file's name without its suffix, the last part of a folder or a Hub id."""
     path = Path(source)

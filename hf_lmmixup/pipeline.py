@@ -32,7 +32,7 @@ from hf_lmmixup.earlier_run import EarlierRun
 from hf_lmmixup.evaluation_sets import local_evaluations
 from hf_lmmixup.fingerprint import input_fingerprint
 from hf_lmmixup.half_precision import widened
-from hf_lmmixup.inputs import check_source
+from hf_lmmixup.inputs import check_apart, check_source
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.projection import map_points
 from hf_lmmixup.recipe import Recipe
@@ -93,16 +93,17 @@ def run(
     Raises:
         FileNotFoundError: If the input, an evaluation set or a file named by the recipe does not exist.
         ImportError: If an extra is missing.
-        ValueError: If the input holds no usable row, the endpoint has no address that data may go to or no key, GRPO
-            would start from an adapter, or the directory belongs to another run.
+        ValueError: If the input holds no usable row, the output lies in it, the endpoint has no address that data may
+            go to or no key, GRPO would start from an adapter, or the directory belongs to another run.
         RuntimeError: If another process works in the directory, or a training fails.
     """
     check_server(recipe.distiller)
     check_trainings(recipe)
+    check_apart(recipe.output, recipe.input, *recipe.decontaminate.evaluations)
     directory = RunDirectory(recipe.output)
     earlier = None if update is None else EarlierRun(Path(update), recipe.settings())
     with directory.locked(), plain_memory():
-        directory.claim(_made_from(recipe, directory.path, update))
+        directory.claim(_made_from(recipe, update))
         ledger = directory.path / "ledger.json"
         if ledger.is_file():
             if not (directory.path / REPORT).is_file():
@@ -112,15 +113,15 @@ def run(
         return Finished(directory.path, job.finish(), worked=True)
 
 
-def _made_from(recipe: Recipe, directory: Path, update: str | Path | None) -> dict[str, Any]:
+def _made_from(recipe: Recipe, update: str | Path | None) -> dict[str, Any]:
     """What the result depends on, as plain data: the recipe and the contents of what it names."""
     check_source(recipe.input)
     known: dict[str, Any] = {
-        "input": input_fingerprint(recipe.input, apart_from=directory),
+        "input": input_fingerprint(recipe.input),
         "recipe": recipe.settings(),
     }
     if local := local_evaluations(recipe.decontaminate.evaluations):
-        known["evaluations"] = {name: input_fingerprint(name, apart_from=directory) for name in local}
+        known["evaluations"] = {name: input_fingerprint(name) for name in local}
     return known | ({"update": input_fingerprint(str(Path(update) / JOURNAL))} if update else {})
 
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 
 from hf_lmmixup.faithfulness import COLUMNS
-from hf_lmmixup.inputs import raw_rows
+from hf_lmmixup.inputs import check_apart, raw_rows
 from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
 from hf_lmmixup.loading import DUPLICATE, load_rows
 from hf_lmmixup.records import CLUSTERED, MERGED, SCORES, Outcome, TaskType, pair_text, row_id
@@ -152,7 +152,7 @@ def check_output(path: Path, *inputs: str | Path) -> None:
         inputs: What is read. The output is none of them, for it would not hold all their rows and columns.
 
     Raises:
-        ValueError: If the suffix is unknown, or there is a folder of this name, or it is an input.
+        ValueError: If the suffix is unknown, or there is a folder of this name, or it is or lies in an input.
         OSError: If its folder cannot be made.
     """
     if path.suffix not in WRITTEN:
@@ -161,6 +161,7 @@ def check_output(path: Path, *inputs: str | Path) -> None:
         raise ValueError(f"{path} is a folder. Name a file to write.")
     if path.exists() and any(Path(source).exists() and path.samefile(source) for source in inputs):
         raise ValueError(f"{path} is the input, whose rows would be lost. Name another file to write.")
+    check_apart(path, *inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
 
 

@@ -94,6 +94,8 @@ def test_neither_the_input_nor_the_table_is_written_over(pile, tmp_path):
     Dataset.from_dict({"id": ["a"], "prompt": ["p"], "completion": ["c"]}).to_parquet(str(rows))
     before = rows.read_bytes()
     assert "is the input" in lmmixup("confidence", rows, "-o", rows, "--model", "a", code=1)
+    with_rows = ["-o", tmp_path / "c.parquet", "--rows", rows, "--limit", 1]
+    assert "is the input" in lmmixup("confidence", rows, *with_rows, "--model", "a", code=1)
     one = ["-o", tmp_path / "c.parquet", "--rows", tmp_path / "." / "c.parquet"]
     assert "--rows and --output both name" in lmmixup("confidence", rows, *one, "--model", "a", code=1)
     assert rows.read_bytes() == before and list(tmp_path.iterdir()) == [rows]

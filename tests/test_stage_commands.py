@@ -239,9 +239,18 @@ IN_PLACE = [
     ("rate", "{pile}", "-o", "{pile}", "--datastore", "bundled"),
 ]
 
+WITHIN = [
+    ("rate", "{folder}", "-o", "{folder}/rated.jsonl", "--datastore", "bundled"),
+    ("merge", "{pile}", "{folder}", "-o", "{folder}/sub/o.parquet"),
+    ("mosaic", "{folder}", "-o", "{folder}/o.jsonl", "--max-tokens", "none"),
+    ("run", "extractive", "-i", "{folder}", "-o", "{folder}/run"),
+    ("plan", "extractive", "-i", "{folder}", "-o", "{folder}/run"),
+]
+
 REFUSED = [
     (("cluster", "{pile}", "-o", "x.csv"), "Accepted outputs: .parquet, .jsonl"),
     (("cluster", "{pile}", "-o", "{folder}"), "folder.parquet is a folder. Name a file to write."),
+    *((command, "folder.parquet, whose files are read as rows") for command in WITHIN),
     (("cluster", "nofolder", "-o", "{out}"), "nofolder is neither a file nor a folder, nor found on the Hub"),
     (("cluster", "{pile}", "-o", "{pile}/o.parquet"), "File exists: "),
     (("cluster", "{pile}", "-o", "{pile}/a/o.parquet"), "Not a directory: "),
@@ -274,7 +283,7 @@ def test_what_cannot_be_done_is_said_in_one_message(tmp_path, arguments, message
     places["folder"] = tmp_path / "folder.parquet"
     places["folder"].mkdir()
     assert message in lmmixup(*(one.format(**places) for one in arguments), code=1)
-    assert not (tmp_path / "o.parquet").exists()
+    assert not (tmp_path / "o.parquet").exists() and not list(places["folder"].iterdir())
 
 
 @pytest.mark.parametrize(

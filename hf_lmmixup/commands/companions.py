@@ -154,7 +154,7 @@ def confidence(
         _check_confidence(output, model, checkpoint, online)
         check_output(output, input)
         if rows is not None:
-            check_output(rows)
+            check_output(rows, input)
             if rows.resolve() == output.resolve():
                 raise ValueError(f"--rows and --output both name {output}. The rows and the table are two files.")
         read = read_rows(input, limit=limit)
