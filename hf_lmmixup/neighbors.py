@@ -20,12 +20,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from hf_lmmixup.cell_search import cell_type, nearest_in_cells
 from hf_lmmixup.exact_search import nearest_of_all, search
 from hf_lmmixup.half_precision import check_finite, widened
 from hf_lmmixup.nearest import STEPS, in_threads
+from hf_lmmixup.tensor_files import save_tensors
 
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class NeighborGraph:
             "similarities": steps,
             "horizon": np.rint(self.horizon * STEPS).astype(np.int32),
         }
-        save_file(tensors, str(path), metadata={"recall": repr(self.recall)})
+        save_tensors(tensors, Path(path), {"recall": repr(self.recall)})
 
     @classmethod
     def load(cls, path: str | Path) -> "NeighborGraph":

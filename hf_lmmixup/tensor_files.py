@@ -35,7 +35,7 @@ def write_files(
     """
     partial = {path: path.with_name(f".{path.name}.partial") for path in (tensors_file, facts_file)}
     try:
-        save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, partial[tensors_file])
+        save_tensors({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, partial[tensors_file])
         partial[facts_file].write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         facts_file.unlink(missing_ok=True)  # or a crash now would leave new arrays beside old facts
         for path, written in partial.items():
@@ -45,6 +45,14 @@ def write_files(
     finally:
         for written in partial.values():
             written.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that others may read as they may any new file; by itself the library forbids it."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
 
 
 def read_facts(path: Path, types: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:

@@ -56,6 +56,10 @@ def test_the_same_rows_give_the_same_bytes(datastore, folder, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [FACTS_FILE, TENSORS_FILE]
 
 
+def test_who_may_read_one_file_may_read_the_other(folder):
+    assert (folder / TENSORS_FILE).stat().st_mode == (folder / FACTS_FILE).stat().st_mode
+
+
 def test_the_head_is_the_default_where_it_predicts_held_out_rows_better(datastore):
     report = datastore.report
     assert report["default"] == "head" and report["rows"] == 140
