@@ -153,7 +153,7 @@ def check_output(path: Path, *inputs: str | Path) -> None:
 
     Raises:
         ValueError: If the suffix is unknown, or there is a folder of this name, or it is or lies in an input.
-        OSError: If its folder cannot be made.
+        OSError: If its folder cannot be made or written to.
     """
     if path.suffix not in WRITTEN:
         raise ValueError(f"{path} ends in {path.suffix!r}. Accepted outputs: {', '.join(WRITTEN)}.")
@@ -162,7 +162,18 @@ def check_output(path: Path, *inputs: str | Path) -> None:
     if path.exists() and any(Path(source).exists() and path.samefile(source) for source in inputs):
         raise ValueError(f"{path} is the input, whose rows would be lost. Name another file to write.")
     check_apart(path, *inputs)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_folder(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder in which something is going to be written.
+
+    Raises:
+        OSError: If it cannot be made, or nothing can be written there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"Nothing can be written in {folder.resolve()}. Name another folder.")
 
 
 def write_rows(dataset: Dataset, path: Path) -> None:

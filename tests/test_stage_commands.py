@@ -286,6 +286,15 @@ def test_what_cannot_be_done_is_said_in_one_message(tmp_path, arguments, message
     assert not (tmp_path / "o.parquet").exists() and not list(places["folder"].iterdir())
 
 
+@pytest.mark.parametrize("command", [["rate", "--datastore", "bundled"], ["cluster"], ["datastore", "build"]])
+def test_a_folder_that_cannot_be_written_to_is_named_before_the_work(tmp_path, monkeypatch, command):
+    pile = write_rows(tmp_path / "pile.jsonl", [{**row, "score": 1} for row in raw_rows(range(4))])
+    monkeypatch.setattr("os.access", lambda place, mode: place != tmp_path / "new")
+    monkeypatch.setattr("hf_lmmixup.encoder.load_encoder", lambda *_: pytest.fail("work was done"))
+    output = tmp_path / "new" if "build" in command else tmp_path / "new/o.parquet"
+    assert f"Nothing can be written in {tmp_path / 'new'}." in lmmixup(*command, pile, "-o", output, code=1)
+
+
 @pytest.mark.parametrize(
     ("numbers", "are_clusters"),
     [

@@ -40,7 +40,7 @@ def build(
     from hf_lmmixup.datastore import build as build_store
     from hf_lmmixup.encoder import CachedEncoder, load_encoder
     from hf_lmmixup.raters import BUNDLED, named_datastore
-    from hf_lmmixup.stage_files import read_scored
+    from hf_lmmixup.stage_files import check_folder, read_scored
 
     with errors(), progress_bar() as update:
         if output.is_file():
@@ -51,6 +51,7 @@ def build(
             store, _ = named_datastore(BUNDLED, loaded)
         else:
             rows = read_scored(input, task_type)
+            check_folder(output)
             store = build_store(rows.texts, rows.scores, rows.task_types, loaded or load_encoder())
             for reason, count in rows.dropped.items():
                 say(f"[yellow]Note:[/] {count} rows left out: {escape(reason)}.")
