@@ -10,10 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from hf_lmmixup.inputs import FILES, PARQUET, short_name
+from hf_lmmixup.inputs import FILES, PARQUET, parquet_file, short_name
 from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
 from hf_lmmixup.loading import ROLES
 
@@ -85,10 +82,8 @@ def _rows(source: str) -> Iterable[Any]:
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"No evaluation set at {path}.")
-    try:
-        yield from pq.read_table(path).to_pylist()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a Parquet file: {error}") from error
+    with parquet_file(path) as file:
+        yield from file.read().to_pylist()
 
 
 def _hub(source: str) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ folder holds (CSV, other compressed files) is read by `load_dataset`, as Hub dat
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -92,17 +93,34 @@ def _file_rows(path: Path) -> Iterator[RawRow]:
 
 
 def _parquet_rows(path: Path) -> Iterator[RawRow]:
+    name, number = path.name, 0
+    with parquet_file(path) as parquet:
+        for batch in parquet.iter_batches(batch_size=10_000):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{name}:{number}", row
+
+
+@contextmanager
+def parquet_file(path: Path) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`, whose faults are told with its name.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is none or a damaged one, or has two columns of one name, of which rows would hold the last.
+    """
     import pyarrow.parquet as pq
 
     try:
-        parquet = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a Parquet file: {error}") from error
-    name, number = path.name, 0
-    for batch in parquet.iter_batches(batch_size=10_000):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{name}:{number}", row
+        with pq.ParquetFile(path) as parquet:
+            names = parquet.schema_arrow.names
+            if doubled := next((name for name in names if names.count(name) > 1), None):
+                raise ValueError(f"{path} has two columns {doubled!r}. Rename or remove one of them.")
+            yield parquet
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):  # of the system, which names the file
+            raise
+        raise ValueError(f"{path} is not a Parquet file, or a damaged one: {error}. Copy or make it again.") from error
 
 
 def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:

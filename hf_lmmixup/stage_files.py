@@ -17,11 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from datasets import Dataset, Features, Value
 
 from hf_lmmixup.faithfulness import COLUMNS
-from hf_lmmixup.inputs import check_apart, raw_rows
+from hf_lmmixup.inputs import check_apart, parquet_file, raw_rows
 from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
 from hf_lmmixup.loading import DUPLICATE, load_rows
 from hf_lmmixup.records import CLUSTERED, MERGED, SCORES, Outcome, TaskType, pair_text, row_id
@@ -62,23 +61,22 @@ def read_rows(source: str | Path, *, limit: int | None = None) -> Outcome:
     """
     path = Path(source)
     if path.suffix == ".parquet" and path.is_file():
-        try:
-            schema = pq.read_schema(path)
-            schema = pa.schema([field.with_type(_plain(field.type)) for field in schema])
+        with parquet_file(path) as file:
+            schema = pa.schema([field.with_type(_plain(field.type)) for field in file.schema_arrow])
             if all(name in schema.names and pa.types.is_string(schema.field(name).type) for name in RECORD):
-                table = pq.read_table(path).cast(schema).slice(0, limit)
+                table = file.read().cast(schema).slice(0, limit)
                 if not any(table.column(name).null_count for name in RECORD):
                     return _with_own_ids(table, (f"{path.name}:{row}" for row in count(1)))
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path} is not a Parquet file: {error}") from error
     written = _stage_rows(source, limit) if path.suffix != ".parquet" else None
     return written or load_rows(source, limit=limit)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type that a stage writes, where pandas or Polars choose one for longer texts and lists."""
+    """The type that a stage writes, where pandas or Polars choose one for longer texts, lists and categories."""
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return pa.string()
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return pa.list_(_plain(kind.value_type))
     return kind
@@ -263,11 +261,8 @@ def _rows(path: Path) -> Iterable[Any]:
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a Parquet file: {error}") from error
     wanted = ("text", "prompt", "completion", "score", "task_type")
-    columns = [name for name in wanted if name in file.schema_arrow.names]
-    for batch in file.iter_batches(batch_size=10_000, columns=columns):
-        yield from batch.to_pylist()
+    with parquet_file(path) as file:
+        columns = [name for name in wanted if name in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=10_000, columns=columns):
+            yield from batch.to_pylist()

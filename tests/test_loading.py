@@ -6,12 +6,15 @@ import lzma
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
 from hf_lmmixup.inputs import short_name
 from hf_lmmixup.loading import load_rows, normalize_rows
 from hf_lmmixup.records import LOADED, row_id
+from hf_lmmixup.stage_files import read_rows, read_scored
 
 
 SHOW = """
@@ -270,6 +273,20 @@ def test_parquet_saved_folder_and_dictionary(tmp_path):
     DatasetDict({"train": rows}).save_to_disk(tmp_path / "dictionary")
     texts = [load_rows(tmp_path / name).dataset["prompt"][:] for name in ("a.parquet", "folder", "dictionary")]
     assert texts == [["Add.\n\n1 2"]] * 3
+
+
+@pytest.mark.parametrize("read", [load_rows, read_rows, read_scored])
+def test_parquet_that_is_damaged_or_has_a_column_twice_is_named(tmp_path, read):
+    columns = [["a", "b"], ["p", "q"], ["c", "d"], [1, 2]]
+    table = pa.table([*columns, [3, 4]], names=["id", "prompt", "completion", "score", "score"])
+    pq.write_table(table, tmp_path / "doubled.parquet")
+    pq.write_table(table.select([0, 1, 2, 3]), tmp_path / "torn.parquet")
+    with (tmp_path / "torn.parquet").open("r+b") as file:
+        file.seek(4)
+        file.write(b"x" * 200)
+    for name, message in (("doubled", "has two columns 'score'"), ("torn", "or a damaged one: ")):
+        with pytest.raises(ValueError, match=rf"{name}\.parquet .*{message}"):
+            read(tmp_path / f"{name}.parquet")
 
 
 def test_split_that_is_not_there_is_named(tmp_path):

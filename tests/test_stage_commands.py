@@ -162,7 +162,7 @@ def test_json_lines_of_strangers_are_raw_rows(tmp_path, row):
         assert found.features == LOADED and sorted(found["prompt"][:]) == ["p", "q"]
 
 
-@pytest.mark.parametrize("wide", [pa.large_string(), pa.string_view()])
+@pytest.mark.parametrize("wide", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
 def test_parquet_that_pandas_or_polars_wrote_keeps_its_columns(tmp_path, wide):
     row = {"id": "a", "prompt": "p", "completion": "c", "source_ids": ["x", "y"], "score": 3}
     plain = pa.Table.from_pylist([row])
