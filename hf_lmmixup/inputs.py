@@ -9,6 +9,7 @@ JSON Lines, JSON (both also with `.gz` behind) and Parquet files are read here, 
 folder holds (CSV, other compressed files) is read by `load_dataset`, as Hub datasets are.
 """
 
+import glob
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -138,6 +139,8 @@ def _folder_rows(folder: Path, split: str) -> Iterator[RawRow]:
     from datasets import load_dataset, load_dataset_builder
     from datasets.table import CastError
 
+    if (place := str(folder.resolve())) != glob.escape(place):
+        raise ValueError(f"`load_dataset` takes the signs [, * and ? in {place} for a pattern. Rename the folder.")
     found: Any = load_dataset_builder(str(folder)).config.data_files or {}
     paths = [Path(file) for file in _split_of(found, split, str(folder), "by its file, or in a folder of its own")]
     _tell_of_others(folder, frozenset(Path(file) for files in found.values() for file in files))
@@ -162,10 +165,19 @@ def _is_read_here(path: Path) -> bool:
 
 @lru_cache(maxsize=64)
 def _tell_of_others(folder: Path, known: frozenset[Path]) -> None:
-    """Say once what is left out: `load_dataset` takes the files of one format, the one that most of them have."""
-    there = [path for path in sorted(folder.resolve().rglob("*")) if path.suffix.lower() in OTHERS and path.is_file()]
-    others = [path.relative_to(folder.resolve()) for path in there if path not in known]
-    others = [path for path in others if path.name not in ABOUT_DATA and not any(p[0] == "." for p in path.parts)]
+    """Say once what is left out: `load_dataset` takes the files of one format, the one that most of them have.
+
+    It goes into no folder behind a link, and passes over a link to a file that is not there.
+    """
+    inside = [path.relative_to(folder.resolve()) for path in sorted(folder.resolve().rglob("*")) if path not in known]
+    inside = [path for path in inside if path.name not in ABOUT_DATA and not any(p[0] == "." for p in path.parts)]
+    ours = [path for path in inside if path.suffix.lower() in OTHERS]
+    links = [path for path in ours if not (folder / path).exists()]
+    links += [path for path in inside if (folder / path).is_symlink() and (folder / path).is_dir()]
+    if links:
+        told = "links to folders, and to files that are not there, are not read"
+        logger.warning("%s: %s: %s.", folder, told, ", ".join(map(str, links[:3])))
+    others = [path for path in ours if (folder / path).is_file()]
     if others and not (folder / "README.md").is_file():  # a card says itself what belongs to a dataset
         logger.warning("%s: files of another format are not read: %s.", folder, ", ".join(map(str, others[:3])))
 

@@ -187,7 +187,7 @@ def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Itera
         ValueError: If the run has read no row of one of the ids or sources, or the folder exists.
     """
     _check(run)
-    if output.exists():
+    if output.exists() or output.is_symlink():
         raise ValueError(f"{output} exists. Name another folder.")
     count_rows(_shards(run))
     gone = _raw_rows(run, {"id": list(dict.fromkeys(ids)), "source": list(dict.fromkeys(sources))})

@@ -146,6 +146,13 @@ def test_what_is_left_is_published_with_its_books_and_without_withdrawn_texts(fi
     assert loaded["id"][:] == pq.read_table(tmp_path / "new/data")["id"].to_pylist()
 
 
+def test_a_link_to_nothing_is_in_the_way(finished, tmp_path):
+    (tmp_path / "new").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="exists. Name another folder"):
+        withdraw(finished, tmp_path / "new", ids=[identifier(3)])
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
 def test_nothing_is_withdrawn_or_pushed_from_a_dataset_that_lacks_a_file(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     (shard,) = (tmp_path / "run/dataset/data").iterdir()

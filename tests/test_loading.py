@@ -253,6 +253,21 @@ def test_a_shard_that_cannot_be_unpacked_is_named(tmp_path, spoil):
         load_rows(tmp_path)
 
 
+def test_links_that_are_not_followed_are_told(tmp_path, caplog):
+    write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}])
+    (tmp_path / "b.jsonl").symlink_to("nowhere.jsonl")
+    (tmp_path / "c").symlink_to(tmp_path)
+    assert len(load_rows(tmp_path).dataset) == 1
+    assert "files that are not there, are not read: b.jsonl, c." in caplog.text
+
+
+def test_a_folder_whose_name_is_a_pattern_is_refused(tmp_path):
+    (tmp_path / "pile [2]").mkdir()
+    write(tmp_path / "pile [2]" / "a.jsonl", [{"prompt": "a", "completion": "b"}])
+    with pytest.raises(ValueError, match="for a pattern. Rename the folder"):
+        load_rows(tmp_path / "pile [2]")
+
+
 def test_what_load_dataset_cannot_read_is_told_in_one_sentence(tmp_path):
     (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(b'{"prompt": "a", "completion": "b"}'))
     (tmp_path / "b.jsonl.xz").write_bytes(lzma.compress(b'{"instruction": "a", "output": "c"}'))
