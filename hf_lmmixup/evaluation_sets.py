@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_lmmixup.inputs import FILES, PARQUET, parquet_file, short_name
-from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
+from hf_lmmixup.inputs import SAVED, check_source, is_read_here, raw_rows, short_name
+from hf_lmmixup.jsonl import Reject
 from hf_lmmixup.loading import ROLES
 
 
@@ -23,8 +23,8 @@ def read_evaluations(names: Sequence[str]) -> dict[str, list[str]]:
     """Read evaluation sets.
 
     Args:
-        names: `.jsonl`, `.json` or `.parquet` files, or Hub ids, as `owner/name` or `owner/name:configuration`, of
-            which the test split is read where there is one.
+        names: `.jsonl`, `.json` (both also with `.gz` behind) or `.parquet` files, folders, or Hub ids, as
+            `owner/name` or `owner/name:configuration`. Of several splits the test split is read, if there is one.
 
     Returns:
         Name -> distinct texts, in their order.
@@ -49,10 +49,12 @@ def local_evaluations(names: Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: If a file does not exist.
+        ValueError: If it is of a kind that is not read.
     """
     for name in names:
-        if Path(name).suffix in FILES and not Path(name).is_file():
+        if is_read_here(Path(name)) and not Path(name).is_file():
             raise FileNotFoundError(f"No evaluation set at {name}.")
+        check_source(name)
     return [name for name in names if Path(name).exists()]
 
 
@@ -72,18 +74,9 @@ def _texts(row: Any) -> list[str]:
 
 def _rows(source: str) -> Iterable[Any]:
     path = Path(source)
-    if path.suffix in SUFFIXES:
-        return (row for _, row in read_json(path))
-    if path.suffix == PARQUET:
-        return _parquet(path)
+    if is_read_here(path) or (path / SAVED).is_file():
+        return (row for _, row in raw_rows(source))
     return _hub(source)
-
-
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"No evaluation set at {path}.")
-    with parquet_file(path) as file:
-        yield from file.read().to_pylist()
 
 
 def _hub(source: str) -> Iterator[dict[str, Any]]:

@@ -29,6 +29,9 @@ FILES = (*SUFFIXES, PARQUET)
 OTHERS = (*FILES, ".csv", ".tsv", ".arrow", PACKED, ".bz2", ".xz", ".zst", ".zip")
 """What is told of where a folder's rows come from files of another format."""
 
+SAVED = "state.json"
+"""The file by which a folder of `Dataset.save_to_disk` is known."""
+
 ABOUT_DATA = ("dataset_info.json", "dataset_infos.json")
 """Files of a dataset folder that hold no rows."""
 
@@ -40,9 +43,9 @@ def raw_rows(source: str | Path, split: str = "train") -> Iterator[RawRow]:
     """The raw rows of a source one by one, as they are, each with its place; arguments as for `loading.load_rows`."""
     check_source(source)
     path = Path(source)
-    if _is_read_here(path):
+    if is_read_here(path):
         return _file_rows(path)
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+    if (path / SAVED).is_file() or (path / "dataset_dict.json").is_file():
         return _saved_rows(path, split)
     return _folder_rows(path, split) if path.is_dir() else _hub_rows(str(source), split)
 
@@ -55,7 +58,7 @@ def check_source(source: str | Path) -> None:
         ValueError: If its suffix is unknown.
     """
     path = Path(source)
-    is_file, accepted = path.is_file(), _is_read_here(path)
+    is_file, accepted = path.is_file(), is_read_here(path)
     if not is_file and (accepted or (path.suffix.lower() in OTHERS and not path.exists())):
         raise FileNotFoundError(f"No file at {path}.")
     if is_file and not accepted:
@@ -86,7 +89,7 @@ def short_name(source: str) -> str:
     path = Path(source)
     if path.is_dir():
         return path.resolve().name
-    return Path(path.name.removesuffix(PACKED)).stem if _is_read_here(path) else path.name
+    return Path(path.name.removesuffix(PACKED)).stem if is_read_here(path) else path.name
 
 
 def _file_rows(path: Path) -> Iterator[RawRow]:
@@ -144,7 +147,7 @@ def _folder_rows(folder: Path, split: str) -> Iterator[RawRow]:
     found: Any = load_dataset_builder(str(folder)).config.data_files or {}
     paths = [Path(file) for file in _split_of(found, split, str(folder), "by its file, or in a folder of its own")]
     _tell_of_others(folder, frozenset(Path(file) for files in found.values() for file in files))
-    if not all(_is_read_here(path) and path.is_file() for path in paths):
+    if not all(is_read_here(path) and path.is_file() for path in paths):
         try:
             # The cache of `datasets` knows a folder by the words of its card, so another folder's rows may be in it.
             yield from _numbered(load_dataset(str(folder), streaming=True, split=split), folder.name)
@@ -159,7 +162,8 @@ def _folder_rows(folder: Path, split: str) -> Iterator[RawRow]:
             yield str(inside / place), row
 
 
-def _is_read_here(path: Path) -> bool:
+def is_read_here(path: Path) -> bool:
+    """Whether a file is read row by row here, by its name; what else there is `load_dataset` reads."""
     return path.suffix in FILES or (path.suffix == PACKED and Path(path.stem).suffix in SUFFIXES)
 
 

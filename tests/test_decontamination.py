@@ -1,3 +1,4 @@
+import gzip
 import json
 import logging
 import re
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lmmixup.decontamination import Contact, decontaminate, embedding_contacts, ngram_contacts
-from hf_lmmixup.evaluation_sets import read_evaluations
+from hf_lmmixup.evaluation_sets import local_evaluations, read_evaluations
 
 
 NATALIA = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."  # 20 words
@@ -123,6 +124,16 @@ def test_names_of_evaluation_sets(tmp_path, monkeypatch):
     assert read_evaluations([*file, "ada/mmlu-v1.0", "ada/mmlu-v1.5:main", f"{tmp_path}/set.v2/"]) == texts
     with pytest.raises(ValueError, match="Two evaluation sets are called 'own'"):
         read_evaluations([*file, "ada/own"])
+
+
+def test_packed_and_saved_evaluation_sets_are_read_and_others_are_refused_at_once(tmp_path):
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(b'{"question": "Why?"}\n'))
+    Dataset.from_dict({"question": ["Who?"]}).save_to_disk(str(tmp_path / "saved"))
+    names = [str(tmp_path / name) for name in ("packed.jsonl.gz", "saved")]
+    assert read_evaluations(names) == {"packed": ["Why?"], "saved": ["Who?"]} and local_evaluations(names) == names
+    (tmp_path / "own.csv").write_text("question\nWhen?\n")
+    with pytest.raises(ValueError, match=r"own\.csv ends in '\.csv'\. Accepted files"):
+        local_evaluations([str(tmp_path / "own.csv")])
 
 
 def test_a_chat_evaluation_that_asks_nothing_is_refused(tmp_path):

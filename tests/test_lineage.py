@@ -206,8 +206,11 @@ def test_commands(finished, tmp_path):
     assert "score 1" in lmmixup("explain", identifier(3), "--run", finished)
     assert "knows no row 'nobody'" in lmmixup("explain", "nobody", "--run", finished, code=1)
     assert "holds no finished run" in lmmixup("explain", "nobody", "--run", tmp_path, code=1)
-    (tmp_path / "ids.txt").write_text(identifier(3) + "\n")
-    told = lmmixup("withdraw", "--run", finished, "--ids-file", tmp_path / "ids.txt", "-o", tmp_path / "new")
+    (tmp_path / "ids.txt").write_text(identifier(3) + "\n", encoding="utf-16")
+    one = ["withdraw", "--run", finished, "--ids-file", tmp_path / "ids.txt", "-o", tmp_path / "new"]
+    assert "ids.txt is no text in UTF-8" in lmmixup(*one, code=1)
+    (tmp_path / "ids.txt").write_text(identifier(3) + "\r\n", encoding="utf-8-sig")
+    told = lmmixup(*one)
     assert "1 raw rows withdrawn" in told and "--update" in told
     assert "exists. Name another" in lmmixup(
         "withdraw", "--run", finished, "--id", identifier(3), "-o", tmp_path / "new", code=1

@@ -53,7 +53,10 @@ def withdraw(
     with errors():
         named = list(ids or [])
         if ids_file is not None:
-            named += ids_file.read_text(encoding="utf-8").split()
+            try:
+                named += ids_file.read_text(encoding="utf-8-sig").split()  # with or without a byte order mark
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{ids_file} is no text in UTF-8: {error}. Save it as such.") from error
         if not named and not source:
             raise ValueError("Say what to withdraw: --id, --ids-file or --source.")
         done = take_out(run, output, ids=named, sources=source or [])
