@@ -68,12 +68,15 @@ def check_source(source: str | Path) -> None:
         )
 
 
-def check_apart(output: str | Path, *sources: str | Path) -> None:
+def check_place(output: str | Path, *sources: str | Path) -> None:
     """Refuse an output within a folder that is read: a run reads what it writes there, and so does the next one.
 
     Raises:
-        ValueError: If it lies in one.
+        ValueError: If it lies in one, or begins with a `~`, which some libraries replace and others do not.
     """
+    if str(output).startswith("~"):
+        told = "begins with ~, which shells replace where it begins a word, and nobody in a recipe"
+        raise ValueError(f"The output {output} {told}. Write the whole path.")
     place = Path(output).resolve()
     for source in sources:
         folder = Path(source)

@@ -74,7 +74,7 @@ def load_templates(name: str = "en") -> Templates:
         bundled = sorted(file.stem.removeprefix("mosaic_") for file in FOLDER.glob("mosaic_*.json"))
         raise ValueError(f"No mosaic templates at {name!r}. Bundled: {bundled}; for others give a path in .json.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())  # in UTF-8 or 16, with or without a byte order mark
         templates = Templates(
             numbers=tuple(content["numbers"]),
             wrappers=tuple((opening, closing) for opening, closing in content["wrappers"]),
@@ -82,7 +82,8 @@ def load_templates(name: str = "en") -> Templates:
             phrases={kind: tuple(phrasings) for kind, phrasings in content["phrases"].items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} has not the form of a mosaic template file: {error!r}.") from error
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} has not the form of a mosaic template file: {why}.") from error
     for problem in _problems(templates):
         raise ValueError(f"{path}: {problem}")
     return templates

@@ -32,7 +32,7 @@ from hf_lmmixup.earlier_run import EarlierRun
 from hf_lmmixup.evaluation_sets import local_evaluations
 from hf_lmmixup.fingerprint import input_fingerprint
 from hf_lmmixup.half_precision import widened
-from hf_lmmixup.inputs import check_apart, check_source
+from hf_lmmixup.inputs import check_place, check_source
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.projection import map_points
 from hf_lmmixup.recipe import Recipe
@@ -99,7 +99,7 @@ def run(
     """
     check_server(recipe.distiller)
     check_trainings(recipe)
-    check_apart(recipe.output, recipe.input, *recipe.decontaminate.evaluations)
+    check_place(recipe.output, recipe.input, *recipe.decontaminate.evaluations)
     directory = RunDirectory(recipe.output)
     earlier = None if update is None else EarlierRun(Path(update), recipe.settings())
     with directory.locked(), plain_memory():

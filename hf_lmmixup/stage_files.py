@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
 from hf_lmmixup.faithfulness import COLUMNS
-from hf_lmmixup.inputs import check_apart, parquet_file, raw_rows
+from hf_lmmixup.inputs import check_place, parquet_file, raw_rows
 from hf_lmmixup.jsonl import SUFFIXES, Reject, read_json
 from hf_lmmixup.loading import DUPLICATE, load_rows
 from hf_lmmixup.records import CLUSTERED, MERGED, SCORES, Outcome, TaskType, pair_text, row_id
@@ -159,7 +159,7 @@ def check_output(path: Path, *inputs: str | Path) -> None:
         raise ValueError(f"{path} is a folder. Name a file to write.")
     if path.exists() and any(Path(source).exists() and path.samefile(source) for source in inputs):
         raise ValueError(f"{path} is the input, whose rows would be lost. Name another file to write.")
-    check_apart(path, *inputs)
+    check_place(path, *inputs)
     check_folder(path.parent)
 
 

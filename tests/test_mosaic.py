@@ -394,6 +394,21 @@ def test_broken_template_files_are_refused(german, change, message):
         load_templates(str(path))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_template_files_of_windows_editors_are_read(german, encoding):
+    path, content = german
+    path.write_text(json.dumps(content), encoding=encoding)
+    load_templates.cache_clear()
+    assert load_templates(str(path)).numbers == tuple(content["numbers"])
+
+
+def test_what_is_no_text_is_not_printed(german):
+    german[0].write_bytes(b"\xff" * 9999)
+    load_templates.cache_clear()
+    with pytest.raises(ValueError, match=r"has not the form .{,200}$"):
+        load_templates(str(german[0]))
+
+
 def test_unknown_language():
     with pytest.raises(ValueError, match=r"No mosaic templates at 'xx'. Bundled: \['en'"):
         load_templates("xx")

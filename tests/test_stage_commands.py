@@ -247,9 +247,17 @@ WITHIN = [
     ("plan", "extractive", "-i", "{folder}", "-o", "{folder}/run"),
 ]
 
+AT_HOME = [
+    ("select", "{pile}", "--output=~/o.jsonl"),
+    ("run", "extractive", "-i", "{pile}", "--output=~/run"),
+    ("withdraw", "--run", "{folder}", "--source", "x", "--output=~/rest"),
+    ("datastore", "build", "bundled", "--output=~/store"),
+]
+
 REFUSED = [
     (("cluster", "{pile}", "-o", "x.csv"), "Accepted outputs: .parquet, .jsonl"),
     (("cluster", "{pile}", "-o", "{folder}"), "folder.parquet is a folder. Name a file to write."),
+    *((command, "begins with ~, which shells replace") for command in AT_HOME),
     *((command, "folder.parquet, whose files are read as rows") for command in WITHIN),
     (("cluster", "nofolder", "-o", "{out}"), "nofolder is neither a file nor a folder, nor found on the Hub"),
     (("cluster", "{pile}", "-o", "{pile}/o.parquet"), "File exists: "),

@@ -48,9 +48,11 @@ def withdraw(
 
         lmmixup withdraw --run runs/pile --source forum.jsonl --output datasets/pile-without-forum
     """
+    from hf_lmmixup.inputs import check_place
     from hf_lmmixup.lineage import withdraw as take_out
 
     with errors():
+        check_place(output)
         named = list(ids or [])
         if ids_file is not None:
             try:

@@ -40,7 +40,7 @@ def plan(
 
         lmmixup plan --run runs/pile
     """
-    from hf_lmmixup.inputs import check_apart, short_name
+    from hf_lmmixup.inputs import check_place, short_name
     from hf_lmmixup.planning import as_data
     from hf_lmmixup.planning import plan as estimate
     from hf_lmmixup.recipe import load_recipe
@@ -59,7 +59,7 @@ def plan(
         if input is not None and output is None:
             output = f"runs/{short_name(input)}"
         loaded = load_recipe(str(recipe), input=input, output=output, limit=limit)
-        check_apart(loaded.output, loaded.input)
+        check_place(loaded.output, loaded.input)
         planned = as_data(estimate(loaded, sample=sample, tokens_per_second=tokens_per_second))
         folder = Path(loaded.output)
         has_begun = bool(costs_of(folder))

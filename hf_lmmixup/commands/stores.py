@@ -39,12 +39,14 @@ def build(
     """
     from hf_lmmixup.datastore import build as build_store
     from hf_lmmixup.encoder import CachedEncoder, load_encoder
+    from hf_lmmixup.inputs import check_place
     from hf_lmmixup.raters import BUNDLED, named_datastore
     from hf_lmmixup.stage_files import check_folder, read_scored
 
     with errors(), progress_bar() as update:
         if output.is_file():
             raise ValueError(f"{output} is a file. Name a folder for the datastore.")
+        check_place(output)
         update("embedding the rows", 0, 0)
         loaded = CachedEncoder(load_encoder(encoder)) if encoder else None
         if input == BUNDLED:
