@@ -11,11 +11,14 @@ folder holds (CSV, other compressed files) is read by `load_dataset`, as Hub dat
 
 import glob
 import logging
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from lzma import LZMAError
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import pyarrow as pa
 
@@ -127,14 +130,19 @@ def parquet_file(path: Path) -> Iterator[Any]:
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None):  # of the system, which names the file
             raise
-        raise ValueError(f"{path} is not a Parquet file, or a damaged one: {error}. Copy or make it again.") from error
+        why = str(error).rstrip(".")
+        raise ValueError(f"{path} is not a Parquet file, or a damaged one: {why}. Copy or make it again.") from error
 
 
 def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
     """The rows of a folder that `save_to_disk` wrote."""
     from datasets import load_from_disk
 
-    loaded: Any = load_from_disk(str(folder))
+    try:
+        loaded: Any = load_from_disk(str(folder))
+    except (ValueError, KeyError, OSError) as error:
+        why = str(error).rstrip(".")
+        raise ValueError(f"{folder} is not whole as `save_to_disk` wrote it: {why}. Copy or save it again.") from error
     if isinstance(loaded, dict):
         loaded = _split_of(loaded, split, str(folder), f"as {folder}/SPLIT")
     return _numbered(loaded, folder.name)
@@ -143,26 +151,37 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
 def _folder_rows(folder: Path, split: str) -> Iterator[RawRow]:
     """The rows of a folder of files, of which `load_dataset` says which ones belong to the split."""
     from datasets import load_dataset, load_dataset_builder
-    from datasets.table import CastError
 
     if (place := str(folder.resolve())) != glob.escape(place):
         raise ValueError(f"`load_dataset` takes the signs [, * and ? in {place} for a pattern. Rename the folder.")
-    found: Any = load_dataset_builder(str(folder)).config.data_files or {}
+    with _faults_of(folder):
+        found: Any = load_dataset_builder(str(folder)).config.data_files or {}
     paths = [Path(file) for file in _split_of(found, split, str(folder), "by its file, or in a folder of its own")]
     _tell_of_others(folder, frozenset(Path(file) for files in found.values() for file in files))
     if not all(is_read_here(path) and path.is_file() for path in paths):
-        try:
+        with _faults_of(folder):
             # The cache of `datasets` knows a folder by the words of its card, so another folder's rows may be in it.
             yield from _numbered(load_dataset(str(folder), streaming=True, split=split), folder.name)
-        except ValueError as error:
-            why = "their columns differ" if isinstance(error, CastError) else " ".join(str(error).split()).rstrip(".")
-            advice = "Unpack them, make them JSON Lines, or give each form a folder of its own."
-            raise ValueError(f"`load_dataset` cannot read the files of {folder}: {why}. {advice}") from error
         return
     for path in paths:
         inside = path.parent.relative_to(folder.resolve()) if path.is_relative_to(folder.resolve()) else Path()
         for place, row in _file_rows(path):
             yield str(inside / place), row
+
+
+@contextmanager
+def _faults_of(folder: Path) -> Iterator[None]:
+    """Tell what `load_dataset` cannot read in one sentence with the folder's name."""
+    from datasets.table import CastError
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (ValueError, EOFError, OSError, LZMAError, BadZipFile, zlib.error) as error:
+        why = "their columns differ" if isinstance(error, CastError) else " ".join(str(error).split()).rstrip(".")
+        advice = "Copy or unpack them again, make them JSON Lines, or give each form a folder of its own."
+        raise ValueError(f"`load_dataset` cannot read the files of {folder}: {why}. {advice}") from error
 
 
 def is_read_here(path: Path) -> bool:

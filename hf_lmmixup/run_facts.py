@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from hf_lmmixup.inputs import parquet_file
 from hf_lmmixup.report import render_report
-from hf_lmmixup.run_directory import DAMAGED, RunDirectory, read_json, write_json
+from hf_lmmixup.run_directory import RunDirectory, read_json, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -59,10 +57,8 @@ def count_rows(shards: Sequence[Path]) -> int:
 
 
 def _rows_in(shard: Path) -> int:
-    try:
-        return int(pq.read_metadata(shard).num_rows)
-    except pa.ArrowInvalid as error:
-        raise ValueError(DAMAGED.format(shard, error)) from error
+    with parquet_file(shard) as file:
+        return int(file.metadata.num_rows)
 
 
 def add_facts(run: str | Path, **facts: Any) -> Path | None:

@@ -271,8 +271,24 @@ def test_a_folder_whose_name_is_a_pattern_is_refused(tmp_path):
 def test_what_load_dataset_cannot_read_is_told_in_one_sentence(tmp_path):
     (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(b'{"prompt": "a", "completion": "b"}'))
     (tmp_path / "b.jsonl.xz").write_bytes(lzma.compress(b'{"instruction": "a", "output": "c"}'))
-    with pytest.raises(ValueError, match=rf"cannot read the files of {tmp_path}: their columns differ\. Unpack them"):
+    with pytest.raises(ValueError, match=rf"cannot read the files of {tmp_path}: their columns differ\. Copy or"):
         load_rows(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "pack"), [("csv.gz", gzip.compress), ("csv.xz", lzma.compress), ("zip", bytes)])
+def test_a_packed_file_that_is_cut_off_is_told_of(tmp_path, kind, pack):
+    packed = pack(b"prompt,completion\n" + b"".join(b"%d,%d\n" % (n, n * n) for n in range(3000)))
+    (tmp_path / f"a.{kind}").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(ValueError, match=f"cannot read the files of {tmp_path}: .* Copy or unpack them again"):
+        load_rows(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{}"])
+def test_a_saved_dataset_that_is_not_whole_is_named(tmp_path, content):
+    Dataset.from_dict({"prompt": ["a"], "completion": ["b"]}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved/state.json").write_text(content)
+    with pytest.raises(ValueError, match="saved is not whole as `save_to_disk` wrote it: "):
+        load_rows(tmp_path / "saved")
 
 
 def test_limit_counts_raw_rows(tmp_path):
