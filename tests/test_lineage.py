@@ -12,6 +12,7 @@ from test_modes import ROWS, TRAINING_FREE, recipe
 from test_stage_commands import lmmixup
 
 from hf_lmmixup.artifacts import dataset_publication
+from hf_lmmixup.data_arms import rows_of_run
 from hf_lmmixup.lineage import story, withdraw
 from hf_lmmixup.pipeline import run
 from hf_lmmixup.prompts import format_completion
@@ -153,13 +154,14 @@ def test_a_link_to_nothing_is_in_the_way(finished, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
-def test_nothing_is_withdrawn_or_pushed_from_a_dataset_that_lacks_a_file(finished, tmp_path):
+def test_a_dataset_that_lacks_a_file_is_neither_withdrawn_from_nor_pushed_nor_compared(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     (shard,) = (tmp_path / "run/dataset/data").iterdir()
     shard.rename(shard.with_name("train-00000-of-00002.parquet"))
     for work in (
         lambda: withdraw(tmp_path / "run", tmp_path / "new", ids=[identifier(3)]),
         lambda: dataset_publication(tmp_path / "run", "ada/rest", licenses=["mit"]),
+        lambda: rows_of_run(tmp_path / "run"),
     ):
         with pytest.raises(FileNotFoundError, match=r"not whole: train-00001-of-00002\.parquet is missing"):
             work()
