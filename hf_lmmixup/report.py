@@ -1,6 +1,6 @@
 """The report of a run: one HTML page that opens anywhere, without a network and without this package.
 
-    (directory / "report.html").write_text(render_report(facts), encoding="utf-8")
+    save_report(render_report(facts), directory / "report.html")
 
 `facts` is what `facts.json` of a run directory holds. Whatever the run did not do is left out of the page. Texts
 of rows are shown, never interpreted: the template escapes all of them, and the page forbids itself to load anything.
@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -30,6 +31,16 @@ LONGEST_TEXT = 6_000
 """Characters of one text that the page shows."""
 
 MISSING_PLOTLY = 'The report needs plotly, which is not installed: pip install "hf-lmmixup[report]"'
+
+
+def save_report(page: str, path: Path) -> None:
+    """Write the page; one that does not fit on the disk leaves the old one as it was."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def render_report(facts: Mapping[str, Any]) -> str:

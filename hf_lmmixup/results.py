@@ -16,7 +16,7 @@ from hf_lmmixup.cards import render_dataset_card, with_local_paths
 from hf_lmmixup.ledger import DROPPED, MERGED, Ledger
 from hf_lmmixup.recipe import Recipe, SelectRecipe
 from hf_lmmixup.records import Outcome
-from hf_lmmixup.report import render_report
+from hf_lmmixup.report import render_report, save_report
 from hf_lmmixup.run_directory import RunDirectory, write_json
 from hf_lmmixup.selection import merge, min_max, select
 from hf_lmmixup.stages import costs_of, read_plan
@@ -184,7 +184,7 @@ def write_report(directory: RunDirectory, facts: dict[str, Any]) -> None:
     except ImportError as error:
         logger.warning("No report.html: %s. The same command then writes it.", error)
     else:
-        (directory.path / "report.html").write_text(report, encoding="utf-8")
+        save_report(report, directory.path / "report.html")
 
 
 def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.inputs import parquet_file
-from hf_lmmixup.report import render_report
+from hf_lmmixup.report import render_report, save_report
 from hf_lmmixup.run_directory import RunDirectory, read_json, write_json
 
 
@@ -84,5 +84,5 @@ def add_facts(run: str | Path, **facts: Any) -> Path | None:
         except ImportError as error:
             logger.warning("%s was not written anew: %s", Path(run) / REPORT, error)
             return None
-        (Path(run) / REPORT).write_text(page, encoding="utf-8")
+        save_report(page, Path(run) / REPORT)
     return Path(run) / REPORT

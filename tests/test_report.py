@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hf_lmmixup.report import render_report
+from hf_lmmixup.report import render_report, save_report
 from hf_lmmixup.training_figures import reward_edges
 
 
@@ -257,3 +257,11 @@ def test_without_plotly_the_error_names_the_command(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
     with pytest.raises(ImportError, match=r'pip install "hf-lmmixup\[report\]"'):
         render_report(BARE)
+
+
+def test_a_page_that_does_not_fit_leaves_the_old_one(tmp_path):
+    page = tmp_path / "report.html"
+    save_report("old", page)
+    with pytest.raises(UnicodeEncodeError):  # fails amid writing, as a full disk does
+        save_report("x" * 100_000 + "\ud800", page)
+    assert page.read_text() == "old" and list(tmp_path.iterdir()) == [page]
