@@ -14,6 +14,7 @@ import logging
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from errno import ENOENT
 from functools import lru_cache
 from lzma import LZMAError
 from pathlib import Path
@@ -141,6 +142,8 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
     try:
         loaded: Any = load_from_disk(str(folder))
     except (ValueError, KeyError, OSError) as error:
+        if getattr(error, "errno", None) not in (None, ENOENT):
+            raise
         why = str(error).rstrip(".")
         raise ValueError(f"{folder} is not whole as `save_to_disk` wrote it: {why}. Copy or save it again.") from error
     if isinstance(loaded, dict):
@@ -176,9 +179,9 @@ def _faults_of(folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except FileNotFoundError:
-        raise
     except (ValueError, EOFError, OSError, LZMAError, BadZipFile, zlib.error) as error:
+        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None):  # of the system, as of a cache
+            raise
         why = "their columns differ" if isinstance(error, CastError) else " ".join(str(error).split()).rstrip(".")
         advice = "Copy or unpack them again, make them JSON Lines, or give each form a folder of its own."
         raise ValueError(f"`load_dataset` cannot read the files of {folder}: {why}. {advice}") from error

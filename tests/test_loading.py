@@ -283,6 +283,19 @@ def test_a_packed_file_that_is_cut_off_is_told_of(tmp_path, kind, pack):
         load_rows(tmp_path)
 
 
+@pytest.mark.parametrize("function", ["load_dataset_builder", "load_from_disk"])
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_files(tmp_path, monkeypatch, function):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied", "/cache")
+
+    monkeypatch.setattr(f"datasets.{function}", refuse)
+    Dataset.from_dict({"prompt": ["a"], "completion": ["b"]}).save_to_disk(tmp_path)
+    if function == "load_dataset_builder":
+        (tmp_path / "state.json").unlink()
+    with pytest.raises(PermissionError, match="/cache"):
+        load_rows(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["", "{}"])
 def test_a_saved_dataset_that_is_not_whole_is_named(tmp_path, content):
     Dataset.from_dict({"prompt": ["a"], "completion": ["b"]}).save_to_disk(tmp_path / "saved")
