@@ -20,9 +20,10 @@ from hf_lmmixup.chat_model import ChatModel, ChatRequest
 from hf_lmmixup.dispatch import ask_all
 from hf_lmmixup.figures import TEST_SCORES as SCORES
 from hf_lmmixup.figures import score_text, score_title
-from hf_lmmixup.held_out import REWARDS, variables
+from hf_lmmixup.held_out import REWARDS
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.overlap import TokenEncoder, check_rouge, rouge_l
+from hf_lmmixup.process_environment import variables
 from hf_lmmixup.prompts import parse_completion
 from hf_lmmixup.rating_prompt import FOUR_AXES, REPEAT_NOTE
 from hf_lmmixup.records import Rating, TaskType

@@ -7,13 +7,12 @@ One result::
 `total` is the published sum of the rewards (`rewards.mixup_reward`); a reward that abstains everywhere is `None`.
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_lmmixup import rewards
 from hf_lmmixup.distillation import Generate
+from hf_lmmixup.process_environment import variables
 
 
 REWARDS = {
@@ -47,18 +46,3 @@ def judge(generate: Generate, rows: Sequence[Mapping[str, Any]], environment: Ma
     for kind, reply in zip(columns["task_type"], replies, strict=True):
         examples.setdefault(kind, reply)
     return result | {"examples": examples}
-
-
-@contextmanager
-def variables(environment: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the length of a block."""
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

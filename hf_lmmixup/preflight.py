@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from hf_lmmixup.process_environment import variables
 from hf_lmmixup.prompt_lengths import measure_prompts
 from hf_lmmixup.reward_settings import VARIABLES, check_settings
 
@@ -88,13 +89,13 @@ def check(method: str, config: Mapping[str, Any], environment: Mapping[str, str]
         if config.get(key):
             raise ValueError(f"{key} would be stored in every checkpoint. Remove it and set HF_TOKEN instead.")
     check_keys(method, config)
-    variables = {str(key): str(value) for key, value in (config.get("env") or {}).items()} | dict(environment or {})
+    given = {str(key): str(value) for key, value in (config.get("env") or {}).items()} | dict(environment or {})
     warnings = []
     if method == "grpo":
         check_rewards(config.get("reward_funcs") or [])
         _check_group(config)
         written = _whole(_defaults(method, config), "max_completion_length")
-        with _variables(variables):
+        with variables(given):
             _check_variables()
             warnings += _abstaining(config.get("reward_funcs") or [])
             limits = {MAX_PROMPT: int(os.environ[MAX_PROMPT])} if os.environ.get(MAX_PROMPT) else {}
@@ -274,20 +275,6 @@ def _check_prompts(
 def _suggestion(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
-
-
-@contextmanager
-def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the time of a check."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 @contextmanager
