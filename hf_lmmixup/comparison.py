@@ -18,7 +18,6 @@ last scored model.
 
 import hashlib
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -40,8 +39,6 @@ from hf_lmmixup.recipe import bundled_recipes, read_yaml
 from hf_lmmixup.run_directory import write_json
 from hf_lmmixup.training import train
 
-
-logger = logging.getLogger(__name__)
 
 BUDGETS = ("tokens", "steps")
 SEEDS = 3

@@ -11,7 +11,6 @@ and no rating.
 """
 
 import hashlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from hf_lmmixup.prompts import parse_completion
 from hf_lmmixup.rating_prompt import FOUR_AXES, REPEAT_NOTE
 from hf_lmmixup.records import Rating, TaskType
 
-
-logger = logging.getLogger(__name__)
 
 RATINGS_JOURNAL = "ratings.journal"
 

@@ -13,7 +13,6 @@ endpoint, and it is the floor that a distiller has to beat. Only prose about a q
 result of a task (`Classify the following ...`) is right for that task alone; lists, verse and code would be torn.
 """
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -38,8 +37,6 @@ from hf_lmmixup.prompts import distillation_messages, prompt_hash
 from hf_lmmixup.records import Distillation, TaskType, pair_text
 from hf_lmmixup.wording import FINAL_MARKS, FULL_WIDTH_MARKS, split_sentences
 
-
-logger = logging.getLogger(__name__)
 
 NAME = "extractive"
 """Name of the distiller in the lineage."""

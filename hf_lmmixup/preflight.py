@@ -12,7 +12,6 @@ limit for prompts.
 import argparse
 import difflib
 import importlib.util
-import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +24,6 @@ from hf_lmmixup.process_environment import variables
 from hf_lmmixup.prompt_lengths import measure_prompts
 from hf_lmmixup.reward_settings import VARIABLES, check_settings
 
-
-logger = logging.getLogger(__name__)
 
 MAX_PROMPT = "HF_LMMIXUP_MAX_PROMPT_TOKENS"
 """Variable with the longest allowed prompt of a GRPO recipe: TRL has no key for it."""

@@ -8,7 +8,6 @@ and every vector and completion depends on its row alone, so the result does not
         run(recipe, tools=cluster_tools(recipe, Pool(actors=8, gpus=1)))
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,8 +29,6 @@ from hf_lmmixup.records import RATED, Outcome, pair_text
 from hf_lmmixup.vectors import texts_of
 from hf_lmmixup.writers import Writer, count_bytes, open_writer, writing_settings
 
-
-logger = logging.getLogger(__name__)
 
 BLOCK = 256
 """Rows that an actor gets at a time: what a killed worker costs."""
