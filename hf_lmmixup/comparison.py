@@ -35,6 +35,7 @@ from hf_lmmixup.downstream import Metric, as_messages, find_metric, tokenized
 from hf_lmmixup.figures import slug
 from hf_lmmixup.generation import opened
 from hf_lmmixup.intervals import Interval, differences, intervals
+from hf_lmmixup.preflight import DEFAULT_MAX_LENGTH
 from hf_lmmixup.recipe import bundled_recipes, read_yaml
 from hf_lmmixup.run_directory import write_json
 from hf_lmmixup.training import train
@@ -43,9 +44,6 @@ from hf_lmmixup.training import train
 BUDGETS = ("tokens", "steps")
 SEEDS = 3
 COUNTS = ("tokens", "steps", "rows")
-WINDOW = 1024
-"""Tokens of a row that TRL keeps unless a recipe says otherwise (`SFTConfig.max_length`)."""
-
 Trainer = Callable[[str, Path, Mapping[str, Any], Path], Any]
 """`(method, recipe, overrides, folder)`: leaves a model in the folder; see `training.train`."""
 
@@ -152,7 +150,7 @@ def _trained(
     config = read_yaml(plan.recipe)
     batch = int(config.get("per_device_train_batch_size", 8)) * int(config.get("gradient_accumulation_steps", 1))
     target = plan.epochs * len(rows.raw)
-    window = config.get("max_length", WINDOW)
+    window = config.get("max_length", DEFAULT_MAX_LENGTH)
     mean_raw = _mean_tokens(rows.raw, tokenizer, window)
     chosen = arm_rows(rows, arm, seed=seed, passes=1)
     if arm == MOSAIC:

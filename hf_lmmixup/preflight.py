@@ -46,9 +46,6 @@ REGISTERED = "mixture"
 DEFAULT_MAX_LENGTH = 1024
 """TRL's own `max_length` of SFT."""
 
-AT_LEAST_MEASURED, MOST_MEASURED = 100, 20_000
-"""Prompts whose tokens are counted, longest texts first."""
-
 
 @dataclass(frozen=True)
 class Checked:
@@ -255,7 +252,7 @@ def _abstaining(paths: Sequence[str]) -> list[str]:
 def _check_prompts(
     method: str, config: Mapping[str, Any], limits: Mapping[str, int], written: int, warnings: list[str]
 ) -> Checked:
-    measured = measure_prompts(config, at_least=AT_LEAST_MEASURED, at_most=MOST_MEASURED)
+    measured = measure_prompts(config)
     if method == "grpo" and measured.room is not None:
         limits = {**limits, "the model's positions - max_completion_length": measured.room - written}
     name, limit = min(limits.items(), key=lambda item: item[1], default=("", None))

@@ -16,6 +16,10 @@ from hf_lmmixup.prompts import render
 
 
 BATCH = 1000
+"""Prompts that are counted at a time; the first ones, the longest texts, in any case."""
+
+MOST_MEASURED = 20_000
+"""Prompts that are counted at most."""
 
 CHECKOUT = "dataset_scripts/mixture"
 """The data of our recipes for SFT: `trl sft` does not know the registered name."""
@@ -60,13 +64,11 @@ class Measured:
         return [f"{cut:,} of {self.rows:,} completions are cut off: max_length is {limit:,} tokens."] if cut else []
 
 
-def measure_prompts(config: Mapping[str, Any], *, at_least: int = 100, at_most: int = 20_000) -> Measured:
+def measure_prompts(config: Mapping[str, Any]) -> Measured:
     """Count the tokens of the longest prompts of a training.
 
     Args:
         config: Keys of a TRL recipe: model, dataset, split.
-        at_least: Prompts to count in any case.
-        at_most: Most prompts to count.
 
     Returns:
         What was counted.
@@ -84,24 +86,24 @@ def measure_prompts(config: Mapping[str, Any], *, at_least: int = 100, at_most: 
         raise ValueError(f"The dataset has no column `prompt`, only {list(columns)}.")
     tokenizer, room = _tokenizer(config)
     texts = [_rendered(tokenizer, value, row) for row, value in enumerate(rows[found[0]])]
-    counts = _longest(texts, tokenizer, at_least, at_most)
+    counts = _longest(texts, tokenizer)
     wholes: dict[int, int] = {}
     if found[0] == "prompt" and "completion" in columns:
         whole = [text + _content(value) for text, value in zip(texts, rows["completion"], strict=True)]
-        wholes = _longest(whole, tokenizer, at_least, at_most)
+        wholes = _longest(whole, tokenizer)
     longest = max(counts, key=lambda row: counts[row], default=0)
     return Measured(
         len(rows), counts.get(longest, 0), longest, tuple(counts.values()), room, columns, tuple(wholes.values())
     )
 
 
-def _longest(texts: Sequence[str], tokenizer: Any, at_least: int, at_most: int) -> dict[int, int]:
+def _longest(texts: Sequence[str], tokenizer: Any) -> dict[int, int]:
     """Tokens of the longest texts, by row."""
     order = sorted(range(len(texts)), key=lambda row: -len(texts[row].encode()))
     counts: dict[int, int] = {}
-    for start in range(0, min(len(order), at_most), BATCH):
+    for start in range(0, min(len(order), MOST_MEASURED), BATCH):
         batch = order[start : start + BATCH]
-        if start >= at_least and len(texts[batch[0]].encode()) <= max(counts.values()):
+        if start and len(texts[batch[0]].encode()) <= max(counts.values()):
             break
         ids = tokenizer([texts[row] for row in batch], add_special_tokens=False)["input_ids"]
         counts.update({row: len(found) for row, found in zip(batch, ids, strict=True)})
