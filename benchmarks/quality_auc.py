@@ -140,7 +140,7 @@ def baselines(data: Data, datastore: Any) -> None:
 
 def what_else_was_tried(data: Data, values: np.ndarray) -> None:
     """Other inputs and other learners; `values` are the head's own chances, for averages with it."""
-    from hf_lmmixup.quality_report import ranks
+    from hf_lmmixup.score_health import ranks
 
     prompts, completions = data.embedded("prompt", data.prompts), data.embedded("completion", data.completions)
     plain = data.features / data.features.shape[1] ** 0.5

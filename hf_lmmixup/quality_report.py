@@ -13,6 +13,7 @@ import numpy as np
 from hf_lmmixup.neighbors import build_graph, top_k
 from hf_lmmixup.records import HIGH_SCORE, SCORES
 from hf_lmmixup.score_head import PENALTIES, Design, class_probabilities, fit_calibration, fit_values
+from hf_lmmixup.score_health import ranks
 from hf_lmmixup.transition import estimate, neighbor_counts, posterior
 
 
@@ -90,13 +91,6 @@ def auc(values: np.ndarray, positive: np.ndarray) -> float:
     if not ones or not zeros:
         raise ValueError("An AUC needs rows of both kinds, and one of them is missing.")
     return float((ranks(values)[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of their ranks."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[places]
 
 
 def compare_judges(

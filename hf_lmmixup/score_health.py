@@ -124,11 +124,12 @@ def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float
     sides = [np.asarray(side, dtype=np.float64) for side in (first, second)]
     if any(len(side) < 2 or side.min() == side.max() for side in sides):
         return None
-    a, b = map(_ranks, sides)
+    a, b = map(ranks, sides)
     return float(((a - a.mean()) * (b - b.mean())).mean() / (a.std() * b.std()))
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1; equal values share the mean of their ranks."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+    return (last - (counts - 1) / 2)[places]

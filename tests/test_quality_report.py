@@ -3,16 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_lmmixup.quality_report import (
-    FOLDS,
-    MAX_ROWS,
-    auc,
-    distance_floor,
-    folds,
-    learnable_rows,
-    measure,
-    ranks,
-)
+from hf_lmmixup.quality_report import FOLDS, MAX_ROWS, auc, distance_floor, folds, learnable_rows, measure
+from hf_lmmixup.score_health import ranks
 
 
 @settings(deadline=None)
