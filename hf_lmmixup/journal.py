@@ -182,7 +182,7 @@ class Journal:
             self._end = 0
             self._append(_json({"journal": FORMAT_VERSION, "settings": expected}))
             os.fsync(self._descriptor)
-            _sync_folder(self.path.parent)
+            sync(self.path.parent)  # the new file's name survives a power cut
             return self._end
         if not is_journal:
             raise ValueError(f"{self.path} is not a journal, or its first line is damaged. Name another directory.")
@@ -278,9 +278,9 @@ def _lock(descriptor: int, path: Path) -> None:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new file's name survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -27,6 +27,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features
 
+from hf_lmmixup.journal import sync
 from hf_lmmixup.mapped_files import map_file
 from hf_lmmixup.records import Outcome
 from hf_lmmixup.tables import GATHERED, best_first, dataset_of, gathered, places_of, rows_at, table_of
@@ -143,7 +144,7 @@ class RunDirectory:
         """Make a folder below the run directory, written bit by bit, the finished stage `name`."""
         _sync_tree(folder)
         os.rename(folder, self.stage(name))
-        _sync(self.path / STAGES)
+        sync(self.path / STAGES)
 
     def save_outcome(
         self,
@@ -217,7 +218,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     _sync_tree(partial)
     shutil.rmtree(final, ignore_errors=True)
     os.rename(partial, final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def read_stage(folder: Path, features: Features) -> Dataset:
@@ -271,9 +272,9 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a crash leaves the old file or the new one, never half of one."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-    _sync(partial)
+    sync(partial)
     os.replace(partial, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def changes_results(key: str, before: Any, now: Any) -> bool:
@@ -292,16 +293,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sync_tree(folder: Path) -> None:
     for root, _, files in os.walk(folder):
         for name in files:
-            _sync(Path(root) / name)
-        _sync(Path(root))
+            sync(Path(root) / name)
+        sync(Path(root))
