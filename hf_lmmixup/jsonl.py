@@ -100,10 +100,20 @@ def parse_row(raw: bytes) -> dict[str, Any] | Reject:
     if _depth(raw) > MAX_DEPTH:
         return Reject(f"nested deeper than {MAX_DEPTH} levels")
     try:
-        row = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        row = strict_json(text)
     except (ValueError, RecursionError):
         return Reject(NOT_JSON)
     return row if isinstance(row, dict) else Reject(NOT_OBJECT)
+
+
+def strict_json(text: str | bytes) -> Any:
+    """Parse JSON without doubled keys and NaN.
+
+    Raises:
+        ValueError: If it is no such JSON.
+        RecursionError: If it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes | Reject | None]:
@@ -207,9 +217,9 @@ def _depth(raw: bytes) -> int:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):
-        raise ValueError("doubled key")
+        raise ValueError("a key occurs twice")
     return row
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+    raise ValueError(f"{name} is not a number")

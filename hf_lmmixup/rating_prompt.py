@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_lmmixup.jsonl import strict_json
 from hf_lmmixup.records import RATING_AXES, Rating, TaskType
 
 
@@ -182,23 +183,12 @@ def _unwrapped(reply: str) -> str:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = strict_json(text)
     except (ValueError, RecursionError):
         raise ValueError("reply is not JSON") from None
     if not isinstance(value, dict):
         raise ValueError("reply is not a JSON object")
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise ValueError("doubled key")
-    return fields
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _read_axes(reply: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from hf_lmmixup.jsonl import strict_json
+
 
 MAX_FACTS_BYTES = 1_000_000
 TYPE_NAMES = {"float32": "F32", "float64": "F64", "int64": "I64", "uint16": "U16"}
@@ -67,7 +69,7 @@ def read_facts(path: Path, types: Mapping[str, tuple[type, ...]]) -> dict[str, A
     if path.stat().st_size > MAX_FACTS_BYTES:
         raise TensorFileError(f"{path} has {path.stat().st_size} bytes. At most {MAX_FACTS_BYTES} are allowed.")
     try:
-        facts = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        facts = strict_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise TensorFileError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(facts, dict) or set(facts) != set(types):
@@ -104,14 +106,3 @@ def read_tensors(path: Path, shapes: Mapping[str, tuple[str, list[int]]]) -> dic
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise TensorFileError(f"{path}: {name} holds a number that is not finite.")
     return tensors
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        raise ValueError("a key occurs twice")
-    return dict(pairs)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
