@@ -53,6 +53,25 @@ def dump_yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1_000)
 
 
+def templates(*, autoescape: bool, **options: Any) -> Environment:
+    """The templates of cards and pages; a value that one of them lacks is an error.
+
+    Args:
+        autoescape: Whether texts are escaped for HTML.
+        **options: Further options of Jinja's `Environment`.
+    """
+    environment = Environment(
+        loader=PackageLoader("hf_lmmixup", "templates"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **options,
+    )
+    environment.filters["thousands"] = "{:,}".format
+    return environment
+
+
 def render_card(template: str, head: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     """A whole README.md.
 
@@ -64,15 +83,9 @@ def render_card(template: str, head: Mapping[str, Any], values: Mapping[str, Any
     Returns:
         The text; a character that UTF-8 cannot write is a question mark.
     """
-    environment = Environment(
-        loader=PackageLoader("hf_lmmixup", "templates"),
-        autoescape=False,  # noqa: S701  Markdown: every text passes the `escape` filter instead
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"escape": escape, "code": code, "decimal": decimal, "thousands": "{:,}".format}
+    # Markdown is not HTML: every text passes the `escape` filter instead.
+    environment = templates(autoescape=False, keep_trailing_newline=True)
+    environment.filters |= {"escape": escape, "code": code, "decimal": decimal}
     known = {name: value for name, value in head.items() if value not in (None, [], "")}
     body = re.sub(r"\n{3,}", "\n\n", environment.get_template(template).render(**values))
     return f"---\n{dump_yaml(known)}---\n\n{body}".encode("utf-8", "replace").decode("utf-8")

@@ -8,8 +8,7 @@ The page opens anywhere, loads nothing and runs nothing: its figures are SVG, it
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from hf_lmmixup.card_markup import templates
 from hf_lmmixup.drawings import draw
 from hf_lmmixup.figures import DISTILLED, Figure, category, decimal
 
@@ -33,14 +32,8 @@ def render_inspection(inspection: Mapping[str, Any], name: str) -> str:
     Returns:
         HTML.
     """
-    environment = Environment(
-        loader=PackageLoader("hf_lmmixup", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"thousands": "{:,}".format, "decimal": decimal, "clip": _clip}
+    environment = templates(autoescape=True)
+    environment.filters |= {"decimal": decimal, "clip": _clip}
     html = environment.get_template(TEMPLATE).render(
         name=name,
         inspection=inspection,

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from hf_lmmixup.card_markup import templates
 from hf_lmmixup.differences import compare
 from hf_lmmixup.figures import Figure, by_model, decimal
 from hf_lmmixup.run_figures import figure_sections
@@ -55,14 +54,8 @@ def render_report(facts: Mapping[str, Any]) -> str:
     Raises:
         ImportError: If plotly is not installed.
     """
-    environment = Environment(
-        loader=PackageLoader("hf_lmmixup", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"thousands": "{:,}".format, "decimal": decimal, "clip": _clip, "compare": _compare}
+    environment = templates(autoescape=True)
+    environment.filters |= {"decimal": decimal, "clip": _clip, "compare": _compare}
     environment.filters["parts"] = re.compile(r"[^._]*[._]?").findall
     sections = figure_sections(facts)
     html = environment.get_template(TEMPLATE).render(
