@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.card_markup import templates
+from hf_lmmixup.cards import ledger_rows
 from hf_lmmixup.differences import compare
 from hf_lmmixup.figures import Figure, by_model, decimal
 from hf_lmmixup.run_figures import figure_sections
@@ -99,15 +100,8 @@ def _headline(facts: Mapping[str, Any]) -> str:
 
 def _ledger_rows(facts: Mapping[str, Any]) -> list[tuple[str, str, int, float]]:
     """State, detail, rows and share of all rows, for every state that a raw row can end in."""
-    ledger = facts["ledger"]
-    total = max(1, ledger["rows_in"])
-    distilled = ledger.get("distilled_rows", 0)
-    rows = [
-        ("kept", "in the dataset as they were", ledger["kept"]),
-        ("merged", f"into {distilled:,} distilled rows of the dataset", ledger["merged"]),
-        *(("dropped", _one_line(reason), count) for reason, count in ledger["dropped"].items()),
-    ]
-    return [(state, detail, count, count / total) for state, detail, count in rows]
+    total = max(1, facts["ledger"]["rows_in"])
+    return [(state, _one_line(detail), count, count / total) for state, detail, count in ledger_rows(facts)]
 
 
 def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
