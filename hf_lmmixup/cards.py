@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.card_markup import decimal, dump_yaml, fenced, one_line, render_card
-from hf_lmmixup.figures import Facts, by_model, given_scores, score_text, score_title
+from hf_lmmixup.figures import REWARDS, Facts, by_model, given_scores, score_text, score_title
 from hf_lmmixup.licenses import OTHER, UNKNOWN, as_metadata
 from hf_lmmixup.recipe import COLD_START, EXTRACTIVE, GRPO, TINY, TRAINED, TRAINED_BEFORE
 from hf_lmmixup.secrecy import public_name, public_settings
@@ -45,9 +45,6 @@ SIZES = (
 
 JUDGED = ("auc", "spearman", "calibration_error")
 """What the report of a datastore says of each judge."""
-
-METRICS = ("format", "alignment", "quality", "coverage", "total")
-"""Rewards that are reported as results."""
 
 
 def render_dataset_card(facts: Facts) -> str:
@@ -205,7 +202,7 @@ def model_index(facts: Facts) -> list[dict[str, Any]]:
             "dataset": {"type": "mixture", "name": "mini MIXTURE, held-out topics", "split": "test"},
             "metrics": [
                 {"type": f"{name}_reward", "name": f"Mean {name} reward", "value": round(judged[name], 4)}
-                for name in METRICS
+                for name in REWARDS
                 if judged.get(name) is not None
             ],
         }
@@ -232,7 +229,7 @@ def _common(facts: Facts) -> dict[str, Any]:
         "versions": facts.get("versions") or {},
         "recipe": fenced(dump_yaml(recipe), "yaml") if recipe else "",
         "distiller": _distiller(facts),
-        "judged": [[state, *(decimal(result.get(name)) for name in METRICS)] for state, result in judged.items()],
+        "judged": [[state, *(decimal(result.get(name)) for name in REWARDS)] for state, result in judged.items()],
         "paper": PAPER,
     }
 

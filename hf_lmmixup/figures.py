@@ -23,21 +23,13 @@ SERIES = ("@series-1", "@series-2", "@series-3", "@series-4", "@series-5")
 MISSING = "–"
 """What a table shows where nothing is known."""
 
-
 LYING_BAR, LYING_MARGIN = 11, 130
 """Pixels of a lying bar, and of legend and axis around all of them."""
 
-TEST_SCORES = (
-    "format",
-    "alignment",
-    "quality",
-    "coverage",
-    "total",
-    "rouge_l",
-    "token_similarity",
-    "length",
-    "rating",
-)
+REWARDS = ("format", "alignment", "quality", "coverage", "total")
+"""The rewards that are shown, of a distiller or of a training."""
+
+TEST_SCORES = (*REWARDS, "rouge_l", "token_similarity", "length", "rating")
 """Scores of `lmmixup evaluate`: the rewards, nearness to the reference, characters of the answer, and the score (0-5)
 that a chat model gives."""
 

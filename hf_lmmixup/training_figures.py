@@ -8,6 +8,7 @@ from hf_lmmixup.figures import (
     AFTER,
     DISTILLED,
     ORIGINAL,
+    REWARDS,
     SERIES,
     Facts,
     Figure,
@@ -28,8 +29,6 @@ from hf_lmmixup.figures import (
 
 History = Sequence[Mapping[str, Any]]
 """Log entries of a trainer: `step`, `loss`, `reward`, `rewards/quality_reward/mean` and others."""
-
-REWARDS = ("format", "alignment", "quality", "coverage", "total")
 
 EDGE_SHARE = 0.2
 """Share of the logged steps at either end that stand for the start and the end of a training."""
@@ -194,17 +193,16 @@ def loss_curve(title: str, history: History) -> Figure | None:
     )
 
 
-def reward_edges(history: History, key: str = "reward") -> Edges | None:
-    """A reward at the start and at the end of a training; None if it was not logged twice.
+def reward_edges(history: History) -> Edges | None:
+    """The total reward at the start and at the end of a training; None if it was not logged twice.
 
     Args:
         history: Log entries of the trainer.
-        key: Which quantity.
 
     Returns:
         Means over the first and the last fifth of the logged steps, at least one each.
     """
-    values = series(history, key)[1]
+    values = series(history, "reward")[1]
     return _edges(values) if len(values) > 1 else None
 
 
