@@ -270,7 +270,7 @@ def _systems(facts: Facts) -> dict[str, Any]:
     """The systems of `lmmixup evaluate` as a table: heads, and a row for each."""
     found = facts.get("mixture_test") or {}
     entries = found.get("systems") or []
-    names = given_scores(facts)
+    names = given_scores(entries)
     heads = ["system", "prompts", *map(score_title, names)]
     rows = [
         [entry["system"], f"{entry['rows']:,}", *(score_text(name, entry["means"].get(name)) for name in names)]

@@ -17,8 +17,7 @@ from typing import Any
 
 from hf_lmmixup.chat_model import ChatModel, ChatRequest
 from hf_lmmixup.dispatch import ask_all
-from hf_lmmixup.figures import TEST_SCORES as SCORES
-from hf_lmmixup.figures import score_text, score_title
+from hf_lmmixup.figures import given_scores, score_text, score_title
 from hf_lmmixup.held_out import REWARDS
 from hf_lmmixup.journal import Journal
 from hf_lmmixup.overlap import TokenEncoder, check_rouge, rouge_l
@@ -182,7 +181,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         Markdown. A dash: nothing could be judged. A number in brackets: how many were judged, where not all were.
     """
     systems = results["systems"]
-    names = [name for name in SCORES if any(name in system["means"] for system in systems)]
+    names = given_scores(systems)
     parts = [("All task types", [(system["system"], system) for system in systems])]
     kinds = dict.fromkeys(kind for system in systems for kind in system["task_types"])
     for kind in kinds:

@@ -10,7 +10,7 @@ own palette, such as `@distilled`, so that one figure serves light and dark page
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +159,6 @@ def score_text(name: str, value: Any) -> str:
     return f"{number:.0f}" if name == "length" and number is not None else decimal(value)
 
 
-def given_scores(facts: Facts) -> list[str]:
-    """The scores that `lmmixup evaluate` gave in a run, in the order of `TEST_SCORES`."""
-    systems = (facts.get("mixture_test") or {}).get("systems") or []
+def given_scores(systems: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The scores that `lmmixup evaluate` gave some systems, in the order of `TEST_SCORES`."""
     return [name for name in TEST_SCORES if any(name in system["means"] for system in systems)]

@@ -19,7 +19,7 @@ from hf_lmmixup.differences import compare
 from hf_lmmixup.figures import Figure, by_model, decimal
 from hf_lmmixup.run_figures import figure_sections
 from hf_lmmixup.secrecy import public_settings
-from hf_lmmixup.training_figures import Edges, reward_edges
+from hf_lmmixup.training_figures import reward_edges
 
 
 TEMPLATE = "report.html.jinja"
@@ -113,7 +113,7 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if any(value != "–" for value in judged.values()):
         tiles.append(("format reward, held-out", " → ".join(judged.values()), " → ".join(judged)))
     for title, history in by_model(facts, "histories").items():
-        edges: Edges | None = reward_edges(history)
+        edges = reward_edges(history)
         if edges is not None:
             tiles.append(
                 (

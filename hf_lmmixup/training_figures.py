@@ -84,7 +84,7 @@ def systems(facts: Facts) -> Figure | None:
     """
     found = facts.get("mixture_test") or {}
     entries = found.get("systems") or []
-    names = given_scores(facts)
+    names = given_scores(entries)
     if not names:
         return None
     shares = [name for name in names if name not in ("length", "rating")]

@@ -167,8 +167,7 @@ def _benchmarks(model: str, entries: list[dict[str, Any]]) -> Table:
 
 def _table(results: dict[str, Any]) -> Table:
     """Scores down, systems across, so that it fits a narrow terminal."""
-    from hf_lmmixup.evaluation import SCORES
-    from hf_lmmixup.figures import score_text, score_title
+    from hf_lmmixup.figures import given_scores, score_text, score_title
 
     systems = results["systems"]
     table = Table(title=f"{escape(results['data'])}: {results['rows']} prompts")
@@ -176,6 +175,6 @@ def _table(results: dict[str, Any]) -> Table:
     for system in systems:
         table.add_column(escape(system["system"]), justify="right")
     table.add_row("prompts", *(str(system["rows"]) for system in systems))
-    for name in [name for name in SCORES if any(name in system["means"] for system in systems)]:
+    for name in given_scores(systems):
         table.add_row(score_title(name), *(score_text(name, system["means"].get(name)) for system in systems))
     return table
