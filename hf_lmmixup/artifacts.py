@@ -29,8 +29,8 @@ from hf_lmmixup.cards import (
 from hf_lmmixup.model_folder import MODEL_FILES, base_model_of, is_adapter, merged_adapter, published_model_file
 from hf_lmmixup.publication import Publication, PublishedFile, gather, published_file
 from hf_lmmixup.recipe import TINY
-from hf_lmmixup.run_directory import read_json
-from hf_lmmixup.run_facts import FACTS, count_rows
+from hf_lmmixup.run_directory import FACTS, REPORT, read_json
+from hf_lmmixup.run_facts import count_rows
 from hf_lmmixup.secrecy import public_settings
 
 
@@ -183,9 +183,9 @@ def datastore_facts(folder: Path) -> dict[str, Any]:
 
 def report_publication(path: Path, repo_id: str, *, licenses: Sequence[str]) -> Publication:
     """The report as the page of a static Space."""
-    page = path / "report.html" if path.is_dir() else path
+    page = path / REPORT if path.is_dir() else path
     if page.suffix != ".html" or not page.is_file() or page.is_symlink():
-        raise ValueError(f"{path} is no report. Expected a run directory with report.html in it, or such a file.")
+        raise ValueError(f"{path} is no report. Expected a run directory with {REPORT} in it, or such a file.")
     facts = {**read_facts(page), "licenses": list(licenses)}
     facts.setdefault("name", repo_id.partition("/")[2])
     files = published_file("README.md", render_space_card(facts)), published_file("index.html", page)
@@ -241,7 +241,7 @@ def _kept_evaluations(folder: Path) -> list[dict[str, Any]]:
     file = folder / KEPT_EVALUATIONS
     if not file.is_file() or file.is_symlink() or file.stat().st_size > LONGEST_FACTS:
         return []
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 

@@ -37,7 +37,7 @@ from hf_lmmixup.generation import opened
 from hf_lmmixup.intervals import Interval, differences, intervals
 from hf_lmmixup.preflight import DEFAULT_MAX_LENGTH
 from hf_lmmixup.recipe import bundled_recipes, read_yaml
-from hf_lmmixup.run_directory import write_json
+from hf_lmmixup.run_directory import read_json, write_json
 from hf_lmmixup.training import train
 
 
@@ -225,7 +225,7 @@ def _scored(folder: Path, mark: str) -> Trained | None:
     file = folder / "scores.json"
     if not file.is_file():
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
     return Trained(**found) if found.pop("mark") == mark else None
 
 

@@ -25,7 +25,7 @@ from hf_lmmixup.loading import load_rows
 from hf_lmmixup.mosaic import build_mosaics
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.records import HIGH_SCORE, LOADED, MERGED, RATED
-from hf_lmmixup.run_directory import DROPPED, RATE, STAGES, UNIQUE, read_json, read_stage
+from hf_lmmixup.run_directory import DROPPED, LEDGER, RATE, STAGES, UNIQUE, read_json, read_stage, shards_of
 from hf_lmmixup.run_facts import count_rows
 from hf_lmmixup.tables import best_first, dataset_of, without
 
@@ -73,10 +73,10 @@ def rows_of_run(run: str | Path, test: str | Path | None = None, *, seed: int = 
         FileNotFoundError: If the run is not finished, or its dataset lacks a file.
         ValueError: If no row is left to test on.
     """
-    if not (Path(run) / "ledger.json").is_file():
-        raise FileNotFoundError(f"{run} is no finished run: there is no ledger.json in it.")
+    if not (Path(run) / LEDGER).is_file():
+        raise FileNotFoundError(f"{run} is no finished run: there is no {LEDGER} in it.")
     raw = read_stage(Path(run) / STAGES / RATE, RATED)
-    shards = sorted((Path(run) / "dataset" / "data").glob("train-*.parquet"))
+    shards = shards_of(Path(run))
     count_rows(shards)
     written = pa.concat_tables(pq.read_table(shard, columns=list(MERGED)) for shard in shards)
     dataset = dataset_of(written.cast(MERGED.arrow_schema))

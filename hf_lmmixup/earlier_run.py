@@ -20,6 +20,7 @@ from hf_lmmixup.run_directory import (
     CLUSTER,
     DISTIL,
     EMBED,
+    LEDGER,
     LOAD,
     MANIFEST,
     RATE,
@@ -52,7 +53,7 @@ class EarlierRun:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
-        if not (path / "ledger.json").is_file():
+        if not (path / LEDGER).is_file():
             raise FileNotFoundError(f"{path} holds no finished run. Finish it, or run without --update.")
         before = flatten(read_json(path / MANIFEST)["recipe"])
         now = flatten(settings)

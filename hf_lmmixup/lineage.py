@@ -27,6 +27,9 @@ from hf_lmmixup.run_directory import (
     CLUSTER,
     DISTIL,
     DROPPED,
+    FACTS,
+    LEDGER,
+    LEDGER_ROWS,
     LOAD,
     RATE,
     RERATE,
@@ -35,6 +38,7 @@ from hf_lmmixup.run_directory import (
     UNIQUE,
     read_arrow,
     read_json,
+    shards_of,
     whole_folder,
     write_json,
 )
@@ -99,10 +103,10 @@ def story(run: Path, identifier: str) -> list[Step]:
         ValueError: If the run knows no such row.
     """
     _check(run)
-    ends = _having(pq.read_table(run / "rows.parquet"), "id", [identifier])
+    ends = _having(pq.read_table(run / LEDGER_ROWS), "id", [identifier])
     steps = _source_steps(run, identifier) if ends else _distilled_steps(run, identifier)
     if not steps and not ends:
-        raise ValueError(f"{run} knows no row {identifier!r}. Its ids are in rows.parquet and dataset/.")
+        raise ValueError(f"{run} knows no row {identifier!r}. Its ids are in {LEDGER_ROWS} and dataset/.")
     for end in ends:
         state, detail = end["state"], end["detail"]
         text = {KEPT: "in the dataset as it is", IS_DROPPED: f"dropped: {detail}"}.get(state, f"merged into {detail}")
@@ -163,7 +167,7 @@ def _distilled_steps(run: Path, identifier: str) -> list[Step]:
     for row in _stage(run, RERATE, "id", identifier):
         steps.append(Step("rate again", row["rating_error"] if row["score"] is None else f"score {row['score']}"))
     if steps:
-        found = [_having(pq.read_table(path, columns=["id", "origin"]), "id", [identifier]) for path in _shards(run)]
+        found = [_having(pq.read_table(path, columns=["id", "origin"]), "id", [identifier]) for path in shards_of(run)]
         there = any(row["origin"] == "distilled" for rows in found for row in rows)
         steps.append(Step("end", "in the dataset" if there else "not in the dataset"))
     return steps
@@ -189,14 +193,14 @@ def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Itera
     _check(run)
     if output.exists() or output.is_symlink():
         raise ValueError(f"{output} exists. Name another folder.")
-    count_rows(_shards(run))
+    count_rows(shards_of(run))
     gone = _raw_rows(run, {"id": list(dict.fromkeys(ids)), "source": list(dict.fromkeys(sources))})
     dropped: dict[str, list[str]] = {}
     orphans: set[str] = set()
     parts = []
     with whole_folder(output) as partial:
         (partial / "data").mkdir()
-        for shard in _shards(run):
+        for shard in shards_of(run):
             table = pq.read_table(shard)
             kept = []
             for identifier, behind in zip(table["id"].to_pylist(), table["sources"].to_pylist(), strict=True):
@@ -212,7 +216,7 @@ def withdraw(run: Path, output: Path, *, ids: Iterable[str] = (), sources: Itera
         done = Withdrawn(sorted(gone), dropped, sorted(orphans), len(left))
         write_json(partial / "withdrawn.json", vars(done))
         facts = _facts(run, done, left)
-        write_json(partial / "facts.json", facts)
+        write_json(partial / FACTS, facts)
         (partial / "README.md").write_text(render_dataset_card(facts), encoding="utf-8")
     return done
 
@@ -250,18 +254,14 @@ def _facts(run: Path, done: Withdrawn, left: pa.Table) -> dict[str, Any]:
     """The run's facts as they are now, for the card of the rows that are left and for those who publish them."""
     facts = {name: value for name, value in read_facts(run).items() if name not in TEXTS}
     note = f"{len(done.withdrawn)} raw rows were withdrawn, and with them {len(done.dropped)} rows of the dataset."
-    books = Ledger(facts["ledger"]["rows_in"], pq.read_table(run / "rows.parquet"), [*facts["ledger"]["notes"], note])
+    books = Ledger(facts["ledger"]["rows_in"], pq.read_table(run / LEDGER_ROWS), [*facts["ledger"]["notes"], note])
     reasons = dict.fromkeys(done.orphans, ORPHANED) | dict.fromkeys(done.withdrawn, WITHDRAWN)
     return facts | dataset_facts(left, books.without(reasons).summary(), facts["scores"])
 
 
 def _check(run: Path) -> None:
-    if not all((run / name).is_file() for name in ("ledger.json", "rows.parquet")):
-        raise FileNotFoundError(f"{run} holds no finished run: ledger.json and rows.parquet are not both there.")
-
-
-def _shards(run: Path) -> list[Path]:
-    return sorted((run / "dataset" / "data").glob("*.parquet"))
+    if not all((run / name).is_file() for name in (LEDGER, LEDGER_ROWS)):
+        raise FileNotFoundError(f"{run} holds no finished run: {LEDGER} and {LEDGER_ROWS} are not both there.")
 
 
 def _stage(run: Path, stage: str, column: str, *values: Any) -> list[dict[str, Any]]:

@@ -7,12 +7,12 @@ Optimizer states, checkpoints, `training_args.bin` and logs are not the model.
 
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hf_lmmixup.cards import is_repo_id
 from hf_lmmixup.publication import PublishedFile, published_file
+from hf_lmmixup.run_directory import read_json
 from hf_lmmixup.secrecy import public_name
 
 
@@ -43,7 +43,7 @@ def base_model_of(folder: Path) -> str | None:
     """The Hub id of the model that an adapter belongs to; None for whole models and local bases."""
     if not is_adapter(folder):
         return None
-    base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get(BASE_KEY)
+    base = read_json(folder / ADAPTER_CONFIG).get(BASE_KEY)
     return base if isinstance(base, str) and is_repo_id(base) and not Path(base).exists() else None
 
 
@@ -55,7 +55,7 @@ def published_model_file(file: PublishedFile, base_model: str | None) -> Publish
     """
     if not file.name.endswith("config.json") or not isinstance(file.content, Path):
         return file
-    config = json.loads(file.content.read_text(encoding="utf-8"))
+    config = read_json(file.content)
     changed = dict(config)
     for key in PATH_KEYS:
         if isinstance(config.get(key), str):
@@ -69,7 +69,7 @@ def published_model_file(file: PublishedFile, base_model: str | None) -> Publish
         changed[BASE_KEY] = base_model
     if changed == config:
         return file
-    return replace(published_file(file.name, json.dumps(changed, indent=2, ensure_ascii=False) + "\n"))
+    return published_file(file.name, json.dumps(changed, indent=2, ensure_ascii=False) + "\n")
 
 
 def merged_adapter(folder: Path, base_model: str | None) -> "tempfile.TemporaryDirectory[str]":
@@ -94,7 +94,7 @@ def merged_adapter(folder: Path, base_model: str | None) -> "tempfile.TemporaryD
     except ImportError as error:
         raise ImportError(TRAIN_EXTRA) from error
 
-    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
     base = base_model or config[BASE_KEY]
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), str(folder))
     workspace = tempfile.TemporaryDirectory(prefix="merged-")

@@ -37,8 +37,8 @@ from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.projection import map_points
 from hf_lmmixup.recipe import Recipe
 from hf_lmmixup.results import Chosen, Results, account, choose, write_report, write_results
-from hf_lmmixup.run_directory import RunDirectory, read_json, write_json
-from hf_lmmixup.run_facts import REPORT, read_facts
+from hf_lmmixup.run_directory import LEDGER, REPORT, RunDirectory, read_json, write_json
+from hf_lmmixup.run_facts import read_facts
 from hf_lmmixup.selection import long_tail_scores
 from hf_lmmixup.stages import Progress, Stages, free_memory, plain_memory
 from hf_lmmixup.tables import rows_at, table_of, with_columns
@@ -104,7 +104,7 @@ def run(
     earlier = None if update is None else EarlierRun(Path(update), recipe.settings())
     with directory.locked(), plain_memory():
         directory.claim(_made_from(recipe, update))
-        ledger = directory.path / "ledger.json"
+        ledger = directory.path / LEDGER
         if ledger.is_file():
             if not (directory.path / REPORT).is_file():
                 write_report(directory, read_facts(directory.path))
@@ -143,7 +143,7 @@ class _Run:
         free_memory()
         write_report(self.directory, facts)
         ledger: dict[str, Any] = facts["ledger"]
-        write_json(self.directory.path / "ledger.json", ledger)
+        write_json(self.directory.path / LEDGER, ledger)
         return ledger
 
     def _results(self) -> Results:

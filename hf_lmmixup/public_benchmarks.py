@@ -9,7 +9,6 @@ paper's (arXiv 2510.20449). Two differ from its evaluation: TruthfulQA is the mu
 paper lets two judge models decide, and nothing is sampled. `questions` is our own task for any file of questions.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,7 +17,8 @@ from typing import Any
 
 from hf_lmmixup.artifacts import KEPT_EVALUATIONS
 from hf_lmmixup.generation import opened
-from hf_lmmixup.run_directory import write_json
+from hf_lmmixup.model_folder import ADAPTER_CONFIG, BASE_KEY, is_adapter
+from hf_lmmixup.run_directory import read_json, write_json
 
 
 EVAL_EXTRA = 'Benchmarks need lm-eval: pip install "hf-lmmixup[eval,train]".'
@@ -178,10 +178,8 @@ def _version() -> str:
 
 def _model_arguments(model: str | Path) -> dict[str, Any]:
     """What lm-eval must be told: an adapter goes onto its base."""
-    config = Path(model) / "adapter_config.json"
-    if config.is_file():
-        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        return {"pretrained": base, "peft": str(model)}
+    if is_adapter(Path(model)):
+        return {"pretrained": read_json(Path(model) / ADAPTER_CONFIG)[BASE_KEY], "peft": str(model)}
     return {"pretrained": str(model)}
 
 
@@ -202,6 +200,6 @@ def store_beside(model: str | Path, entries: Sequence[Mapping[str, Any]]) -> Pat
         The file.
     """
     file = Path(model) / KEPT_EVALUATIONS
-    old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    old = read_json(file) if file.is_file() else []
     write_json(file, merge_evaluations(old, entries))
     return file

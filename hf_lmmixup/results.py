@@ -17,7 +17,7 @@ from hf_lmmixup.ledger import DROPPED, MERGED, Ledger
 from hf_lmmixup.recipe import Recipe, SelectRecipe
 from hf_lmmixup.records import Outcome
 from hf_lmmixup.report import render_report, save_report
-from hf_lmmixup.run_directory import RunDirectory, write_json
+from hf_lmmixup.run_directory import FACTS, LEDGER_ROWS, REPORT, RunDirectory, write_json
 from hf_lmmixup.selection import merge, min_max, select
 from hf_lmmixup.stages import costs_of, read_plan
 from hf_lmmixup.tables import GATHERED, dataset_of, gathered, places_of, table_of, with_columns
@@ -167,8 +167,8 @@ def write_results(directory: RunDirectory, recipe: Recipe, results: Results) -> 
     summary = results.ledger.summary()
     costs = list(costs_of(directory.path).values())
     facts = collect_facts(recipe, results, summary) | {"costs": costs, "plan": read_plan(directory.path)}
-    pq.write_table(results.ledger.table(), directory.path / "rows.parquet")
-    write_json(directory.path / "facts.json", facts)
+    pq.write_table(results.ledger.table(), directory.path / LEDGER_ROWS)
+    write_json(directory.path / FACTS, facts)
     recipe_text = yaml.safe_dump(recipe.settings(), sort_keys=False, allow_unicode=True)
     (directory.path / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
     with directory.writing("dataset") as folder:
@@ -182,9 +182,9 @@ def write_report(directory: RunDirectory, facts: dict[str, Any]) -> None:
     try:
         report = render_report(facts)
     except ImportError as error:
-        logger.warning("No report.html: %s. The same command then writes it.", error)
+        logger.warning("No %s: %s. The same command then writes it.", REPORT, error)
     else:
-        save_report(report, directory.path / "report.html")
+        save_report(report, directory.path / REPORT)
 
 
 def collect_facts(recipe: Recipe, results: Results, summary: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,9 @@ from hf_lmmixup.tables import GATHERED, best_first, dataset_of, gathered, places
 MANIFEST, LOCK, STAGES = "manifest.json", ".lock", "stages"
 ROWS, DROPPED, ATTEMPTS = "rows.arrow", "dropped.json", "attempts.arrow"
 
+LEDGER, LEDGER_ROWS, FACTS, REPORT = "ledger.json", "rows.parquet", "facts.json", "report.html"
+"""What a finished run leaves beside its dataset; the ledger is written last."""
+
 LOAD, EMBED, CLEAN, RATE, UNIQUE = "1_load", "2_embed", "2_decontaminate", "3_rate", "3_deduplicate"
 CLUSTER, TRAIN, DISTIL, CHECK, RERATE = "4_cluster", "6_train", "7_distil", "7_check", "8_rate_again"
 ORDER = (LOAD, EMBED, CLEAN, RATE, UNIQUE, CLUSTER, TRAIN, DISTIL, CHECK, RERATE)
@@ -45,8 +48,8 @@ SERVER = frozenset(f"distiller.{name}" for name in ("endpoint", "key_variable", 
 """Settings that say where a served model is; it may come back at another address and go on."""
 
 MADE = (
-    *("dataset", "datastore", "distiller", "training", "distil.journal", "costs.json"),
-    *("facts.json", "ledger.json", "recipe.yaml", "report.html", "rows.parquet"),
+    *("dataset", "datastore", "distiller", "training", "distil.journal", "costs.json", "recipe.yaml"),
+    *(LEDGER, LEDGER_ROWS, FACTS, REPORT),
 )
 """What a run writes beside its stages, each in the place of what had the name before."""
 
@@ -219,6 +222,11 @@ def whole_folder(final: Path) -> Iterator[Path]:
     shutil.rmtree(final, ignore_errors=True)
     os.rename(partial, final)
     sync(final.parent)
+
+
+def shards_of(run: Path) -> list[Path]:
+    """The Parquet files of a finished run's dataset."""
+    return sorted((run / "dataset" / "data").glob("*.parquet"))
 
 
 def read_stage(folder: Path, features: Features) -> Dataset:

@@ -13,15 +13,13 @@ from typing import Any
 
 from hf_lmmixup.inputs import parquet_file
 from hf_lmmixup.report import render_report, save_report
-from hf_lmmixup.run_directory import RunDirectory, read_json, write_json
+from hf_lmmixup.run_directory import FACTS, REPORT, RunDirectory, read_json, write_json
 
 
 logger = logging.getLogger(__name__)
 
-FACTS, REPORT = "facts.json", "report.html"
 
 SHARD, SHARD_NAME = re.compile(r"(.+-)\d{5}-of-(\d{5})\.parquet"), "{}{:05d}-of-{:05d}.parquet"
-
 
 def read_facts(run: str | Path) -> dict[str, Any]:
     """The facts of a finished run.

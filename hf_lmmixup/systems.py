@@ -27,6 +27,7 @@ from hf_lmmixup.overlap import TokenEncoder, check_rouge
 from hf_lmmixup.prompts import format_completion, split_pair
 from hf_lmmixup.recipe import AS_IT_IS, COLD_START, GRPO, TINY, UNTRAINED
 from hf_lmmixup.records import TaskType, pair_text
+from hf_lmmixup.run_directory import FACTS, LEDGER, read_json
 from hf_lmmixup.secrecy import public_name
 from hf_lmmixup.served_generation import SERVED_TIMEOUT, ServedGenerator
 from hf_lmmixup.transport import check_url
@@ -227,12 +228,12 @@ def find_systems(targets: Sequence[str]) -> dict[str, str]:
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a finished run."""
-    return (path / "facts.json").is_file() and (path / "ledger.json").is_file()
+    return (path / FACTS).is_file() and (path / LEDGER).is_file()
 
 
 def models_of(run: Path) -> dict[str, str]:
     """The states of a run's distiller -> where each lies; states that were deleted or never existed are left out."""
-    facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))
+    facts = read_json(run / FACTS)
     start = ((facts.get("recipe") or {}).get("distiller") or {}).get("model")
     models: dict[str, str] = {}
     for state in facts.get("models") or []:

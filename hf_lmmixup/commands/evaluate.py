@@ -52,14 +52,14 @@ def evaluate(
         lmmixup evaluate runs/pile free=Qwen/Qwen2.5-7B-Instruct --rater gpt-4o-mini@https://api.openai.com/v1
     """
     from hf_lmmixup.evaluation import markdown
-    from hf_lmmixup.run_facts import add_facts
+    from hf_lmmixup.run_facts import add_facts, read_facts
     from hf_lmmixup.systems import MAX_NEW_TOKENS, evaluate_systems, find_systems, is_run, mixture_test, split_name
 
     with errors():
         run = next((Path(target) for target in systems if is_run(Path(target))), None)
         folder = output or (run / "evaluation" if run else Path("evaluation"))
         judge = datastore or (str((run / "datastore").resolve()) if run else "bundled")
-        recipe = json.loads((run / "facts.json").read_text(encoding="utf-8"))["recipe"] if run else {}
+        recipe = read_facts(run)["recipe"] if run else {}
         writing = recipe.get("distiller") or {}
         tokens = max_new_tokens or writing.get("max_new_tokens") or MAX_NEW_TOKENS
         environment = {"HF_LMMIXUP_DATASTORE": judge, "HF_LMMIXUP_ENCODER": recipe.get("encoder") or ""}

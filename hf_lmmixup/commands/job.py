@@ -71,6 +71,7 @@ def run(
     from hf_lmmixup.inputs import short_name
     from hf_lmmixup.pipeline import run as run_recipe
     from hf_lmmixup.recipe import load_recipe
+    from hf_lmmixup.run_directory import LEDGER_ROWS, REPORT
 
     if input is not None and output is None:
         output = f"runs/{short_name(input)}"
@@ -84,14 +85,14 @@ def run(
         console.print(_summary(finished.ledger))
         for note in finished.ledger["notes"]:
             say(f"[yellow]Note:[/] {escape(note)}")
-        has_page = (finished.directory / "report.html").is_file()
-        look = f" Look at [bold]{directory}/report.html[/]." if has_page else ""
+        has_page = (finished.directory / REPORT).is_file()
+        look = f" Look at [bold]{directory}/{REPORT}[/]." if has_page else ""
         say(f"Done in {time.perf_counter() - started:.0f} s.{look}")
     else:
         say(f"[green]Nothing to do:[/] {directory} holds this run, finished. Delete it to start anew.")
     if not finished.ledger["kept"] and not finished.ledger["merged"]:
         read = finished.ledger["rows_in"]
-        say(f"[red]Nothing came out:[/] none of {read:,} rows is in the dataset; see {directory}/rows.parquet.")
+        say(f"[red]Nothing came out:[/] none of {read:,} rows is in the dataset; see {directory}/{LEDGER_ROWS}.")
         raise typer.Exit(TOO_MANY_REJECTS)
     if finished.worked:
         say(f'Load the data with load_dataset("{directory}/dataset").')
