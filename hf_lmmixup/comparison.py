@@ -37,6 +37,7 @@ from hf_lmmixup.generation import opened
 from hf_lmmixup.intervals import Interval, differences, intervals
 from hf_lmmixup.preflight import DEFAULT_MAX_LENGTH
 from hf_lmmixup.recipe import bundled_recipes, read_yaml
+from hf_lmmixup.records import Progress
 from hf_lmmixup.run_directory import read_json, write_json
 from hf_lmmixup.training import train
 
@@ -102,7 +103,7 @@ def compare(
     rows: RunRows,
     *,
     trainer: Trainer = train,
-    progress: Callable[[str, int, int], None] = lambda title, done, total: None,
+    progress: Progress = lambda title, done, total: None,
 ) -> list[dict[str, Any]]:
     """Train and score every arm, or those that are missing.
 

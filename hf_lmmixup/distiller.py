@@ -5,7 +5,6 @@
 Each training is a stage of the run directory. A training that was killed goes on from its last checkpoint.
 """
 
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from hf_lmmixup.mixture import register
 from hf_lmmixup.preflight import REGISTERED
 from hf_lmmixup.prompt_lengths import CHECKOUT
 from hf_lmmixup.recipe import AS_IT_IS, COLD_START, GRPO, TINY, UNTRAINED, Recipe, read_yaml
+from hf_lmmixup.records import Progress
 from hf_lmmixup.run_directory import STAGES, RunDirectory, write_json
 from hf_lmmixup.tiny_distiller import build_tiny_distiller, cluster_texts
 from hf_lmmixup.training import train, trl_command
@@ -27,9 +27,6 @@ REASONING_DOCUMENTS = 30
 """Documents into which the reasonings of the training clusters are gathered for reading."""
 
 TRAINING = "training"
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's title, the units done and the units in all (0: unknown)."""
 
 
 class Distiller:
@@ -61,11 +58,6 @@ class Distiller:
             if file is not None:
                 models.append((title, str(self._train(title, stage, method, file, models[-1][1]))))
         return models
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether this run trains the distiller, or takes it as it is."""
-        return self.recipe.distiller.cold_start is not None or self.recipe.distiller.grpo is not None
 
     def _tiny(self) -> Path:
         folder = self.directory.path / TRAINING / UNTRAINED

@@ -13,7 +13,7 @@ Source: Mosaic-IT, arXiv 2405.13326; the sentences are our own.
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from hf_lmmixup.mosaic_rows import RowForm, RowReader, answers_of
 from hf_lmmixup.mosaic_stream import MosaicDataset, MosaicWindow, epoch_key
 from hf_lmmixup.mosaic_text import Layout
 from hf_lmmixup.mosaic_tokens import KeptColumn, TokenCounter, checked_counts, describe_all, row_numbers
+from hf_lmmixup.records import Progress
 from hf_lmmixup.stage_files import check_output, write_rows
 
 
@@ -34,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 BUFFER_ROWS = 10_000
 """Rows of a stream that are shuffled and joined at a time."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is done now, how many of it are done, and how many there are."""
 
 
 def mosaic(

@@ -11,7 +11,7 @@ One example of a pass (text rows; conversations have `messages`, or lists of mes
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -29,6 +29,7 @@ from hf_lmmixup.mosaic_rows import Item, RowReader, conversation_id
 from hf_lmmixup.mosaic_templates import load_templates
 from hf_lmmixup.mosaic_text import Layout, MosaicWriter
 from hf_lmmixup.mosaic_tokens import KeptColumn, TokenCounter
+from hf_lmmixup.records import Progress
 
 
 PROVENANCE = Features(
@@ -146,9 +147,7 @@ class MosaicPasses:
                 yield self._example(plan, items[start:stop], ids[start:stop])
                 start = stop
 
-    def dataset(
-        self, key: int = 0, *, num_proc: int | None = None, progress: Callable[[str, int, int], None] | None = None
-    ) -> Dataset:
+    def dataset(self, key: int = 0, *, num_proc: int | None = None, progress: Progress | None = None) -> Dataset:
         """One pass, written out.
 
         Args:

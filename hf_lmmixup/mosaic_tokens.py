@@ -4,7 +4,7 @@ One row, ``{"prompt": "Name a prime.", "completion": "7"}``, becomes tokens=5 wi
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from datasets import Dataset, Features, Value
 
 from hf_lmmixup.mosaic_plan import RowNumbers
 from hf_lmmixup.mosaic_rows import Item, RowForm, RowReader, word_count
+from hf_lmmixup.records import Progress
 
 
 DESCRIBED_ROWS = 10_000
@@ -173,7 +174,7 @@ def describe_all(
     reader: RowReader,
     counter: TokenCounter | None,
     num_proc: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """`describe` for all rows, in one process or several; without words where the reader has them at hand."""
     told, words = progress or (lambda *_: None), reader.words is None

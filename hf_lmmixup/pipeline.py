@@ -36,11 +36,12 @@ from hf_lmmixup.inputs import check_place, check_source
 from hf_lmmixup.preparation import Preparation, Tools
 from hf_lmmixup.projection import map_points
 from hf_lmmixup.recipe import Recipe
+from hf_lmmixup.records import Progress
 from hf_lmmixup.results import Chosen, Results, account, choose, write_report, write_results
 from hf_lmmixup.run_directory import LEDGER, REPORT, RunDirectory, read_json, write_json
 from hf_lmmixup.run_facts import read_facts
 from hf_lmmixup.selection import long_tail_scores
-from hf_lmmixup.stages import Progress, Stages, free_memory, plain_memory
+from hf_lmmixup.stages import Stages, free_memory, plain_memory
 from hf_lmmixup.tables import rows_at, table_of, with_columns
 from hf_lmmixup.vectors import encoded
 from hf_lmmixup.writers import check_server

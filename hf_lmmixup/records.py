@@ -9,6 +9,7 @@ One row after loading::
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from json.encoder import encode_basestring_ascii
@@ -27,6 +28,9 @@ HIGH_SCORE = 4
 
 CHARACTERS_PER_TOKEN = 4
 """Rule of thumb for English under byte-pair tokenizers, for estimates; costs take bytes for characters."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the units of it that are done and the units in all (0: unknown)."""
 
 PLAIN = bytes(range(32, 127)) + b"\n"
 PLAIN_LENGTH = 200

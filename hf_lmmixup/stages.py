@@ -21,7 +21,7 @@ from datasets import Features
 from hf_lmmixup.distilled_rows import DistilledOutcome
 from hf_lmmixup.mapped_files import let_go_of_pages
 from hf_lmmixup.pacing import steady
-from hf_lmmixup.records import Outcome
+from hf_lmmixup.records import Outcome, Progress
 from hf_lmmixup.run_directory import ORDER, RunDirectory, read_json, write_json
 
 
@@ -35,9 +35,6 @@ ARROW_MEMORY = pa.default_memory_pool()
 HEAP_OPTIONS = {-1: 8 << 20, -3: 32 << 20}
 """Of glibc's `mallopt`: `M_TRIM_THRESHOLD`, the free bytes that the heap of a thread may keep, and `M_MMAP_THRESHOLD`,
 the size from which a request gets pages of its own. Left alone, both rise as memory is freed, to 64 and 32 MB."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's title, the units done and the units in all (0: unknown)."""
 
 
 class Stages:

@@ -9,7 +9,7 @@ model that is only prompted is *training-free*.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from hf_lmmixup.mixture import register
 from hf_lmmixup.overlap import TokenEncoder, check_rouge
 from hf_lmmixup.prompts import format_completion, split_pair
 from hf_lmmixup.recipe import AS_IT_IS, COLD_START, GRPO, TINY, UNTRAINED
-from hf_lmmixup.records import TaskType, pair_text
+from hf_lmmixup.records import Progress, TaskType, pair_text
 from hf_lmmixup.run_directory import FACTS, LEDGER, read_json
 from hf_lmmixup.secrecy import public_name
 from hf_lmmixup.served_generation import SERVED_TIMEOUT, ServedGenerator
@@ -60,7 +60,7 @@ def evaluate_systems(
     batch_size: int = 32,
     chat_model: ChatModel | None = None,
     allow_http: bool = False,
-    progress: Callable[[str, int, int], None] = lambda title, done, total: None,
+    progress: Progress = lambda title, done, total: None,
 ) -> dict[str, Any]:
     """Let systems answer test prompts greedily, and score what they wrote.
 
@@ -129,7 +129,7 @@ def _complete(
     encoder: Encoder,
     served: dict[str, Any],
     local: dict[str, Any],
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> list[str | None]:
     """What a system writes."""
     progress(name, 0, len(rows))

@@ -8,7 +8,7 @@ The reference may be the model to be trained later, or a smaller one: a weaker r
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +28,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from hf_lmmixup.records import Progress
 from hf_lmmixup.run_directory import read_json, write_json
 from hf_lmmixup.sftmix.confidence import ConfidenceRecord
 from hf_lmmixup.sftmix.confidence_callback import DEFAULT_CHECKPOINTS, ConfidenceCallback
@@ -38,9 +39,6 @@ CLAIM = "reference.json"
 
 LEARNING_RATE, LORA_LEARNING_RATE = 2e-5, 2e-4
 """TRL's default for full fine-tuning, and ten times as much for LoRA, as its guide advises."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is done now, how many steps of it are done, and how many there are."""
 
 
 class _Told(TrainerCallback):
