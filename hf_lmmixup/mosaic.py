@@ -23,10 +23,10 @@ from datasets import Dataset, IterableDataset
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.mosaic_files import read_turns
 from hf_lmmixup.mosaic_passes import MosaicPasses, MosaicReport, load_writer
-from hf_lmmixup.mosaic_rows import RowForm, RowReader, answers_of
+from hf_lmmixup.mosaic_rows import RowForm, answers_of
 from hf_lmmixup.mosaic_stream import MosaicDataset, MosaicWindow, epoch_key
 from hf_lmmixup.mosaic_text import Layout
-from hf_lmmixup.mosaic_tokens import KeptColumn, TokenCounter, checked_counts, describe_all, row_numbers
+from hf_lmmixup.mosaic_tokens import TokenCounter
 from hf_lmmixup.records import Progress
 from hf_lmmixup.stage_files import check_output, write_rows
 
@@ -220,17 +220,9 @@ def _passes(
         dataset = dataset.with_format(None)  # NumPy's texts, for one, are no Python texts
     _check_columns(dataset.column_names, config, token_counts)
     form = RowForm(dataset[0], dataset.features)
-    known = token_counts is not None or config.max_tokens is None
-    reader = RowReader(dataset, form)
-    described = describe_all(reader, None if known else counter, num_proc, progress)
-    if token_counts is not None:
-        given = dataset[token_counts][:] if isinstance(token_counts, str) else token_counts
-        described["tokens"] = checked_counts(given, len(dataset))
-    kept = None
-    if config.keep_apart is not None:
-        kept = KeptColumn.find(config.keep_apart, dataset[config.keep_apart][:], dataset.features)
-    numbers = row_numbers(described, form, counter, kept, budgeted=config.max_tokens is not None, words=reader.words)
-    return MosaicPasses(reader, numbers, config, load_writer(config, counter), kept)
+    writer = load_writer(config, counter)
+    given = dataset, form, counter, config, writer
+    return MosaicPasses(*given, token_counts=token_counts, num_proc=num_proc, progress=progress)
 
 
 def _stream(
@@ -247,7 +239,7 @@ def _stream(
     if first is None:
         raise ValueError("The dataset is empty, so there is nothing to join.")
     _check_columns(list(first), config, token_counts)
-    window = MosaicWindow(RowForm(first, dataset.features), counter, config, token_counts, dataset.features)
+    window = MosaicWindow(RowForm(first, dataset.features), counter, config, token_counts)
     return dataset.shuffle(seed=config.seed, buffer_size=buffer_size).map(
         window,
         batched=True,

@@ -11,7 +11,7 @@ One example of a pass (text rows; conversations have `messages`, or lists of mes
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -24,11 +24,11 @@ from datasets.fingerprint import Hasher
 from hf_lmmixup.mosaic_config import MosaicConfig
 from hf_lmmixup.mosaic_costs import template_costs
 from hf_lmmixup.mosaic_length import fit_length, reworded, target_length
-from hf_lmmixup.mosaic_plan import UNLIMITED, Draws, MosaicPlan, PassPlanner, RowNumbers
-from hf_lmmixup.mosaic_rows import Item, RowReader, conversation_id
+from hf_lmmixup.mosaic_plan import UNLIMITED, Draws, MosaicPlan, PassPlanner
+from hf_lmmixup.mosaic_rows import Item, RowForm, RowReader, conversation_id
 from hf_lmmixup.mosaic_templates import load_templates
 from hf_lmmixup.mosaic_text import Layout, MosaicWriter
-from hf_lmmixup.mosaic_tokens import KeptColumn, TokenCounter
+from hf_lmmixup.mosaic_tokens import KeptColumn, TokenCounter, checked_counts, describe_all, row_numbers
 from hf_lmmixup.records import Progress
 
 
@@ -85,25 +85,45 @@ def load_writer(config: MosaicConfig, counter: TokenCounter) -> MosaicWriter:
 
 
 class MosaicPasses:
-    """All passes over one set of rows.
+    """All passes over one set of rows, which are counted once.
 
     Args:
-        reader: Gives the rows' texts.
-        numbers: What planning knows of them.
+        rows: A dataset, or the columns of a batch.
+        form: Their form.
+        counter: Counts tokens.
         config: The settings.
-        writer: Writes them; see `load_writer`.
-        kept: The column that is kept apart.
+        writer: Writes mosaics; see `load_writer`.
+        token_counts: Tokens of each row, or the column that holds them, instead of counting.
+        num_proc: Processes that count.
+        progress: Told how many rows are counted.
+
+    Raises:
+        ValueError: If the column that is kept apart, or given token counts, hold something else.
     """
 
     def __init__(
         self,
-        reader: RowReader,
-        numbers: RowNumbers,
+        rows: Dataset | Mapping[str, Sequence[Any]],
+        form: RowForm,
+        counter: TokenCounter,
         config: MosaicConfig,
         writer: MosaicWriter,
-        kept: KeptColumn | None = None,
+        *,
+        token_counts: Sequence[int] | str | None,
+        num_proc: int | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        self.reader, self.kept, self.config, self.writer = reader, kept, config, writer
+        self.reader, self.config, self.writer = RowReader(rows, form), config, writer
+        known = token_counts is not None or config.max_tokens is None
+        described = describe_all(self.reader, None if known else counter, num_proc, progress)
+        if token_counts is not None:
+            given = rows[token_counts][:] if isinstance(token_counts, str) else token_counts
+            described["tokens"] = checked_counts(given, len(self.reader))
+        self.kept: KeptColumn | None = None
+        if config.keep_apart is not None:
+            self.kept = KeptColumn.find(config.keep_apart, rows[config.keep_apart][:], form.known)
+        budgeted = config.max_tokens is not None
+        numbers = row_numbers(described, form, counter, self.kept, budgeted=budgeted, words=self.reader.words)
         self.planner = PassPlanner(numbers, config, writer.templates, writer.costs)
         self._length: int | None = None
         self._latest: tuple[int, list[MosaicPlan]] = (-1, [])
@@ -175,7 +195,7 @@ class MosaicPasses:
         examples = self.examples(plans)
         tables = [features.arrow_schema.empty_table()]
         while block := list(islice(examples, BLOCK_MOSAICS)):
-            tables.append(pa.table(_columns(block, features), schema=features.arrow_schema))
+            tables.append(pa.table(columns_of(block, features), schema=features.arrow_schema))
             told("writing mosaics", sum(map(len, tables)), len(plans))
         table = pa.concat_tables(tables)
         return Dataset(table, fingerprint=_fingerprint(table))
@@ -218,7 +238,6 @@ class MosaicPasses:
             order, layout, method = written.order, written.layout, written.method
             text = form.write(items[0].system, written.users, written.assistants)
             identifier = conversation_id(items[0].system, written.users, written.assistants)
-        marks = {"number": layout.number, "open": layout.open, "close": layout.close, "separator": layout.separator}
         example = {
             **text,
             "id": identifier,
@@ -227,7 +246,7 @@ class MosaicPasses:
             "method": method,
             "order": order,
             "masked": [place + 1 for place in plan.masked] if plan.masked else [],
-            "layout": marks,
+            "layout": layout._asdict(),
         }
         if self.kept is not None:
             answered = [row for place, row in enumerate(plan.rows) if place not in plan.masked]
@@ -243,10 +262,11 @@ class _BlockWriter:
 
     def __call__(self, numbers: list[int]) -> dict[str, list[Any]]:
         examples = list(self.passes.examples([self.plans[number] for number in numbers]))
-        return _columns(examples, self.passes.features)
+        return columns_of(examples, self.passes.features)
 
 
-def _columns(examples: Sequence[dict[str, Any]], features: Features) -> dict[str, list[Any]]:
+def columns_of(examples: Sequence[dict[str, Any]], features: Features) -> dict[str, list[Any]]:
+    """Examples, column by column."""
     return {column: [example[column] for example in examples] for column in features}
 
 

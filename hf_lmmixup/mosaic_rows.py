@@ -84,6 +84,9 @@ class RowForm:
         row: A first row, or all columns with any values.
         features: The dataset's features where known; message columns keep theirs.
 
+    Attributes:
+        known: The `features`.
+
     Raises:
         ValueError: If the columns have none of the accepted forms.
     """
@@ -93,6 +96,7 @@ class RowForm:
             raise ValueError(
                 f"Rows with the column {found[0]!r} cannot be joined into mosaics. Remove the column first."
             )
+        self.known = features
         self.name = detect_form(dict(row), "The dataset")
         self.chat = self.name in ("messages", "ShareGPT")
         if self.name == "prompt/completion":

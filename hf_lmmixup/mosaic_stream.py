@@ -14,9 +14,9 @@ from datasets import DatasetInfo, Features, IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 
 from hf_lmmixup.mosaic_config import MosaicConfig
-from hf_lmmixup.mosaic_passes import MosaicPasses, MosaicReport, load_writer
-from hf_lmmixup.mosaic_rows import RowForm, RowReader
-from hf_lmmixup.mosaic_tokens import KeptColumn, TokenCounter, checked_counts, describe_all, row_numbers
+from hf_lmmixup.mosaic_passes import MosaicPasses, MosaicReport, columns_of, load_writer
+from hf_lmmixup.mosaic_rows import RowForm
+from hf_lmmixup.mosaic_tokens import TokenCounter
 
 
 def epoch_key(epoch: int) -> int:
@@ -112,19 +112,10 @@ class MosaicWindow:
         counter: Counts tokens.
         config: The settings.
         token_counts: Column that holds the tokens, instead.
-        features: Features of the rows, where the stream knows them.
     """
 
-    def __init__(
-        self,
-        form: RowForm,
-        counter: TokenCounter,
-        config: MosaicConfig,
-        token_counts: str | None = None,
-        features: Features | None = None,
-    ) -> None:
+    def __init__(self, form: RowForm, counter: TokenCounter, config: MosaicConfig, token_counts: str | None) -> None:
         self.form, self.counter, self.config, self.token_counts = form, counter, config, token_counts
-        self.features = features
         self.writer = load_writer(config, counter)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
@@ -133,25 +124,15 @@ class MosaicWindow:
         order = ",".join(passes.reader.take(range(len(passes.reader)))[1])
         key = int.from_bytes(hashlib.sha256(order.encode()).digest()[:7], "big")
         examples = list(passes.examples(passes.planner.plan(passes.generator(key))))
-        return {column: [example[column] for example in examples] for column in passes.features}
+        return columns_of(examples, passes.features)
 
     def features_of(self, batch: Mapping[str, Sequence[Any]]) -> Features:
         """Columns of the examples."""
         return self._passes(batch).features
 
     def _passes(self, batch: Mapping[str, Sequence[Any]]) -> MosaicPasses:
-        reader, config = RowReader(batch, self.form), self.config
-        known = self.token_counts is not None or config.max_tokens is None
-        described = describe_all(reader, None if known else self.counter)
-        if self.token_counts is not None:
-            described["tokens"] = checked_counts(batch[self.token_counts], len(reader))
-        kept = None
-        if config.keep_apart is not None:
-            kept = KeptColumn.find(config.keep_apart, batch[config.keep_apart], self.features)
-        numbers = row_numbers(
-            described, self.form, self.counter, kept, budgeted=config.max_tokens is not None, words=reader.words
-        )
-        return MosaicPasses(reader, numbers, config, self.writer, kept)
+        given = batch, self.form, self.counter, self.config, self.writer
+        return MosaicPasses(*given, token_counts=self.token_counts)
 
 
 def _generate(passes: MosaicPasses, key: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -252,7 +252,7 @@ def row_numbers(
     kept: KeptColumn | None,
     *,
     budgeted: bool,
-    words: Sequence[int] | None = None,
+    words: Sequence[int] | None,
 ) -> RowNumbers:
     """Put rows that may be joined into groups: same number of turns, same system message, same kept value.
 
@@ -262,7 +262,7 @@ def row_numbers(
         counter: Counts what the chat template adds.
         kept: The column that is kept apart.
         budgeted: Whether tokens matter.
-        words: Words of each row, instead of counted ones.
+        words: Words of each row, if they are not among those columns.
     """
     apart = [None] * len(described["turns"]) if kept is None else kept.groups()
     known: dict[tuple[Any, ...], int] = {}
