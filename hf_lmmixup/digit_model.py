@@ -7,7 +7,6 @@ One row: the model puts 0.1 on "5", 0.5 on "6" and 0.3 on "7"; the rest is elsew
 """
 
 import json
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,9 +14,8 @@ from threading import Event
 from typing import Any
 
 from hf_lmmixup.chat_model import ChatReply, ChatRequest, Message
+from hf_lmmixup.generation import halved
 
-
-logger = logging.getLogger(__name__)
 
 DIGITS = range(1, 10)
 
@@ -94,7 +92,7 @@ class DigitModel:
                 try:
                     judged = self._judged([tokens for tokens, _ in batch])
                 except RuntimeError as error:
-                    self._halve(error)
+                    self.batch_size = halved(self.batch_size, error)
                     continue
                 del rows[-len(batch) :]
                 for (_, key), (expected, mass) in zip(batch, judged, strict=True):
@@ -163,13 +161,6 @@ class DigitModel:
             state = self.model(tokens, use_cache=True, logits_to_keep=1).past_key_values if known else None
             self._shared = (known, state)
         return known
-
-    def _halve(self, error: RuntimeError) -> None:
-        """Halve the batch after running out of memory; raise any other error again."""
-        if "memory" not in str(error).lower() or self.batch_size == 1:
-            raise error
-        self.batch_size //= 2
-        logger.warning("Out of memory: going on with batches of %d.", self.batch_size)
 
 
 def digit_tokens(tokenizer: Any) -> list[list[int]]:

@@ -213,7 +213,7 @@ class LocalGenerator:
             try:
                 tokens, state = self._next(coming, active, state)
             except RuntimeError as error:
-                self._halve(error)
+                self.batch_size = halved(self.batch_size, error)
                 waiting, active, state = waiting + active, [], None
                 continue
             del waiting[len(waiting) - len(coming) :]
@@ -235,13 +235,6 @@ class LocalGenerator:
         else:
             logits = state.step(self.model, [row.written[-1] for row in active])
         return self._choose(coming or active, logits), state
-
-    def _halve(self, error: RuntimeError) -> None:
-        """Halve the batch after running out of memory; raise any other error again."""
-        if not any(word in str(error).lower() for word in OUT_OF_MEMORY) or self.batch_size == 1:
-            raise error
-        self.batch_size //= 2
-        logger.warning("Out of memory: going on with batches of %d.", self.batch_size)
 
     def _choose(self, rows: Sequence[Row], logits: Any) -> list[int]:
         """The next token of each row; `logits` is (rows, vocabulary)."""
@@ -283,6 +276,14 @@ class LocalGenerator:
     def _decoded(self, tokens: Sequence[int]) -> str:
         # Special tokens stay: some tokenizers make special tokens of the tags.
         return self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def halved(batch_size: int, error: RuntimeError) -> int:
+    """Half a batch after running out of memory; any other error is raised again."""
+    if not any(word in str(error).lower() for word in OUT_OF_MEMORY) or batch_size == 1:
+        raise error
+    logger.warning("Out of memory: going on with batches of %d.", batch_size // 2)
+    return batch_size // 2
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

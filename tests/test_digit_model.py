@@ -93,19 +93,29 @@ def test_a_prompt_beyond_the_window_is_set_aside_and_the_others_are_not(folder):
     assert all(replies[str(number)].text for number in range(3))
 
 
-def test_out_of_memory_halves_the_batch_and_loses_no_row(model, monkeypatch):
+@pytest.mark.parametrize("said", ["CUDA out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"])
+def test_out_of_memory_halves_the_batch_and_loses_no_row(model, monkeypatch, said):
     whole = {reply.key: reply.text for reply in model.replies(requests(9))}
     judged = model._judged
 
     def short_of_memory(texts):
         if len(texts) > 1:
-            raise RuntimeError("CUDA out of memory")
+            raise RuntimeError(said)
         return judged(texts)
 
     monkeypatch.setattr(model, "_judged", short_of_memory)
     monkeypatch.setattr(model, "batch_size", 4)
     assert {reply.key: reply.text for reply in model.replies(requests(9))} == whole
     assert model.batch_size == 1
+
+
+def test_an_illegal_access_is_no_lack_of_memory(model, monkeypatch):
+    def broken(texts):
+        raise RuntimeError(f"CUDA error: an illegal memory access was encountered, {len(texts)} texts")
+
+    monkeypatch.setattr(model, "_judged", broken)
+    with pytest.raises(RuntimeError, match=f"{model.batch_size} texts"):
+        list(model.replies(requests(model.batch_size)))
 
 
 def test_a_model_that_does_not_answer_with_digits_is_not_believed():
