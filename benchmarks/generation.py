@@ -26,9 +26,9 @@ from transformers.utils import logging as transformers_logging
 
 from hf_lmmixup.batch_state import BatchState
 from hf_lmmixup.bundled import read_mini
-from hf_lmmixup.generation import TIE_MARGIN, LocalGenerator, Messages, Row
+from hf_lmmixup.generation import TIE_MARGIN, LocalGenerator, Row
 from hf_lmmixup.paged_generation import PagedGenerator
-from hf_lmmixup.prompts import ANSWER_CLOSE, distillation_messages
+from hf_lmmixup.prompts import Messages, distillation_messages, prompt_tokens, until_answer_ends
 from hf_lmmixup.tiny_distiller import build_tiny_distiller
 
 
@@ -83,7 +83,7 @@ def arrival_order(generator: LocalGenerator, conversations: Sequence[Messages], 
         )
         decoded = [tokenizer.decode(row[start : start + end]) for row, end in zip(written, ends, strict=True)]
         # The generator hands on nothing after the end of an answer, should this text happen to have one.
-        texts += ["".join(text.partition(ANSWER_CLOSE)[:2]).strip() for text in decoded]
+        texts += map(until_answer_ends, decoded)
     return texts
 
 
@@ -107,7 +107,7 @@ def widen(model: Any) -> None:
 
 def noise(generator: LocalGenerator, conversations: Sequence[Messages]) -> float:
     """The largest difference between the logits of a row alone and in a padded batch, as a share of the largest."""
-    tokens = [generator._prompt_tokens(messages) for messages in conversations[:BASELINE_BATCH]]
+    tokens = [prompt_tokens(generator.tokenizer, messages) for messages in conversations[:BASELINE_BATCH]]
     with torch.inference_mode():
         together, _ = BatchState.read(generator.model, tokens)
         alone = torch.cat([BatchState.read(generator.model, [row])[0] for row in tokens])

@@ -21,7 +21,7 @@ from typing import Any
 
 from hf_lmmixup.batch_state import BatchState
 from hf_lmmixup.bounds import LOCAL_MODEL, check
-from hf_lmmixup.prompts import ANSWER_CLOSE, prompt_room, render
+from hf_lmmixup.prompts import ANSWER_CLOSE, Messages, prompt_room, prompt_tokens, until_answer_ends
 from hf_lmmixup.token_choice import gumbel_noise, without_repeats
 
 
@@ -44,8 +44,6 @@ OUT_OF_MEMORY = ("out of memory", "out_of", "alloc")
 
 REFILL = 4
 """Waiting rows are taken in when this part of the places is free: reading them one by one would cost a pass each."""
-
-Messages = Sequence[dict[str, str]]
 
 
 @dataclass
@@ -147,7 +145,7 @@ class LocalGenerator:
 
     def count_tokens(self, messages: Messages) -> int:
         """Length of a prompt, in tokens, with the chat template around it."""
-        return len(self._prompt_tokens(messages))
+        return len(prompt_tokens(self.tokenizer, messages))
 
     def generate(
         self,
@@ -172,9 +170,10 @@ class LocalGenerator:
         """
         if seeds is not None and len(seeds) != len(conversations):
             raise ValueError(f"{len(seeds)} seeds for {len(conversations)} conversations; give one each.")
+        prompts = [prompt_tokens(self.tokenizer, messages) for messages in conversations]
         rows = [
-            Row(place, self._prompt_tokens(messages), self.max_new_tokens, None if seeds is None else seeds[place])
-            for place, messages in enumerate(conversations)
+            Row(place, prompt, self.max_new_tokens, None if seeds is None else seeds[place])
+            for place, prompt in enumerate(prompts)
         ]
         fitting = [row for row in rows if len(row.prompt) <= self.max_prompt_tokens]
         replies: list[str | None] = [None] * len(rows)
@@ -193,9 +192,6 @@ class LocalGenerator:
         # Taken from the end, so the longest come first: if memory is short, that shows at once.
         self._write(sorted(fitting, key=lambda row: (len(row.prompt), row.place)), take)
         return replies
-
-    def _prompt_tokens(self, messages: Messages) -> list[int]:
-        return self.tokenizer(render(self.tokenizer, messages), add_special_tokens=False)["input_ids"]
 
     def _write(self, waiting: list[Row], take: Callable[[int, str | None], None]) -> None:
         """Write rows until none waits, taking the longest first from the end of `waiting`."""
@@ -269,9 +265,7 @@ class LocalGenerator:
 
     def _text(self, row: Row) -> str:
         ended = bool(row.written) and row.written[-1] in self._ends
-        text = self._decoded(row.written[:-1] if ended else row.written)
-        head, close, _ = text.partition(ANSWER_CLOSE)
-        return (head + close).strip()
+        return until_answer_ends(self._decoded(row.written[:-1] if ended else row.written))
 
     def _decoded(self, tokens: Sequence[int]) -> str:
         # Special tokens stay: some tokenizers make special tokens of the tags.

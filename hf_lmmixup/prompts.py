@@ -23,6 +23,9 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 TAGS = THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE
 
+Messages = Sequence[dict[str, str]]
+"""A conversation: `role` and `content` of each message."""
+
 SYSTEM_PROMPT = (
     "You merge several weak texts into one excellent text that keeps every fact they support and adds none."
 )
@@ -113,7 +116,7 @@ def prompt_room(positions: int | None, max_new_tokens: int, max_prompt_tokens: i
     return room if max_prompt_tokens is None else min(max_prompt_tokens, room)
 
 
-def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
+def render(tokenizer: Any, messages: Messages) -> str:
     """A prompt as a model reads it: the messages in its chat template, up to where its reply begins.
 
     What a row says is text and no control token: a row that spells one, such as `<|im_end|>`, would end its own turn
@@ -144,6 +147,11 @@ def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     return opened.removesuffix(THINK_OPEN) if opened.endswith(THINK_OPEN) else text
 
 
+def prompt_tokens(tokenizer: Any, messages: Messages) -> list[int]:
+    """A prompt as a model reads it, in tokens; see `render`."""
+    return list(tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"])
+
+
 def _without_controls(tokenizer: Any, text: Any) -> Any:
     """A text in which no control token of a tokenizer is spelled; most texts are as they were."""
     for control in _controls(tokenizer) if isinstance(text, str) else ():
@@ -164,7 +172,7 @@ def _controls(tokenizer: Any) -> tuple[str, ...]:
     return tuple(sorted(spelled.difference(TAGS), key=lambda name: (-len(name), name)))
 
 
-def prompt_hash(messages: Sequence[dict[str, str]]) -> str:
+def prompt_hash(messages: Messages) -> str:
     """The first 16 hex digits of the SHA-256 of a message list, as JSON with sorted keys: the lineage key of a row."""
     parts = (b'{"content": %b, "role": %b}' % (quoted(one["content"]), quoted(one["role"])) for one in messages)
     return hashlib.sha256(b"[%b]" % b", ".join(parts)).hexdigest()[:16]
@@ -173,6 +181,12 @@ def prompt_hash(messages: Sequence[dict[str, str]]) -> str:
 def format_completion(reasoning: str, answer: str) -> str:
     """The completion that the distiller is trained to write; the inverse of `parse_completion`."""
     return f"{THINK_OPEN}{reasoning.strip()}{THINK_CLOSE}\n{ANSWER_OPEN}{answer.strip()}{ANSWER_CLOSE}"
+
+
+def until_answer_ends(text: str) -> str:
+    """A completion without what a model adds after `</answer>`."""
+    head, close, _ = text.partition(ANSWER_CLOSE)
+    return (head + close).strip()
 
 
 def parse_completion(text: str) -> Distillation | None:

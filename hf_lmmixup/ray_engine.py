@@ -22,7 +22,7 @@ from hf_lmmixup.distillation import Messages
 from hf_lmmixup.encoder import Encoder, load_encoder
 from hf_lmmixup.generation import opened
 from hf_lmmixup.preparation import Tools
-from hf_lmmixup.prompts import prompt_room, render
+from hf_lmmixup.prompts import prompt_room, prompt_tokens
 from hf_lmmixup.rating import rate_with_datastore
 from hf_lmmixup.recipe import TRAINING_FREE, DistillerRecipe, Recipe
 from hf_lmmixup.records import RATED, Outcome, pair_text
@@ -242,7 +242,7 @@ def _prompt_limit(options: DistillerRecipe) -> tuple[int | None, Callable[[Messa
     positions = getattr(opened(AutoConfig, options.model), "max_position_embeddings", None)
 
     def count(messages: Messages) -> int:
-        return len(tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"])
+        return len(prompt_tokens(tokenizer, messages))
 
     return prompt_room(positions, options.max_new_tokens, options.max_prompt_tokens), count
 

@@ -19,7 +19,7 @@ from threading import Event
 
 from hf_lmmixup.chat_model import ChatModel, ChatRequest
 from hf_lmmixup.dispatch import counted, finish_on_signals
-from hf_lmmixup.prompts import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN
+from hf_lmmixup.prompts import ANSWER_CLOSE, THINK_CLOSE, THINK_OPEN, Messages, until_answer_ends
 
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,6 @@ SERVED_TIMEOUT = 600.0
 
 VLLM_STOP = {"stop": [ANSWER_CLOSE], "include_stop_str_in_output": True}
 """Body fields with which a vLLM server stops at the end of the answer."""
-
-Messages = Sequence[dict[str, str]]
 
 
 class ServedGenerator:
@@ -89,12 +87,6 @@ class ServedGenerator:
                 "%s gave no good text for %d requests: %s", self.name, errors.total(), counted(errors.elements())
             )
         return texts
-
-
-def until_answer_ends(text: str) -> str:
-    """A completion without what a model adds after `</answer>`."""
-    head, close, _ = text.partition(ANSWER_CLOSE)
-    return (head + close).strip()
 
 
 def _whole(text: str, reasoning: str | None) -> str:

@@ -16,24 +16,17 @@ from collections.abc import Callable, Sequence
 from importlib import util
 from typing import Any
 
-from hf_lmmixup.prompts import ANSWER_CLOSE, prompt_room, render
+from hf_lmmixup.generation import MAX_NEW_TOKENS, TEMPERATURE
+from hf_lmmixup.prompts import ANSWER_CLOSE, Messages, prompt_room, prompt_tokens, until_answer_ends
 
 
 logger = logging.getLogger(__name__)
-
-MAX_NEW_TOKENS = 2400
-"""Longest completion (arXiv 2510.20449, code)."""
-
-TEMPERATURE = 0.7
-"""For rows that are asked again with a seed."""
 
 CHUNK = 2048
 """Rows handed over at a time: many times what a GPU works on together, and all that a crash costs with a journal."""
 
 SUFFIX = {"method": "suffix", "num_speculative_tokens": 32}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4}
-
-Messages = Sequence[dict[str, str]]
 
 
 class VLLMGenerator:
@@ -80,7 +73,7 @@ class VLLMGenerator:
 
     def count_tokens(self, messages: Messages) -> int:
         """Length of a prompt, in tokens, with the chat template around it."""
-        return len(self._prompt_tokens(messages))
+        return len(prompt_tokens(self.tokenizer, messages))
 
     def generate(
         self,
@@ -102,7 +95,7 @@ class VLLMGenerator:
         texts: list[str | None] = [None] * len(conversations)
         for start in range(0, len(conversations), CHUNK):
             places = range(start, min(start + CHUNK, len(conversations)))
-            prompts = {place: self._prompt_tokens(conversations[place]) for place in places}
+            prompts = {place: prompt_tokens(self.tokenizer, conversations[place]) for place in places}
             fitting = [place for place in places if len(prompts[place]) <= self.max_prompt_tokens]
             outputs = self._engine.generate(
                 [{"prompt_token_ids": prompts[place]} for place in fitting],
@@ -110,17 +103,13 @@ class VLLMGenerator:
                 use_tqdm=False,
             )
             for place, output in zip(fitting, outputs, strict=True):
-                head, close, _ = output.outputs[0].text.partition(ANSWER_CLOSE)
-                texts[place] = (head + close).strip()
+                texts[place] = until_answer_ends(output.outputs[0].text)
             if on_reply is not None:
                 for place in places:
                     on_reply(place, texts[place])
         if missing := texts.count(None):
             logger.warning("%d of %d prompts are too long and get no completion.", missing, len(texts))
         return texts
-
-    def _prompt_tokens(self, messages: Messages) -> list[int]:
-        return list(self.tokenizer(render(self.tokenizer, messages), add_special_tokens=False)["input_ids"])
 
     def _parameters(self, seed: int | None) -> Any:
         return self._sampling(

@@ -10,8 +10,8 @@ from hf_lmmixup.chat_model import ChatReply, ModelStopped
 from hf_lmmixup.distillation import NO_COMPLETION, distill
 from hf_lmmixup.endpoint import EndpointModel
 from hf_lmmixup.journal import Journal
-from hf_lmmixup.prompts import format_completion
-from hf_lmmixup.served_generation import VLLM_STOP, ServedGenerator, until_answer_ends
+from hf_lmmixup.prompts import format_completion, until_answer_ends
+from hf_lmmixup.served_generation import VLLM_STOP, ServedGenerator
 
 
 GOOD = format_completion("both ask about tides", "Q: What causes tides?\nA: The Moon.")
