@@ -10,7 +10,7 @@ started: its rate is a range for its kind, or what the caller says. One line::
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,7 +108,7 @@ def plan(
         ValueError: If it holds no usable row.
     """
     with TemporaryDirectory() as folder:
-        preparation = Preparation(recipe, Stages(RunDirectory(folder), _silent), tools or Tools())
+        preparation = Preparation(recipe, Stages(RunDirectory(folder), lambda *_: None), tools or Tools())
         return _Planner(recipe, preparation, sample, tokens_per_second).estimates()
 
 
@@ -255,11 +255,6 @@ class _Planner:
         return WRITTEN_TOKENS_PER_SECOND[TINY if options.model == TINY else options.engine]
 
 
-def as_data(estimates: list[Estimate]) -> list[dict[str, Any]]:
-    """The plan as plain data for `plan.json`."""
-    return [asdict(one) for one in estimates]
-
-
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
     started = time.perf_counter()
     result = work()
@@ -278,7 +273,3 @@ def _bytes_each(rows: Dataset) -> float:
     """Bytes of a row's texts."""
     lengths = [len(pair_text(row["prompt"], row["completion"]).encode()) + 40 for row in rows]
     return float(np.mean(lengths))
-
-
-def _silent(title: str, done: int, total: int) -> None:
-    """A plan has no stages to tell of."""

@@ -1,5 +1,6 @@
 """`lmmixup plan`: what a run will take, and afterwards what it took."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +42,6 @@ def plan(
         lmmixup plan --run runs/pile
     """
     from hf_lmmixup.inputs import check_place, short_name
-    from hf_lmmixup.planning import as_data
     from hf_lmmixup.planning import plan as estimate
     from hf_lmmixup.recipe import load_recipe
     from hf_lmmixup.run_directory import write_json
@@ -60,7 +60,7 @@ def plan(
             output = f"runs/{short_name(input)}"
         loaded = load_recipe(str(recipe), input=input, output=output, limit=limit)
         check_place(loaded.output, loaded.input)
-        planned = as_data(estimate(loaded, sample=sample, tokens_per_second=tokens_per_second))
+        planned = [asdict(one) for one in estimate(loaded, sample=sample, tokens_per_second=tokens_per_second)]
         folder = Path(loaded.output)
         has_begun = bool(costs_of(folder))
         if not has_begun:
