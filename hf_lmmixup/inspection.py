@@ -20,19 +20,17 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BINS = 20
 OUTLIERS = 20
 SAMPLES = 4
+"""Clusters shown of each kind: loosest, middle, tightest."""
 MAP_ROWS = 5_000
 """A browser draws so many points without delay."""
 
 
-def inspect(
-    dataset: Dataset, embeddings: np.ndarray, *, samples: int = SAMPLES, map_rows: int = MAP_ROWS, seed: int = 0
-) -> dict[str, Any]:
+def inspect(dataset: Dataset, embeddings: np.ndarray, *, map_rows: int = MAP_ROWS, seed: int = 0) -> dict[str, Any]:
     """Measure the clusters of a dataset.
 
     Args:
         dataset: Rows with `id`, `prompt`, `completion` and `cluster_id`, as `clustering.cluster` returns them.
         embeddings: Their unit vectors (n, d), in the same order.
-        samples: Clusters shown of each kind: loosest, middle, tightest.
         map_rows: Most rows on the map; more are sampled.
         seed: Seed of that sample.
 
@@ -62,7 +60,7 @@ def inspect(
         "cohesion": _distribution(cohesion[sizes > 1]),
         "map": _map(dataset, np.asarray(embeddings), fit, map_rows, seed),
         "outliers": _outliers(dataset, fit),
-        "samples": _samples(dataset, names, labels, fit, cohesion, samples),
+        "samples": _samples(dataset, names, labels, fit, cohesion),
     }
 
 
@@ -136,13 +134,17 @@ def _outliers(dataset: Dataset, fit: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _samples(
-    dataset: Dataset, names: np.ndarray, labels: np.ndarray, fit: np.ndarray, cohesion: np.ndarray, count: int
+    dataset: Dataset, names: np.ndarray, labels: np.ndarray, fit: np.ndarray, cohesion: np.ndarray
 ) -> list[dict[str, Any]]:
     """Whole clusters: the loosest, those around the middle, and the tightest; none twice."""
     ranked = np.argsort(cohesion, kind="stable")
     ranked = ranked[~np.isnan(cohesion[ranked])]
-    middle = max(0, (len(ranked) - count) // 2)
-    kinds = {"loosest": ranked[:count], "middle": ranked[middle : middle + count], "tightest": ranked[::-1][:count]}
+    middle = max(0, (len(ranked) - SAMPLES) // 2)
+    kinds = {
+        "loosest": ranked[:SAMPLES],
+        "middle": ranked[middle : middle + SAMPLES],
+        "tightest": ranked[::-1][:SAMPLES],
+    }
     shown: dict[int, str] = {}
     for kind, clusters in kinds.items():
         for cluster in clusters.tolist():
