@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from hf_lmmixup.commands.options import listed
 from hf_lmmixup.console import errors, progress_bar, say
 
 
@@ -59,8 +60,8 @@ def compare(
             model=model,
             recipe=find_recipe(recipe, TRAININGS),
             folder=folder,
-            arms=ARMS if arms is None else _listed(arms),
-            budgets=_listed(budget),
+            arms=ARMS if arms is None else listed(arms),
+            budgets=listed(budget),
             seeds=seeds,
             epochs=epochs,
             metric=metric,
@@ -77,7 +78,3 @@ def compare(
     say(escape(text))
     wrote = f"Wrote {folder / 'comparison.md'}{f'; see {report}' if report else ''}."
     say(f"Tested on {len(rows.test)} rows that no arm saw. {escape(wrote)}")
-
-
-def _listed(text: str) -> list[str]:
-    return [*dict.fromkeys(part.strip() for part in text.split(",") if part.strip())]

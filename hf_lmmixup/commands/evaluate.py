@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.commands.options import AllowHttp
+from hf_lmmixup.commands.options import AllowHttp, listed
 from hf_lmmixup.console import console, errors, progress_bar, say
 
 
@@ -113,7 +113,7 @@ def benchmark(
     from hf_lmmixup.systems import is_run
 
     with errors():
-        names = [*dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip())]
+        names = listed(tasks)
         if data is not None and QUESTIONS not in names:
             names.append(QUESTIONS)
         run = Path(model) if is_run(Path(model)) else None

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have: one name, one help text."""
+"""Arguments and options that several commands have: one name, one help text, one reading."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,3 +20,8 @@ Endpoint = Annotated[str | None, typer.Option(metavar="URL", help="An OpenAI-com
 Concurrency = Annotated[int, typer.Option(min=1, help="Requests in flight.")]
 KeyVariable = Annotated[str, typer.Option(help="Environment variable that holds the server's key.")]
 AllowHttp = Annotated[bool, typer.Option("--allow-http", help="Let rows go unencrypted to another machine.")]
+
+
+def listed(text: str) -> list[str]:
+    """What stands between the commas of an option, each once."""
+    return [*dict.fromkeys(part.strip() for part in text.split(",") if part.strip())]
