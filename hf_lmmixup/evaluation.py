@@ -23,11 +23,10 @@ from hf_lmmixup.journal import Journal
 from hf_lmmixup.overlap import TokenEncoder, check_rouge, rouge_l
 from hf_lmmixup.process_environment import variables
 from hf_lmmixup.prompts import parse_completion
+from hf_lmmixup.rating import JOURNAL_FILE
 from hf_lmmixup.rating_prompt import FOUR_AXES, REPEAT_NOTE
 from hf_lmmixup.records import Rating, TaskType
 
-
-RATINGS_JOURNAL = "ratings.journal"
 
 Columns = dict[str, list[float | None]]
 """Score -> its value for each completion."""
@@ -114,7 +113,7 @@ def rate_completions(
         if key is not None and found is not None
     }
     settings = {**chat_model.settings, **FOUR_AXES.settings}
-    with Journal(Path(folder) / RATINGS_JOURNAL, settings) as journal:
+    with Journal(Path(folder) / JOURNAL_FILE, settings) as journal:
         answers = ask_all(chat_model, asked.values(), FOUR_AXES.read, journal, note=REPEAT_NOTE)
         found_of = {key: answers[key][0] for key in asked}
     scores: list[float | None] = []

@@ -15,14 +15,13 @@ from hf_lmmixup.encoder import CachedEncoder, Encoder, load_encoder
 from hf_lmmixup.endpoint import EndpointModel
 from hf_lmmixup.local_model import GeneratorModel, VLLMModel
 from hf_lmmixup.rating_prompt import FOUR_AXES, ONE_DIGIT, Rubric
+from hf_lmmixup.reward_settings import BUNDLED
 
 
 RUBRICS = {"axes": FOUR_AXES, "digit": ONE_DIGIT}
 ENGINES = ("transformers", "vllm")
 REPLY_TOKENS = 256
 """Longest reply: four judgements take thirty tokens. A model that thinks first needs more."""
-
-BUNDLED = "bundled"
 
 Rater = tuple[ChatModel, Rubric]
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from hf_lmmixup.bundled import rated_texts
 from hf_lmmixup.datastore import ScoredDatastore, build
-from hf_lmmixup.encoder import CachedEncoder, load_encoder
+from hf_lmmixup.encoder import PRECISIONS, CachedEncoder, load_encoder
 from hf_lmmixup.records import TaskType
 
 
@@ -39,7 +39,6 @@ VARIABLES = tuple(
 BUNDLED = "bundled"
 QUALITY_MODES = ("nearest", "upstream")
 QUALITY_JUDGES = ("default", "head", "neighbors")
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 MIXUP_WEIGHTS = {"quality": 0.5, "alignment": 0.4, "format": 0.1}
 """Published weights, the same for every task type (arXiv 2510.20449, configuration)."""
