@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from hf_lmmixup.prompts import SKELETONS, answer_matches
-from hf_lmmixup.rating_prompt import fence
+from hf_lmmixup.rating_prompt import fence, unwrapped
 from hf_lmmixup.records import TaskType
 
 
@@ -81,7 +81,7 @@ def read_target(reply: str, task_type: TaskType) -> str:
     Raises:
         ValueError: If it is too long or not in the form of its type; the message is the reason.
     """
-    text = _plain(reply)
+    text = unwrapped(reply)
     if len(text) > MAX_TARGET_CHARACTERS:
         raise ValueError("target longer than asked for")
     if not answer_matches(text, task_type):
@@ -96,7 +96,7 @@ def read_variants(reply: str) -> list[dict[str, str]]:
         ValueError: If the reply is anything else; the message is the reason.
     """
     try:
-        value: Any = json.loads(_plain(reply))
+        value: Any = json.loads(unwrapped(reply))
     except (ValueError, RecursionError):
         raise ValueError("variants are not JSON") from None
     entries = value.get("variants") if isinstance(value, dict) else None
@@ -116,7 +116,7 @@ def read_reasoning(reply: str) -> str:
     Raises:
         ValueError: If it is too short, too long, or holds a tag of the completion's form.
     """
-    text = " ".join(_plain(reply).split())
+    text = " ".join(unwrapped(reply).split())
     fewest, most = REASONING_WORDS
     if not fewest <= len(text.split()) <= most:
         raise ValueError("reasoning shorter or longer than asked for")
@@ -137,13 +137,3 @@ def _form(task_type: TaskType) -> str:
 
 def _messages(system: str, user: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
-
-
-def _plain(reply: str) -> str:
-    """The reply without a leading block of reasoning and without a code fence around all of it."""
-    text = reply.strip()
-    if text.startswith("<think>"):
-        text = text.partition("</think>")[2].strip()
-    if text.startswith("```") and text.endswith("```") and len(text) > 6:
-        text = text[3:-3].removeprefix("json").strip()
-    return text

@@ -143,7 +143,7 @@ def parse_rating(reply: str) -> Rating:
     Raises:
         ValueError: If the reply is anything but the four judgements; the message is the reason, without the reply.
     """
-    fields = _json_object(_unwrapped(reply))
+    fields = _json_object(unwrapped(reply))
     if set(fields) != set(RATING_AXES):
         raise ValueError("reply has other keys than the four judgements")
     for value in fields.values():
@@ -170,7 +170,7 @@ def parse_digit(reply: str) -> float:
     return fields["expected"]
 
 
-def _unwrapped(reply: str) -> str:
+def unwrapped(reply: str) -> str:
     """The reply without a leading block of reasoning and without a code fence around all of it."""
     text = reply.strip()
     _, closed, after = text.partition("</think>")

@@ -178,6 +178,7 @@ def test_a_source_cannot_close_its_fence():
         (lambda r: read_target(r, TaskType.QA), "Q: a?\nA: b.", "Q: a?\nA: b."),
         # a block of reasoning and a fence around are taken off
         (lambda r: read_target(r, TaskType.QA), "<think>hm</think>\n```\nQ: a?\nA: b.\n```", "Q: a?\nA: b."),
+        (lambda r: read_target(r, TaskType.QA), "hm\n</think>\n\nQ: a?\nA: b.", "Q: a?\nA: b."),
         (lambda r: read_target(r, TaskType.PARA), "words " * 1000, "target longer than asked for"),
         (lambda r: read_target(r, TaskType.CS), "Q: a?\nA: b.", "target not in the form"),
         (read_variants, '{"variants": [{"text": " a ", "flaw": "x  y"}, {"text": "b", "flaw": "z"}]}',
@@ -190,7 +191,7 @@ def test_a_source_cannot_close_its_fence():
         (read_variants, '{"variants": [{"text": 5, "flaw": "x"}, {"text": "b", "flaw": "z"}]}', "no text"),
         (read_reasoning, "It says one thing twice\nin different ways.", "It says one thing twice in different ways."),
         (read_reasoning, "Too short.", "reasoning shorter or longer"),
-        (read_reasoning, "It says the same thing twice in </think> different ways.", "reasoning holds tags"),
+        (read_reasoning, "It says the same thing twice in </answer> different ways.", "reasoning holds tags"),
     ],
 )  # fmt: skip
 def test_reading_replies(read, reply, expected):
