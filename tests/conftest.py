@@ -88,6 +88,34 @@ def lmmixup(*arguments: str | Path, check: bool = True) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=check, env=os.environ)
 
 
+def invoked(*arguments: object, code: int = 0) -> str:
+    """Run the command in this process; what it printed, as one line."""
+    from typer.testing import CliRunner
+
+    from hf_lmmixup.cli import app
+
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def unit(rows):
+    """Rows of length 1, as an encoder makes them."""
+    import numpy as np  # not above: it reads the number of threads when it is imported
+
+    vectors = np.asarray(rows, np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A Hub on this machine, empty where a file of tests begins."""
+    from loopback_hub import serve
+
+    with serve(tmp_path_factory.mktemp("hub") / "store") as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
     """The directory of a run from raw rows to report, trained for a few steps."""

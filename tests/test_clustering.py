@@ -1,16 +1,12 @@
 import numpy as np
 import pytest
+from conftest import unit
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lmmixup.clustering import NO_CLUSTER, Sizes, cluster, group
 from hf_lmmixup.neighbors import build_graph
-
-
-def unit(rows):
-    vectors = np.asarray(rows, np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def made(ids):

@@ -1,16 +1,12 @@
 import numpy as np
 import pytest
+from conftest import unit
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hf_lmmixup import diversity
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.neighbors import build_graph, rounded
-
-
-def unit(rows):
-    vectors = np.asarray(rows, np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def plain(vectors, order, max_similarity, limit, passed_over=()):

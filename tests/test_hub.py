@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from hub_client import Raised, client_of
-from loopback_hub import READ_TOKEN, WRITE_TOKEN, Fault, serve
+from loopback_hub import READ_TOKEN, WRITE_TOKEN, Fault
 
 from hf_lmmixup.datastore import ScoredDatastore, build
 
@@ -87,12 +87,6 @@ def run(tmp_path) -> Path:
     (folder / "dataset" / "data" / "train-00001-of-00002.parquet").symlink_to("/etc/hostname")
     (folder / "dataset" / "elsewhere").symlink_to("/etc")
     return folder
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("hub") / "store") as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

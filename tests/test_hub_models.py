@@ -6,7 +6,6 @@ import shutil
 import pytest
 import yaml
 from hub_client import Raised, client_of
-from loopback_hub import serve
 
 
 EVALUATION = {
@@ -46,12 +45,6 @@ NOT_TO_LEAVE = [
     "pytorch_model.bin",
     ".env",
 ]
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("hub") / "store") as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

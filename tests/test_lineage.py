@@ -7,9 +7,9 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 from borrowed_tools import CopyingWriter, tools
+from conftest import invoked
 from datasets import load_dataset
 from test_modes import ROWS, TRAINING_FREE, recipe
-from test_stage_commands import lmmixup
 
 from hf_lmmixup.artifacts import dataset_publication
 from hf_lmmixup.data_arms import rows_of_run
@@ -205,24 +205,24 @@ def test_a_distilled_row_is_withdrawn_by_its_sources(finished, tmp_path):
 
 
 def test_commands(finished, tmp_path):
-    assert "score 1" in lmmixup("explain", identifier(3), "--run", finished)
-    assert "knows no row 'nobody'" in lmmixup("explain", "nobody", "--run", finished, code=1)
-    assert "holds no finished run" in lmmixup("explain", "nobody", "--run", tmp_path, code=1)
+    assert "score 1" in invoked("explain", identifier(3), "--run", finished)
+    assert "knows no row 'nobody'" in invoked("explain", "nobody", "--run", finished, code=1)
+    assert "holds no finished run" in invoked("explain", "nobody", "--run", tmp_path, code=1)
     (tmp_path / "ids.txt").write_text(identifier(3) + "\n", encoding="utf-16")
     one = ["withdraw", "--run", finished, "--ids-file", tmp_path / "ids.txt", "-o", tmp_path / "new"]
-    assert "ids.txt is no text in UTF-8" in lmmixup(*one, code=1)
+    assert "ids.txt is no text in UTF-8" in invoked(*one, code=1)
     (tmp_path / "ids.txt").write_text(identifier(3) + "\r\n", encoding="utf-8-sig")
-    told = lmmixup(*one)
+    told = invoked(*one)
     assert "1 raw rows withdrawn" in told and "--update" in told
-    assert "exists. Name another" in lmmixup(
+    assert "exists. Name another" in invoked(
         "withdraw", "--run", finished, "--id", identifier(3), "-o", tmp_path / "new", code=1
     )
-    assert "read none of these rows" in lmmixup(
+    assert "read none of these rows" in invoked(
         "withdraw", "--run", finished, "--source", "x", "-o", tmp_path / "b", code=1
     )
-    assert "Say what to withdraw" in lmmixup("withdraw", "--run", finished, "-o", tmp_path / "b", code=1)
+    assert "Say what to withdraw" in invoked("withdraw", "--run", finished, "-o", tmp_path / "b", code=1)
 
 
 def test_a_folder_may_be_called_what_looks_like_markup(finished, tmp_path):
-    told = lmmixup("withdraw", "--run", finished, "--id", identifier(3), "-o", tmp_path / "new[/]x")
+    told = invoked("withdraw", "--run", finished, "--id", identifier(3), "-o", tmp_path / "new[/]x")
     assert "new[/]x." in told

@@ -4,19 +4,11 @@ import json
 import re
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, invoked
 from datasets import Dataset
-from typer.testing import CliRunner
 
-from hf_lmmixup.cli import app
 from hf_lmmixup.mosaic import read_responses
 from hf_lmmixup.mosaic_files import read_turns
-
-
-def lmmixup(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return " ".join(result.output.split())
 
 
 def written(path):
@@ -32,7 +24,7 @@ def pile(tmp_path):
 
 
 def test_every_row_is_accounted_for(pile, tmp_path):
-    told = lmmixup("mosaic", pile, "-o", tmp_path / "m.jsonl", "--max-tokens", "none")
+    told = invoked("mosaic", pile, "-o", tmp_path / "m.jsonl", "--max-tokens", "none")
     rows = written(tmp_path / "m.jsonl")
     assert sorted(answer for row in rows for (answer,) in read_responses(row)) == sorted(f"«{i}»" for i in range(60))
     masked = sum(len(row["masked"]) for row in rows)
@@ -53,7 +45,7 @@ def test_every_row_is_accounted_for(pile, tmp_path):
 
 def test_options_reach_the_mosaics(pile, tmp_path):
     def made(name, *options):
-        lmmixup("mosaic", pile, "-o", tmp_path / name, "--max-tokens", "none", *options)
+        invoked("mosaic", pile, "-o", tmp_path / name, "--max-tokens", "none", *options)
         return written(tmp_path / name)
 
     weighted = made(
@@ -83,7 +75,7 @@ def test_conversations_keep_their_turns_and_tables_their_columns(tmp_path):
     ]
     talks[3] = {"conversations": [{"from": "human", "value": "nobody answers"}]}
     (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, talks)))
-    told = lmmixup("mosaic", tmp_path / "talks.jsonl", "-o", tmp_path / "t.jsonl", "--max-tokens", "none")
+    told = invoked("mosaic", tmp_path / "talks.jsonl", "-o", tmp_path / "t.jsonl", "--max-tokens", "none")
     assert "not used: no assistant turn │ 1" in told
     answers = sorted(pair for row in written(tmp_path / "t.jsonl") for pair in read_responses(row))
     assert answers == sorted((f"A{i}.", f"B{i}.") for i in range(12) if i != 3)
@@ -96,14 +88,14 @@ def test_conversations_keep_their_turns_and_tables_their_columns(tmp_path):
     }
     Dataset.from_dict(table).to_parquet(str(tmp_path / "rows.parquet"))
     apart = ["--max-tokens", "none", "--keep-apart", "confidence", "--strategy", "primary"]
-    lmmixup("mosaic", tmp_path / "rows.parquet", "-o", tmp_path / "k.jsonl", *apart)
+    invoked("mosaic", tmp_path / "rows.parquet", "-o", tmp_path / "k.jsonl", *apart)
     for row in written(tmp_path / "k.jsonl"):
         assert len({int(source[1:]) < 10 for source in row["sources"]}) == 1
         assert row["confidence"] == pytest.approx(-sum(int(s[1:]) for s in row["sources"]) / len(row["sources"]))
 
     # What `lmmixup confidence --rows rows.jsonl` writes is the same table.
     (tmp_path / "rows.jsonl").write_text(Dataset.from_dict(table).to_pandas().to_json(orient="records", lines=True))
-    lmmixup("mosaic", tmp_path / "rows.jsonl", "-o", tmp_path / "k2.jsonl", *apart)
+    invoked("mosaic", tmp_path / "rows.jsonl", "-o", tmp_path / "k2.jsonl", *apart)
     assert written(tmp_path / "k2.jsonl") == written(tmp_path / "k.jsonl")
 
 
@@ -124,7 +116,7 @@ def test_conversations_keep_their_turns_and_tables_their_columns(tmp_path):
     ],
 )
 def test_what_cannot_be_done_is_said_first(pile, tmp_path, options, message):
-    told = lmmixup("mosaic", pile, *([] if "-o" in options else ["-o", tmp_path / "m.jsonl"]), *options, code=1)
+    told = invoked("mosaic", pile, *([] if "-o" in options else ["-o", tmp_path / "m.jsonl"]), *options, code=1)
     assert message in told and not (tmp_path / "m.jsonl").exists()
 
 
@@ -141,7 +133,7 @@ def test_pairs_among_conversations_are_conversations_of_one_turn(tmp_path):
 
 def test_a_file_without_a_usable_conversation(tmp_path):
     (tmp_path / "t.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "?"}]}))
-    told = lmmixup("mosaic", tmp_path / "t.jsonl", "-o", tmp_path / "m.jsonl", "--max-tokens", "none", code=1)
+    told = invoked("mosaic", tmp_path / "t.jsonl", "-o", tmp_path / "m.jsonl", "--max-tokens", "none", code=1)
     assert "holds no usable row: rejected for ['no assistant turn']" in told
 
 
@@ -151,7 +143,7 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
     (block,) = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "docs" / "mosaic.md").read_text(), re.DOTALL)
     for line in block.splitlines():
         assert line.startswith("lmmixup mosaic ")
-        lmmixup(*line.split()[1:])
+        invoked(*line.split()[1:])
     pool = len(Dataset.from_parquet(str(tmp_path / "mosaics.parquet"), keep_in_memory=True)["order"])
     other = written(tmp_path / "other.jsonl")
     assert pool and {row["strategy"] for row in other} <= {"permute", "maskout", "single"}
@@ -159,4 +151,4 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
 
 def test_help_has_examples():
     for command in ("mosaic", "confidence"):
-        assert lmmixup(command, "--help").count(f"lmmixup {command} ") >= 3
+        assert invoked(command, "--help").count(f"lmmixup {command} ") >= 3

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -12,11 +13,6 @@ from safetensors.numpy import save_file
 from hf_lmmixup.diversity import keep_diverse
 from hf_lmmixup.half_precision import check_finite
 from hf_lmmixup.neighbors import NO_HORIZON, STEPS, NeighborGraph, build_graph, top_k
-
-
-def unit(rows):
-    vectors = np.asarray(rows, np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def drawn(n, d, seed, duplicates=0):

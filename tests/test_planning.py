@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from borrowed_tools import raw_rows, tools
+from conftest import invoked
 from test_modes import TRAINING_FREE, recipe, write_rows
-from test_stage_commands import lmmixup
 
 from hf_lmmixup.distilling import TRAIN
 from hf_lmmixup.pipeline import run
@@ -100,15 +100,15 @@ def test_command_keeps_the_plan_and_shows_it_beside_the_run(tmp_path, monkeypatc
     monkeypatch.setattr("hf_lmmixup.preparation.Tools", tools)
     monkeypatch.setattr("hf_lmmixup.planning.Tools", tools)
     job = recipe(tmp_path, rows=rows(30))
-    told = lmmixup("plan", "extractive", "-i", job.input, "-o", job.output)
+    told = invoked("plan", "extractive", "-i", job.input, "-o", job.output)
     assert "rate again" in told and "Kept in" in told
     run(job, tools=tools())
-    told = lmmixup("plan", "--run", job.output)
+    told = invoked("plan", "--run", job.output)
     assert "took" in told and "check took" in told
     facts = json.loads((tmp_path / "run/facts.json").read_text())
     assert [entry["stage"] for entry in facts["plan"]][0] == "load"
     kept = (Path(job.output) / "plan.json").read_bytes()
-    told = lmmixup("plan", "extractive", "-i", job.input, "-o", job.output, "--limit", "10")
+    told = invoked("plan", "extractive", "-i", job.input, "-o", job.output, "--limit", "10")
     assert "Not kept: a run has begun" in told and (Path(job.output) / "plan.json").read_bytes() == kept
-    assert "one of the two" in lmmixup("plan", code=1)
-    assert "neither a plan nor" in lmmixup("plan", "--run", tmp_path, code=1)
+    assert "one of the two" in invoked("plan", code=1)
+    assert "neither a plan nor" in invoked("plan", "--run", tmp_path, code=1)

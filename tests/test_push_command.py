@@ -12,7 +12,7 @@ import pytest
 from conftest import lmmixup
 from hashing_encoder import HashingEncoder
 from hub_client import client_of
-from loopback_hub import WRITE_TOKEN, serve
+from loopback_hub import WRITE_TOKEN
 
 from hf_lmmixup.datastore import build
 
@@ -25,12 +25,6 @@ FACTS = {
     "models": ["untrained", "cold start"],
 }
 SHARD = "dataset/data/train-00000-of-00001.parquet"
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("hub") / "store") as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import typer.main
 from borrowed_tools import raw_rows, tools
-from conftest import REPOSITORY
+from conftest import REPOSITORY, invoked
 from test_modes import recipe
-from test_stage_commands import lmmixup
 
 from hf_lmmixup.cli import app
 from hf_lmmixup.pipeline import run
@@ -40,7 +39,7 @@ def test_shards_are_cut_run_and_put_together(tmp_path, monkeypatch):
     exec(compile(join, "docs/scaling.md", "exec"), {})
     both = pq.read_table("all.parquet")["id"].to_pylist()
     assert len(both) == len(set(both)) > 2
-    lmmixup(*shlex.split(blocks("bash")[2])[1:])
+    invoked(*shlex.split(blocks("bash")[2])[1:])
     assert pq.read_metadata("selected.parquet").num_rows <= len(both)
 
 

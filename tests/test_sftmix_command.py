@@ -4,11 +4,9 @@ import json
 import re
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, invoked
 from datasets import Dataset
-from typer.testing import CliRunner
 
-from hf_lmmixup.cli import app
 from hf_lmmixup.distiller import build_mini_distiller
 from hf_lmmixup.sftmix import load_confidence
 from hf_lmmixup.tiny_distiller import build_tiny_distiller
@@ -31,16 +29,10 @@ def pile(tmp_path_factory):
     return folder
 
 
-def lmmixup(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return " ".join(result.output.split())
-
-
 def test_reference_run_table_rows_and_plot(pile, tmp_path):
     run = ["--model", pile / "tiny", "--epochs", 2, "--max-length", 64, "--run-directory", tmp_path / "run"]
     rows, table = tmp_path / "rows.parquet", tmp_path / "c.parquet"
-    told = lmmixup("confidence", pile / "pile.jsonl", "-o", table, "--rows", rows, "--checkpoints", 2, *run)
+    told = invoked("confidence", pile / "pile.jsonl", "-o", table, "--rows", rows, "--checkpoints", 2, *run)
     measured = load_confidence(table)
     assert [row["checkpoints"] for row in measured] == [[2, 4]] * 9
     joined = Dataset.from_parquet(str(rows), keep_in_memory=True)
@@ -59,14 +51,14 @@ def test_reference_run_table_rows_and_plot(pile, tmp_path):
     assert "reference run ..." in told and "{'train" not in told
 
     saved = tmp_path / "run" / "checkpoint-4"
-    lmmixup("confidence", pile / "pile.jsonl", "-o", tmp_path / "s.parquet", "--checkpoint", saved, "--max-length", 64)
+    invoked("confidence", pile / "pile.jsonl", "-o", tmp_path / "s.parquet", "--checkpoint", saved, "--max-length", 64)
     for one, other in zip(measured, load_confidence(tmp_path / "s.parquet"), strict=True):
         assert other["perplexity"] == pytest.approx(one["perplexity"][1:], rel=1e-4)
 
 
 def test_online_and_the_plot_elsewhere(pile, tmp_path):
     options = ["--model", pile / "tiny", "--online", "--epochs", 1, "--max-length", 64, "--limit", 4]
-    lmmixup("confidence", pile / "pile.jsonl", "-o", tmp_path / "c.parquet", "--plot", tmp_path / "p.svg", *options)
+    invoked("confidence", pile / "pile.jsonl", "-o", tmp_path / "c.parquet", "--plot", tmp_path / "p.svg", *options)
     assert [row["checkpoints"] for row in load_confidence(tmp_path / "c.parquet")] == [[1]] * 4
     assert (tmp_path / "p.svg").is_file() and not (tmp_path / "c.svg").exists()
 
@@ -86,24 +78,24 @@ def test_online_and_the_plot_elsewhere(pile, tmp_path):
 def test_what_cannot_be_done_is_said_first(pile, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     output = [] if "-o" in options else ["-o", tmp_path / "c.parquet"]
-    assert message in lmmixup("confidence", pile / "pile.jsonl", *output, *options, code=1)
+    assert message in invoked("confidence", pile / "pile.jsonl", *output, *options, code=1)
 
 
 def test_neither_the_input_nor_the_table_is_written_over(pile, tmp_path):
     rows = tmp_path / "rows.parquet"
     Dataset.from_dict({"id": ["a"], "prompt": ["p"], "completion": ["c"]}).to_parquet(str(rows))
     before = rows.read_bytes()
-    assert "is the input" in lmmixup("confidence", rows, "-o", rows, "--model", "a", code=1)
+    assert "is the input" in invoked("confidence", rows, "-o", rows, "--model", "a", code=1)
     with_rows = ["-o", tmp_path / "c.parquet", "--rows", rows, "--limit", 1]
-    assert "is the input" in lmmixup("confidence", rows, *with_rows, "--model", "a", code=1)
+    assert "is the input" in invoked("confidence", rows, *with_rows, "--model", "a", code=1)
     one = ["-o", tmp_path / "c.parquet", "--rows", tmp_path / "." / "c.parquet"]
-    assert "--rows and --output both name" in lmmixup("confidence", rows, *one, "--model", "a", code=1)
+    assert "--rows and --output both name" in invoked("confidence", rows, *one, "--model", "a", code=1)
     assert rows.read_bytes() == before and list(tmp_path.iterdir()) == [rows]
 
 
 def test_rows_that_are_all_too_long(pile, tmp_path):
     options = ["--model", pile / "tiny", "--max-length", 2]
-    told = lmmixup("confidence", pile / "pile.jsonl", "-o", tmp_path / "c.parquet", *options, code=1)
+    told = invoked("confidence", pile / "pile.jsonl", "-o", tmp_path / "c.parquet", *options, code=1)
     assert "None of the 9 rows has a response within max_length=2 tokens" in told
 
 
@@ -111,7 +103,7 @@ def test_mosaics_keep_to_the_budget_of_a_tokenizer(pile, tmp_path):
     from transformers import AutoTokenizer
 
     options = ["--tokenizer", pile / "tiny", "--max-tokens", "120", "--number", "max_length", "--strategy", "primary"]
-    lmmixup("mosaic", pile / "pile.jsonl", "-o", tmp_path / "m.jsonl", *options)
+    invoked("mosaic", pile / "pile.jsonl", "-o", tmp_path / "m.jsonl", *options)
     tokenizer = AutoTokenizer.from_pretrained(pile / "tiny")
     rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     lengths = [len(tokenizer(row["prompt"] + row["completion"])["input_ids"]) for row in rows]
@@ -128,5 +120,5 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
         if line == "lmmixup tiny models/tiny-distiller":
             build_mini_distiller("models/tiny-distiller", reading_steps=0)  # the command, less its reading
         else:
-            lmmixup(*line.split()[1:])
+            invoked(*line.split()[1:])
     assert len(load_confidence(tmp_path / "confidence.parquet")) == 32

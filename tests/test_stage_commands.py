@@ -6,13 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from borrowed_tools import raw_rows
+from conftest import invoked
 from datasets import Dataset
 from hashing_encoder import HashingEncoder
 from test_modes import write_rows
-from typer.testing import CliRunner
 
 from hf_lmmixup.chat_model import ChatReply
-from hf_lmmixup.cli import app
 from hf_lmmixup.cluster_page import render_inspection
 from hf_lmmixup.records import CLUSTERED, LOADED, row_id
 from hf_lmmixup.stage_files import read_rows
@@ -24,12 +23,6 @@ def hashing(monkeypatch):
     monkeypatch.setattr("hf_lmmixup.encoder.load_encoder", lambda name=None: HashingEncoder())
 
 
-def lmmixup(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return " ".join(result.output.split())
-
-
 def table(path):
     return pq.read_table(path).to_pylist()
 
@@ -38,7 +31,7 @@ def test_one_stage_after_the_other(tmp_path):
     rows = [*raw_rows(range(12)), {"prompt": "zxcv <b>", "completion": "qwer uiop"}]
     pile = write_rows(tmp_path / "pile.jsonl", [*rows, {"prompt": "ZXCV  <b>", "completion": "qwer uiop"}])
     clusters, distilled = tmp_path / "clusters.parquet", tmp_path / "distilled.parquet"
-    told = lmmixup("cluster", pile, "-o", clusters, "--duplicates", 0.999, "--singletons", "drop")
+    told = invoked("cluster", pile, "-o", clusters, "--duplicates", 0.999, "--singletons", "drop")
     assert "deduplicate: same text as another row" in told
     numbers = [row["cluster_id"] for row in table(clusters)]
     assert len(numbers) == 12 and set(numbers) == set(range(max(numbers) + 1))
@@ -50,14 +43,14 @@ def test_one_stage_after_the_other(tmp_path):
     page = (tmp_path / "clusters.html").read_text()
     assert page.count("<svg") == 3 and "<b>" not in page and "Sample clusters" in page
     assert '<h1 dir="auto">Clusters of pile</h1>' in page
-    lmmixup("distill", clusters, "-o", distilled, "--extractive")
+    invoked("distill", clusters, "-o", distilled, "--extractive")
     written = table(distilled)
     assert sorted(source for row in written for source in row["sources"]) == sorted(
         row["id"] for row in table(clusters)
     )
     assert all(row["novelty"] in (0.0, None) for row in written)
     before = distilled.read_bytes()
-    lmmixup("distill", clusters, "-o", distilled, "--extractive")  # all from the journal
+    invoked("distill", clusters, "-o", distilled, "--extractive")  # all from the journal
     assert distilled.read_bytes() == before
 
 
@@ -70,9 +63,9 @@ def test_folders_of_the_outputs_are_made_before_the_work(tmp_path, monkeypatch):
         return HashingEncoder()
 
     monkeypatch.setattr("hf_lmmixup.encoder.load_encoder", load)
-    lmmixup("cluster", pile, "-o", output)
+    invoked("cluster", pile, "-o", output)
     assert output.with_suffix(".html").is_file() and output.is_file()
-    lmmixup("cluster", pile, "-o", output, "--report", page)
+    invoked("cluster", pile, "-o", output, "--report", page)
     assert page.is_file() and made == [True, True]
 
 
@@ -80,13 +73,13 @@ def test_select_and_merge(tmp_path):
     scored = [{**row, "id": f"{number}", "score": number % 6} for number, row in enumerate(raw_rows(range(12)))]
     rows = tmp_path / "rated.parquet"
     pq.write_table(pa.Table.from_pylist(scored), rows)
-    lmmixup("select", rows, "-o", tmp_path / "best.parquet", "--size", 3)
+    invoked("select", rows, "-o", tmp_path / "best.parquet", "--size", 3)
     best = table(tmp_path / "best.parquet")
     assert [row["score"] for row in best] == [5, 5, 4]
     assert all(0 <= row["long_tail_score"] <= 1 for row in best)
-    lmmixup("select", rows, "-o", tmp_path / "all.parquet", "--min-score", -1)
+    invoked("select", rows, "-o", tmp_path / "all.parquet", "--min-score", -1)
     assert len(table(tmp_path / "all.parquet")) == 12
-    lmmixup(
+    invoked(
         "merge", tmp_path / "best.parquet", tmp_path / "all.parquet", "-o", tmp_path / "out.parquet", "--share", 0.5
     )
     assert [row["origin"] for row in table(tmp_path / "out.parquet")].count("distilled") == 3
@@ -106,10 +99,10 @@ def test_stages_read_each_other_s_json_lines(tmp_path):
     for form in ("parquet", "jsonl"):
         names = ("clusters", "distilled", "best", "merged")
         clusters, distilled, best, merged = (tmp_path / f"{name}.{form}" for name in names)
-        lmmixup("cluster", start, "-o", clusters, "--min-similarity", 0.8)
-        lmmixup("distill", clusters, "-o", distilled, "--extractive")
-        lmmixup("select", clusters, "-o", best, "--size", 5, "--min-score", -1)
-        lmmixup("merge", best, distilled, "-o", merged)
+        invoked("cluster", start, "-o", clusters, "--min-similarity", 0.8)
+        invoked("distill", clusters, "-o", distilled, "--extractive")
+        invoked("select", clusters, "-o", best, "--size", 5, "--min-score", -1)
+        invoked("merge", best, distilled, "-o", merged)
         results.append([read_rows(path).dataset for path in (clusters, distilled, best, merged)])
     for known, found in zip(*results, strict=True):
         assert found.features == known.features
@@ -134,7 +127,7 @@ def test_no_rows_in_are_no_rows_out(tmp_path, command):
     rows, output = tmp_path / "empty.parquet", tmp_path / "out.parquet"
     Dataset.from_dict({name: [] for name in CLUSTERED}, features=CLUSTERED).to_parquet(rows)
     name, *options = (one.format(rows=rows) for one in command)
-    lmmixup(name, rows, *options, "-o", output)
+    invoked(name, rows, *options, "-o", output)
     assert table(output) == [] and {"id", "prompt", "completion"} <= set(pq.read_schema(output).names)
 
 
@@ -189,7 +182,7 @@ def test_rows_that_share_an_id_are_all_in_the_books(tmp_path, name):
         if name == "rows.parquet"
         else {f"{name}:1": "not valid JSON", f"{name}:5": "duplicate"}
     )
-    lmmixup("select", tmp_path / name, "-o", tmp_path / "out.parquet")
+    invoked("select", tmp_path / name, "-o", tmp_path / "out.parquet")
     assert len(table(tmp_path / "out.parquet")) == 2
 
 
@@ -201,7 +194,7 @@ def test_lines_that_cannot_be_read_are_counted_by_every_stage(tmp_path, monkeypa
     write_rows(path, rows)
     path.write_text("oops\n" + path.read_text())
     for command in (["select", path], ["distill", path, "--extractive"], ["merge", path, path], ["cluster", path]):
-        assert "dropped: not valid JSON" in lmmixup(*command, "-o", tmp_path / f"{command[0]}.parquet")
+        assert "dropped: not valid JSON" in invoked(*command, "-o", tmp_path / f"{command[0]}.parquet")
     assert len(read_rows(path, limit=3).dataset) == 2
 
 
@@ -225,7 +218,7 @@ def test_clusters_none_of_which_became_a_row_are_a_failure(tmp_path, monkeypatch
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "clusters.parquet")
     served = ["--endpoint", "http://127.0.0.1:9/v1", "--model", "m"]
     command = ["distill", tmp_path / "clusters.parquet", "-o", tmp_path / "out.parquet", *served]
-    assert message in lmmixup(*command, code=code)
+    assert message in invoked(*command, code=code)
     assert table(tmp_path / "out.parquet") == []
     assert ("m gave no good text for 2 requests: {'status 400 (no such field)': 2}" in caplog.text) == (code == 4)
 
@@ -290,7 +283,7 @@ def test_what_cannot_be_done_is_said_in_one_message(tmp_path, arguments, message
     places = {"pile": write_rows(tmp_path / "pile.jsonl", raw_rows(range(4))), "out": str(tmp_path / "o.parquet")}
     places["folder"] = tmp_path / "folder.parquet"
     places["folder"].mkdir()
-    assert message in lmmixup(*(one.format(**places) for one in arguments), code=1)
+    assert message in invoked(*(one.format(**places) for one in arguments), code=1)
     assert not (tmp_path / "o.parquet").exists() and not list(places["folder"].iterdir())
 
 
@@ -300,7 +293,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_the_work(tmp_path, m
     monkeypatch.setattr("os.access", lambda place, mode: place != tmp_path / "new")
     monkeypatch.setattr("hf_lmmixup.encoder.load_encoder", lambda *_: pytest.fail("work was done"))
     output = tmp_path / "new" if "build" in command else tmp_path / "new/o.parquet"
-    assert f"Nothing can be written in {tmp_path / 'new'}." in lmmixup(*command, pile, "-o", output, code=1)
+    assert f"Nothing can be written in {tmp_path / 'new'}." in invoked(*command, pile, "-o", output, code=1)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +311,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_the_work(tmp_path, m
 def test_clusters_have_numbers(tmp_path, suffix, numbers, are_clusters):
     pile, output = tmp_path / f"pile{suffix}", tmp_path / "o.jsonl"
     write_staged(Dataset(scored(raw_rows(range(2)), cluster_id=numbers)), pile)
-    said = lmmixup("distill", pile, "-o", output, "--extractive", code=0 if are_clusters else 1)
+    said = invoked("distill", pile, "-o", output, "--extractive", code=0 if are_clusters else 1)
     assert output.exists() == are_clusters
     assert are_clusters or "has no column cluster_id with whole numbers" in said
 
@@ -342,7 +335,7 @@ def test_a_number_out_of_bounds_is_refused_before_rows_are_embedded(tmp_path, mo
     scored = [{**row, "id": str(place), "score": 4} for place, row in enumerate(raw_rows(range(4)))]
     pile = write_rows(tmp_path / "pile.jsonl", scored)
     command, *options = arguments
-    assert message in lmmixup(command, pile, "-o", tmp_path / "o.parquet", *options, code=1)
+    assert message in invoked(command, pile, "-o", tmp_path / "o.parquet", *options, code=1)
 
 
 def scored(rows, **columns):
@@ -361,9 +354,9 @@ def test_the_order_of_the_rows_has_no_influence(tmp_path):
     written = []
     for order in (range(90), reversed(range(90))):
         pq.write_table(table.take(list(order)), tmp_path / "rows.parquet")
-        lmmixup("cluster", tmp_path / "rows.parquet", "-o", tmp_path / "clusters.jsonl")
-        lmmixup("cluster", tmp_path / "rows.parquet", "-o", tmp_path / "unique.jsonl", "--duplicates", "0.999")
-        lmmixup("select", tmp_path / "rows.parquet", "-o", tmp_path / "best.jsonl", "--max-similarity", "0.9")
+        invoked("cluster", tmp_path / "rows.parquet", "-o", tmp_path / "clusters.jsonl")
+        invoked("cluster", tmp_path / "rows.parquet", "-o", tmp_path / "unique.jsonl", "--duplicates", "0.999")
+        invoked("select", tmp_path / "rows.parquet", "-o", tmp_path / "best.jsonl", "--max-similarity", "0.9")
         names = ("clusters.jsonl", "clusters.html", "unique.jsonl", "unique.jsonl.dropped.json", "best.jsonl")
         written.append([(tmp_path / name).read_text() for name in names])
     assert written[0] == written[1]
@@ -378,11 +371,11 @@ def test_rows_of_folders_and_arrays_keep_what_earlier_stages_wrote(tmp_path):
     rows.save_to_disk(tmp_path / "saved")
     (tmp_path / "rows.json").write_text(json.dumps(table.to_pylist()))
     for name in ("run/dataset", "saved", "rows.json"):
-        lmmixup("select", tmp_path / name, "-o", tmp_path / "best.parquet")
+        invoked("select", tmp_path / name, "-o", tmp_path / "best.parquet")
         assert sorted(pq.read_table(tmp_path / "best.parquet")["id"].to_pylist()) == ["00", "01", "02"]
         (tmp_path / "none.parquet").unlink(missing_ok=True)
         pq.write_table(table.slice(0, 0), tmp_path / "none.parquet")
-        lmmixup("merge", tmp_path / "none.parquet", tmp_path / name, "-o", tmp_path / "all.parquet")
+        invoked("merge", tmp_path / "none.parquet", tmp_path / name, "-o", tmp_path / "all.parquet")
         assert [
             (row["id"], row["score"], row["sources"]) for row in pq.read_table(tmp_path / "all.parquet").to_pylist()
         ] == [(row["id"], row["score"], ["x", "y"]) for row in table.to_pylist()]
@@ -399,7 +392,7 @@ SCORES = [
 @pytest.mark.parametrize(("scores", "code", "found"), SCORES)
 def test_scores_of_strangers(tmp_path, scores, code, found):
     pq.write_table(scored(raw_rows(range(4)), score=scores), tmp_path / "rows.parquet")
-    told = lmmixup("select", tmp_path / "rows.parquet", "-o", tmp_path / "best.parquet", code=code)
+    told = invoked("select", tmp_path / "rows.parquet", "-o", tmp_path / "best.parquet", code=code)
     if code:
         assert found in told
     else:
@@ -418,7 +411,7 @@ def test_nothing_left_of_some_rows_is_a_failure(tmp_path, command):
     rows = tmp_path / "rows.parquet"
     pq.write_table(scored(raw_rows([0, 3, 6, 9]), score=[1, 2, 3, 4]), rows)
     name, *options = (one.format(rows=rows) for one in command)
-    told = lmmixup(name, rows, *options, "-o", tmp_path / "out.parquet", code=4)
+    told = invoked(name, rows, *options, "-o", tmp_path / "out.parquet", code=4)
     assert f"Nothing came out: all {8 if name == 'merge' else 4} rows were dropped" in told
     assert (
         table(tmp_path / "out.parquet") == []
@@ -434,7 +427,7 @@ def test_merge_counts_every_row_of_both_sides(tmp_path):
         path = tmp_path / side / "rows.jsonl"
         write_rows(path, rows)
         path.write_text("oops\n" + path.read_text())
-    told = lmmixup(
+    told = invoked(
         "merge", tmp_path / "a/rows.jsonl", tmp_path / "b/rows.jsonl", "-o", tmp_path / "m.parquet", "--size", 2
     )
     assert len(table(tmp_path / "m.parquet")) == 2
@@ -457,9 +450,9 @@ def test_merge_says_which_side_has_no_scores(tmp_path):
     pq.write_table(table.slice(0, 2), tmp_path / "best.parquet")
     pq.write_table(table.slice(2).drop_columns(["score"]), tmp_path / "unrated.parquet")
     sides = (tmp_path / "best.parquet", tmp_path / "unrated.parquet", "-o", tmp_path / "m.parquet")
-    told = lmmixup("merge", *sides, "--size", 2)
+    told = invoked("merge", *sides, "--size", 2)
     assert "unrated.parquet has a score, so they rank last, by id." in told and "best.parquet has" not in told
-    assert "rank last" not in lmmixup("merge", *sides)
+    assert "rank last" not in invoked("merge", *sides)
 
 
 def test_page_without_clusters():

@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pyarrow.parquet as pq
 import pytest
 from borrowed_tools import CopyingWriter, raw_rows
+from conftest import invoked
 from hashing_encoder import HashingEncoder
 from test_modes import write_rows
-from test_stage_commands import lmmixup
 
 from hf_lmmixup.recipe import DistillerRecipe
 from hf_lmmixup.writers import count_bytes, open_writer
@@ -53,10 +53,10 @@ def test_clusters_are_distilled_by_a_server(server, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_lmmixup.encoder.load_encoder", lambda name=None: HashingEncoder())
     pile = write_rows(tmp_path / "pile.jsonl", raw_rows(range(16)))
     clusters, distilled = tmp_path / "clusters.parquet", tmp_path / "distilled.parquet"
-    lmmixup("cluster", pile, "-o", clusters, "--singletons", "drop")
+    invoked("cluster", pile, "-o", clusters, "--singletons", "drop")
     address = f"http://127.0.0.1:{server.server_address[1]}/v1"
     command = ("distill", clusters, "-o", distilled, "--endpoint", address, "--model", "copier")
-    lmmixup(*command)
+    invoked(*command)
     rows = pq.read_table(distilled).to_pylist()
     numbers = set(pq.read_table(clusters)["cluster_id"].to_pylist())
     assert {row["cluster_id"] for row in rows} == numbers
@@ -64,7 +64,7 @@ def test_clusters_are_distilled_by_a_server(server, tmp_path, monkeypatch):
     again = [body for body in server.asked if body["temperature"] > 0]
     assert again and all("bread" in body["messages"][-1]["content"] and "seed" in body for body in again)
     assert len(server.asked) == len(numbers) + len(again)
-    lmmixup(*command)  # everything is in the journal
+    invoked(*command)  # everything is in the journal
     assert len(server.asked) == len(numbers) + len(again)
 
 
