@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,14 @@ console = Console(stderr=True, highlight=False)
 def say(text: str) -> None:
     """Print a sentence with its markup; long paths in it are not broken, so that they can be copied."""
     console.print(text, soft_wrap=True)
+
+
+def tally(title: str) -> Table:
+    """An empty table without a head: what is counted, and the numbers at the right."""
+    table = Table(title=title, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    return table
 
 
 @contextmanager

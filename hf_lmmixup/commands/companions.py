@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_lmmixup.commands.options import Input, Limit, Output
-from hf_lmmixup.console import console, errors, progress_bar, say
+from hf_lmmixup.console import console, errors, progress_bar, say, tally
 
 
 Split = Annotated[str, typer.Option(help="Which split of the input.")]
@@ -209,9 +209,7 @@ def _check_confidence(output: Path, model: str | None, checkpoint: list[str] | N
 
 
 def _mosaic_table(report: Any, rejected: dict[str, str]) -> Table:
-    table = Table(title="What became of the rows", show_header=False)
-    table.add_column("state")
-    table.add_column("number", justify="right")
+    table = tally("What became of the rows")
     table.add_row("rows read", f"{report.rows + len(rejected):,}", style="bold")
     for reason, count in Counter(rejected.values()).most_common():
         table.add_row(f"not used: {escape(reason)}", f"{count:,}")
@@ -228,9 +226,7 @@ def _confidence_table(table: Any, rows: int, dropped: dict[str, str]) -> Table:
     from hf_lmmixup.sftmix.confidence import CONFIDENT, UNCONFIDENT
 
     halves = split_by_confidence(table["confidence"][:], table["id"][:])
-    shown = Table(title="Confidence", show_header=False)
-    shown.add_column("state")
-    shown.add_column("rows", justify="right")
+    shown = tally("Confidence")
     shown.add_row("read", f"{rows:,}", style="bold")
     shown.add_row("confident half", f"{int((halves == CONFIDENT).sum()):,}")
     shown.add_row("unconfident half", f"{int((halves == UNCONFIDENT).sum()):,}")

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_lmmixup.commands.options import Limit
-from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar, say
+from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar, say, tally
 
 
 ENGINES = ("local", "ray")
@@ -134,9 +134,7 @@ def tiny(
 
 
 def _summary(ledger: dict[str, Any]) -> Table:
-    table = Table(title="What became of the rows", show_header=False)
-    table.add_column("state")
-    table.add_column("rows", justify="right")
+    table = tally("What became of the rows")
     table.add_row("read", str(ledger["rows_in"]), style="bold")
     table.add_row("kept", str(ledger["kept"]))
     table.add_row(f"merged into {ledger['distilled_rows']} distilled rows", str(ledger["merged"]))

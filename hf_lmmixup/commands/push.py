@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hf_lmmixup.console import console, errors, say
+from hf_lmmixup.console import console, errors, say, tally
 
 
 app = typer.Typer(help="Publish what a run made on the Hub; private unless you say `--public`.", no_args_is_help=True)
@@ -146,9 +146,7 @@ def _push(
 
 def _contents(files: Any) -> Table:
     """The files that leave, largest first, with their sizes."""
-    table = Table(title="What leaves this machine", show_header=False)
-    table.add_column("file")
-    table.add_column("bytes", justify="right")
+    table = tally("What leaves this machine")
     ordered = sorted(files, key=lambda file: (-file.size, file.name))
     for file in ordered[:LISTED]:
         table.add_row(escape(file.name), f"{file.size:,}")

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from hf_lmmixup.commands.options import (
     AllowHttp,
@@ -19,7 +18,7 @@ from hf_lmmixup.commands.options import (
     Output,
     TaskTypeName,
 )
-from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar, say
+from hf_lmmixup.console import TOO_MANY_REJECTS, console, errors, progress_bar, say, tally
 
 
 JOURNALS = ".journal"
@@ -162,13 +161,8 @@ def _by_models(
     for number, name in enumerate(models):
         if not endpoint:
             update(f"loading {name}", 0, 0)
-        options: dict[str, Any] = {
-            "endpoint": endpoint,
-            "engine": engine,
-            "rubric": rubric,
-            "max_new_tokens": max_new_tokens,
-        }
-        ((rater, form),) = named([name], **options, **(served if endpoint else {}))
+        options = {"endpoint": endpoint, "rubric": rubric, **(served if endpoint else {})}
+        ((rater, form),) = named([name], engine=engine, max_new_tokens=max_new_tokens, **options)
         told = _counter(update, f"rating by {name}", len(rows))
         where = journals / str(number) if number else journals
         outcome = rate_rows(rows, rater, where, task_type=task_type, rubric=form, max_reject_rate=1.0, progress=told)
@@ -229,9 +223,7 @@ def _tell(rated: Any, unread: dict[str, str], output: Path) -> int:
     from hf_lmmixup.rating import health_of
 
     health = health_of(rated)
-    table = Table(title="Scores", show_header=False)
-    table.add_column("score")
-    table.add_column("rows", justify="right")
+    table = tally("Scores")
     for score, share in health.shares.items():
         table.add_row(str(score), f"{share:.1%}")
     for reason, count in counted(filter(None, rated["rating_error"])).items():
