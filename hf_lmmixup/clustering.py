@@ -61,10 +61,10 @@ class Sizes:
         ValueError: If the bounds are not ordered, the mean lies outside of them, or the deviation is negative.
     """
 
-    min_size: int = 2
-    max_size: int = 5
-    mean_size: float = 3.0
-    std_size: float = 1.0
+    min_size: int
+    max_size: int
+    mean_size: float
+    std_size: float
 
     def __post_init__(self) -> None:
         check_sizes(self.min_size, self.max_size, self.mean_size)

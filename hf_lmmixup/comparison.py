@@ -39,7 +39,7 @@ from hf_lmmixup.preflight import DEFAULT_MAX_LENGTH
 from hf_lmmixup.recipe import bundled_recipes, read_yaml
 from hf_lmmixup.records import Progress
 from hf_lmmixup.run_directory import read_json, write_json
-from hf_lmmixup.training import train
+from hf_lmmixup.training import beside, train
 
 
 BUDGETS = ("tokens", "steps")
@@ -189,15 +189,13 @@ def train_sftmix(method: str, recipe: Path, overrides: Mapping[str, Any], folder
     config["dataset_name"] = str(Path(config["dataset_name"]) / "train.parquet")
     config |= {"reference_epochs": 1, "reference_checkpoints": 1}
     config = {key: value for key, value in config.items() if value is not None}
-    file = folder.with_suffix(".yaml")
+    file, log = (beside(folder, suffix) for suffix in (".yaml", ".log"))
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     command = [sys.executable, str(bundled_recipes() / "sftmix.py"), "--config", str(file)]
-    with folder.with_suffix(".log").open("wb") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    with log.open("wb") as stream:
+        code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
     if code != 0:
-        raise RuntimeError(
-            f"`{' '.join(command)}` ended with exit code {code}. All of it: {folder.with_suffix('.log')}"
-        )
+        raise RuntimeError(f"`{' '.join(command)}` ended with exit code {code}. All of it: {log}")
 
 
 def _as_trained(rows: Dataset, tokenizer: Any, arm: str) -> Dataset:

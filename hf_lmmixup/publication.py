@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hf_lmmixup.secrecy import environment_secrets, holds_secret
+from hf_lmmixup.secrecy import holds_secret
 
 
 NAME_PART = re.compile(r"[A-Za-z0-9._-]{1,96}")
@@ -102,7 +102,7 @@ def published_file(name: str, content: Path | bytes | str) -> PublishedFile:
         blob.update(block)
         if name.endswith(TEXT_SUFFIXES):
             text += block
-    if holds_secret(bytes(text), environment_secrets()):
+    if holds_secret(bytes(text)):
         raise ValueError(f"{name} holds a token or a secret of this environment. Remove it there, then push again.")
     return PublishedFile(name, content, size, sha256.hexdigest(), blob.hexdigest())
 

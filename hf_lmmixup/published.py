@@ -131,16 +131,14 @@ def find_files(folder: str) -> list[MixtureFile]:
     return files
 
 
-def choose_files(
-    files: Iterable[MixtureFile], form: str, split: str, task_type: str | None = None
-) -> list[MixtureFile]:
+def choose_files(files: Iterable[MixtureFile], form: str, split: str, task_type: str | None) -> list[MixtureFile]:
     """The files that one split of a configuration reads.
 
     Args:
         files: What `find_files` returned.
         form: `sft`, `grpo`, or `raw` for both.
         split: `train` or `test`.
-        task_type: Leaves out files that hold only other types.
+        task_type: Leaves out files that hold only other types; `None` leaves out none.
 
     Returns:
         The files in order; with a cold-start file present, the train files that contain it are left out.
@@ -165,7 +163,7 @@ def content_key(file: MixtureFile) -> str:
     return repr([known.get(key) for key in ("size", "ETag", "blob_id", "xet_hash")])
 
 
-def read_clusters(file: MixtureFile, instructions: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+def read_clusters(file: MixtureFile, instructions: Iterable[str]) -> Iterator[dict[str, Any]]:
     """The rows of a file as clusters.
 
     Args:
@@ -179,7 +177,7 @@ def read_clusters(file: MixtureFile, instructions: Iterable[str] = ()) -> Iterat
         RowError: If a field is missing, is no text, or names no task type.
     """
     ordered = sorted(instructions, key=len, reverse=True)
-    for number, row in read_flat_rows(file.path, name=file.name):
+    for number, row in read_flat_rows(file.path, file.name):
         if not file.form:
             file = replace(file, form="sft" if "cot" in row else "grpo")
         _check(row, file, number)
@@ -214,7 +212,7 @@ def known_instructions(files: Iterable[MixtureFile]) -> tuple[str, ...]:
     known: dict[str, None] = {}
     for file in files:
         inputs: dict[str, list[str]] = {}
-        for _, row in islice(read_flat_rows(file.path, name=file.name), PEEKED_ROWS):
+        for _, row in islice(read_flat_rows(file.path, file.name), PEEKED_ROWS):
             if instruction := (row.get("instruction") or "").strip():
                 known[instruction] = None
             elif "cot" not in row:

@@ -27,14 +27,14 @@ class RowError(ValueError):
     """A file does not hold the rows it should; the message names the file, the row and the field."""
 
 
-def read_flat_rows(path: str, *, name: str | None = None) -> Iterator[tuple[int, Row]]:
+def read_flat_rows(path: str, name: str) -> Iterator[tuple[int, Row]]:
     """Read the rows of a JSON array of objects.
 
     Scalars become text, `null` becomes `None`; lists and objects inside a row are passed over.
 
     Args:
         path: A local path or any address that `fsspec` opens, such as `hf://datasets/...`.
-        name: What to call the file in errors; its path by default.
+        name: What to call the file in errors.
 
     Yields:
         Row number, counted from 1, and row.
@@ -42,7 +42,7 @@ def read_flat_rows(path: str, *, name: str | None = None) -> Iterator[tuple[int,
     Raises:
         RowError: If the file is not JSON, not an array of objects, or a text is longer than `MAX_FIELD_CHARACTERS`.
     """
-    assembler = _Assembler(name or path)
+    assembler = _Assembler(name)
     with fsspec.open(path, "rb") as stream:
         try:
             for event, value in ijson.basic_parse(stream):
