@@ -1,4 +1,4 @@
-r"""Seeded, named ways to spoil a good text, and what a good distillation of the spoilt text brings back.
+r"""Seeded, named ways to spoil a good text.
 
 Weak variants for MIXTURE come from a chat model, from a careless hand, or from here. Each corruption is a plain
 function `(text, *, seed, ...) -> str`: the same arguments give the same text on every machine and Python version.
@@ -198,21 +198,19 @@ class Corruption:
         name: How data files and cards call it.
         apply: The function; takes the text, `seed=` and its own parameters.
         loss: How many classes the score drops when it is applied with its defaults.
-        restores: The inverse expectation in words: what a good distillation does about it.
     """
 
     name: str
     apply: Callable[..., str]
     loss: int
-    restores: str
 
 
 CORRUPTIONS = (
-    Corruption("truncation", truncate, 3, "Completes the text: what the cut took comes back from other variants."),
-    Corruption("typos", typos, 2, "Corrects the spelling; no misspelt word survives."),
-    Corruption("vague wording", vague, 4, "Names the things: figures, names and terms replace the empty words."),
-    Corruption("missing reasoning", drop_reasoning, 2, "Says why: the explanation stands beside the claim again."),
-    Corruption("cross-topic merging", merge_topics, 3, "Keeps to one topic: what belongs to the other text is gone."),
+    Corruption("truncation", truncate, 3),
+    Corruption("typos", typos, 2),
+    Corruption("vague wording", vague, 4),
+    Corruption("missing reasoning", drop_reasoning, 2),
+    Corruption("cross-topic merging", merge_topics, 3),
 )
 """All corruptions, in the order in which `names` lists them."""
 
