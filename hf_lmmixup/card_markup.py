@@ -85,7 +85,7 @@ def render_card(template: str, head: Mapping[str, Any], values: Mapping[str, Any
     """
     # Markdown is not HTML: every text passes the `escape` filter instead.
     environment = templates(autoescape=False, keep_trailing_newline=True)
-    environment.filters |= {"escape": escape, "code": code, "decimal": decimal}
+    environment.filters |= {"escape": escape, "code": code}
     known = {name: value for name, value in head.items() if value not in (None, [], "")}
     body = re.sub(r"\n{3,}", "\n\n", environment.get_template(template).render(**values))
     return f"---\n{dump_yaml(known)}---\n\n{body}".encode("utf-8", "replace").decode("utf-8")

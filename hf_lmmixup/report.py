@@ -56,7 +56,7 @@ def render_report(facts: Mapping[str, Any]) -> str:
         ImportError: If plotly is not installed.
     """
     environment = templates(autoescape=True)
-    environment.filters |= {"decimal": decimal, "clip": _clip, "compare": _compare}
+    environment.filters |= {"clip": _clip, "compare": _compare}
     environment.filters["parts"] = re.compile(r"[^._]*[._]?").findall
     sections = figure_sections(facts)
     html = environment.get_template(TEMPLATE).render(
