@@ -16,7 +16,8 @@ from typing import Any
 from hf_lmmixup.card_markup import templates
 from hf_lmmixup.cards import ledger_rows
 from hf_lmmixup.differences import compare
-from hf_lmmixup.figures import Figure, by_model, decimal
+from hf_lmmixup.figures import MISSING, Figure, by_model, decimal
+from hf_lmmixup.run_directory import flatten
 from hf_lmmixup.run_figures import figure_sections
 from hf_lmmixup.secrecy import public_settings
 from hf_lmmixup.training_figures import reward_edges
@@ -68,7 +69,7 @@ def render_report(facts: Mapping[str, Any]) -> str:
         tiles=_tiles(facts),
         sections=sections,
         examples=facts.get("examples") or [],
-        settings=_flat(public_settings(facts.get("recipe") or {})),
+        settings=_settings(facts),
         versions=facts.get("versions") or {},
         figures=_json([_drawn(figure) for _, figures in sections for figure in figures]),
         narrow=NARROW,
@@ -110,7 +111,7 @@ def _tiles(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     share = f"{rows['out'] / rows['in']:.0%} of the rows that went in" if rows["in"] else ""
     tiles = [("rows in", f"{rows['in']:,}", ""), ("rows out", f"{rows['out']:,}", share)]
     judged = {state: decimal(result.get("format"), 2) for state, result in by_model(facts, "held_out").items()}
-    if any(value != "–" for value in judged.values()):
+    if any(value != MISSING for value in judged.values()):
         tiles.append(("format reward, held-out", " → ".join(judged.values()), " → ".join(judged)))
     for title, history in by_model(facts, "histories").items():
         edges = reward_edges(history)
@@ -138,15 +139,10 @@ def _compare(text: Any, others: list[Any]) -> list[tuple[str, bool]]:
     return compare(_clip(text), map(_clip, others))
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _settings(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A recipe as dotted names and values."""
-    rows: list[tuple[str, str]] = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{name}.")
-        else:
-            rows.append((f"{prefix}{name}", "–" if value is None else str(value)))
-    return rows
+    settings = flatten(public_settings(facts.get("recipe") or {}))
+    return [(name, MISSING if value is None else str(value)) for name, value in settings.items()]
 
 
 def _json(value: Any) -> str:
