@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 
-from hf_lmmixup.jsonl import read_json
+from hf_lmmixup.inputs import raw_rows
 from hf_lmmixup.loading import normalize_rows
 
 
@@ -45,11 +44,7 @@ def load(data: str | None = None, **metadata: Any) -> DatasetDict:
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Raw rows with their places; a question with its answer is an instruction pair."""
-    if path.suffix == ".parquet":
-        raw: Any = ((f"{path.name}:{n}", row) for n, row in enumerate(pq.read_table(path).to_pylist(), start=1))
-    else:
-        raw = read_json(path)
-    for place, row in raw:
+    for place, row in raw_rows(path):
         if isinstance(row, dict) and {"question", "answer"} <= set(row):
             row = {"prompt": row["question"], "completion": row["answer"]}
         yield place, row
