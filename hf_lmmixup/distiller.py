@@ -49,7 +49,8 @@ class Distiller:
     def models(self) -> list[tuple[str, str]]:
         """Name and place of the distiller before training and after each one; the last writes the dataset."""
         options = self.recipe.distiller
-        start = UNTRAINED if options.model == TINY or self.is_trained else AS_IT_IS
+        is_trained = options.cold_start is not None or options.grpo is not None
+        start = UNTRAINED if options.model == TINY or is_trained else AS_IT_IS
         models = [(start, str(self._tiny()) if options.model == TINY else options.model)]
         for title, stage, method, file in (
             (COLD_START, "5_cold_start", "sft", options.cold_start),

@@ -14,6 +14,7 @@ import pyarrow as pa
 from datasets import Dataset, Features
 
 from hf_lmmixup.encoder import Encoder
+from hf_lmmixup.fingerprint import changes_results, flatten
 from hf_lmmixup.records import CLUSTERED, LOADED, RATED
 from hf_lmmixup.run_directory import (
     ATTEMPTS,
@@ -25,8 +26,6 @@ from hf_lmmixup.run_directory import (
     MANIFEST,
     RATE,
     STAGES,
-    changes_results,
-    flatten,
     read_arrow,
     read_json,
     read_stage,

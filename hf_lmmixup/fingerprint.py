@@ -1,4 +1,4 @@
-"""What a run is made from, as a few numbers: if a file or folder changes between two runs, they change.
+"""What a run is made from: inputs as a few numbers, which change if a file or folder does, and settings.
 
 input_fingerprint("pile.jsonl")   ->  {"name": "pile.jsonl", "bytes": 5210, "sha256": "9c1f..."}
 input_fingerprint("pile/")        ->  {"name": "pile", "files": 3, "bytes": 15020, "sha256": "07be..."}
@@ -10,6 +10,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+SERVER = frozenset(f"distiller.{name}" for name in ("endpoint", "key_variable", "allow_http", "concurrency"))
+"""Settings that say where a served model is; it may come back at another address and go on."""
 
 
 def input_fingerprint(source: str) -> dict[str, Any]:
@@ -32,6 +36,22 @@ def input_fingerprint(source: str) -> dict[str, Any]:
         return {"name": source}
     size, digest = _size_and_digest(path)
     return {"name": path.name, "bytes": size, "sha256": digest}
+
+
+def changes_results(key: str, before: Any, now: Any) -> bool:
+    """Whether a setting that was one thing and is another changes what a run writes."""
+    of_server = key.removeprefix("recipe.") in SERVER and None not in (before, now)
+    return before != now and not of_server
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping of dotted keys: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 def _files(folder: Path) -> Iterator[Path]:

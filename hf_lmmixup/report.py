@@ -17,7 +17,7 @@ from hf_lmmixup.card_markup import templates
 from hf_lmmixup.cards import ledger_rows
 from hf_lmmixup.differences import compare
 from hf_lmmixup.figures import MISSING, Figure, by_model, decimal
-from hf_lmmixup.run_directory import flatten
+from hf_lmmixup.fingerprint import flatten
 from hf_lmmixup.run_figures import figure_sections
 from hf_lmmixup.secrecy import public_settings
 from hf_lmmixup.training_figures import reward_edges

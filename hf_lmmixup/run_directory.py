@@ -27,6 +27,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features
 
+from hf_lmmixup.fingerprint import changes_results, flatten
 from hf_lmmixup.journal import sync
 from hf_lmmixup.mapped_files import map_file
 from hf_lmmixup.records import Outcome
@@ -43,9 +44,6 @@ LOAD, EMBED, CLEAN, RATE, UNIQUE = "1_load", "2_embed", "2_decontaminate", "3_ra
 CLUSTER, TRAIN, DISTIL, CHECK, RERATE = "4_cluster", "6_train", "7_distil", "7_check", "8_rate_again"
 ORDER = (LOAD, EMBED, CLEAN, RATE, UNIQUE, CLUSTER, TRAIN, DISTIL, CHECK, RERATE)
 """The stages in the order of the work; the first one brings the raw rows."""
-
-SERVER = frozenset(f"distiller.{name}" for name in ("endpoint", "key_variable", "allow_http", "concurrency"))
-"""Settings that say where a served model is; it may come back at another address and go on."""
 
 MADE = (
     *("dataset", "datastore", "distiller", "training", "distil.journal", "costs.json", "recipe.yaml"),
@@ -283,22 +281,6 @@ def write_json(path: Path, value: Any) -> None:
     sync(partial)
     os.replace(partial, path)
     sync(path.parent)
-
-
-def changes_results(key: str, before: Any, now: Any) -> bool:
-    """Whether a setting that was one thing and is another changes what a run writes."""
-    of_server = key.removeprefix("recipe.") in SERVER and None not in (before, now)
-    return before != now and not of_server
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping of dotted keys: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _sync_tree(folder: Path) -> None:

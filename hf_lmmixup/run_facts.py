@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 SHARD, SHARD_NAME = re.compile(r"(.+-)\d{5}-of-(\d{5})\.parquet"), "{}{:05d}-of-{:05d}.parquet"
 
+
 def read_facts(run: str | Path) -> dict[str, Any]:
     """The facts of a finished run.
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY
-from test_stage_commands import lmmixup
+from conftest import REPOSITORY, invoked
 
 from hf_lmmixup.bundled import pool_file
 from hf_lmmixup.recipe import Recipe
@@ -25,7 +24,7 @@ def test_the_commands_and_the_python_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("pile.jsonl").write_text("".join(pool_file().read_text().splitlines(keepends=True)[:60]))
     for line in blocks("bash")[0].splitlines():
-        lmmixup(*shlex.split(line)[1:])
+        invoked(*shlex.split(line)[1:])
     assert Path("dataset.parquet").is_file() and Path("stores/mine").is_dir()
     for code in blocks("python"):
         exec(compile(code, "docs/how_to.md", "exec"), names := {})
