@@ -99,6 +99,14 @@ def invoked(*arguments: object, code: int = 0) -> str:
     return " ".join(result.output.split())
 
 
+def checkpointing(is_on: bool) -> dict[str, bool]:
+    """The argument of a training by its name here: transformers 5.23 has a new one and warns of the old."""
+    from transformers import TrainingArguments
+
+    names = TrainingArguments.__dataclass_fields__
+    return {"activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing": is_on}
+
+
 def unit(rows):
     """Rows of length 1, as an encoder makes them."""
     import numpy as np  # not above: it reads the number of threads when it is imported

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.data_loader import IterableDatasetShard
+from conftest import checkpointing
 from datasets import Dataset, IterableDataset, Value
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
@@ -84,7 +85,7 @@ def trainer(tmp_path, tokenizer, data, cls=SFTTrainer, **settings):
         "logging_strategy": "no",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
-        "activation_checkpointing": False,
+        **checkpointing(False),
     }
     args = SFTConfig(**values | settings)
     made = cls(Qwen2ForCausalLM(config), args=args, train_dataset=data, processing_class=tokenizer)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import checkpointing
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,7 +84,7 @@ def settings_of(tmp_path, **changes):
         "use_cpu": True,
         "bf16": False,
         "per_device_train_batch_size": 4,
-        "activation_checkpointing": False,
+        **checkpointing(False),
         "dataloader_pin_memory": False,
         "report_to": "none",
         "save_strategy": "no",
@@ -484,9 +485,7 @@ def test_text_rows_lora_checkpointing_and_bfloat16(tmp_path, tokenizer):
     model = tiny_model()
     trainer = SFTMixTrainer(
         model=model,
-        args=SFTMixConfig(
-            **settings_of(tmp_path, bf16=True, activation_checkpointing=True, max_steps=3, learning_rate=1e-2)
-        ),
+        args=SFTMixConfig(**settings_of(tmp_path, bf16=True, **checkpointing(True), max_steps=3, learning_rate=1e-2)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
@@ -502,8 +501,8 @@ def test_text_rows_lora_checkpointing_and_bfloat16(tmp_path, tokenizer):
 def test_gradient_checkpointing_changes_nothing(tmp_path, tokenizer):
     rows = random_rows(8)
     changes = {"max_steps": 2, "learning_rate": 1e-2, "mixup_weight": 0.5}
-    one = trained(mix_trainer(tmp_path, tokenizer, tiny_model(), rows, activation_checkpointing=False, **changes))
-    other = trained(mix_trainer(tmp_path, tokenizer, tiny_model(), rows, activation_checkpointing=True, **changes))
+    one = trained(mix_trainer(tmp_path, tokenizer, tiny_model(), rows, **checkpointing(False), **changes))
+    other = trained(mix_trainer(tmp_path, tokenizer, tiny_model(), rows, **checkpointing(True), **changes))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

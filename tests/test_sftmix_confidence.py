@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 import torch
+from conftest import checkpointing
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,7 +85,7 @@ def plain_trainer(tmp_path, tokenizer, rows, model=None, peft_config=None, **cha
         "bf16": False,
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 4,
-        "activation_checkpointing": False,
+        **checkpointing(False),
         "dataloader_pin_memory": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "report_to": "none",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from conftest import checkpointing
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
@@ -61,7 +62,7 @@ def common(out, size, accumulation):
         "bf16": False,
         "per_device_train_batch_size": size,
         "gradient_accumulation_steps": accumulation,
-        "activation_checkpointing": False,
+        **checkpointing(False),
         "dataloader_pin_memory": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "report_to": "none",
