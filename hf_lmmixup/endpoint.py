@@ -18,7 +18,6 @@ One use::
 
 import asyncio
 import logging
-import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from threading import Event
@@ -29,7 +28,7 @@ from hf_lmmixup.chat_model import ChatReply, ChatRequest, ModelStopped, Stop
 from hf_lmmixup.event_loops import anywhere
 from hf_lmmixup.pacing import NAP, Pacing, retry_after, steady
 from hf_lmmixup.secrecy import SHORTEST_SECRET, environment_secrets, without_secrets
-from hf_lmmixup.transport import BodyTooLong, check_url, is_lost, open_client, passing_errors
+from hf_lmmixup.transport import BodyTooLong, check_url, is_lost, open_client, passing_errors, read_key
 from hf_lmmixup.verdict import ABOUT_THE_ROW, Verdict, error_body, judge_error, read_body
 
 
@@ -110,11 +109,10 @@ class EndpointModel:
         Raises:
             ModelStopped: If the server refuses the key, the quota is exhausted, or nothing gets through.
         """
-        key = os.environ.get(self.key_variable, "").strip()  # as files that hold one end with a line break
-        if not key and self.base_url.startswith("https"):
-            raise ModelStopped(f"The environment variable {self.key_variable} is not set. Set it to the server's key.")
-        if not (key.isascii() and key.isprintable()):
-            raise ModelStopped(f"The environment variable {self.key_variable} holds more than a key. Set it anew.")
+        try:
+            key = read_key(self.base_url, self.key_variable)
+        except ValueError as error:
+            raise ModelStopped(str(error)) from error
         yield from anywhere(self._delivered(iter(requests), stop or Event(), key or "none"))
 
     def _delivered(self, requests: Iterator[ChatRequest], stop: Event, key: str) -> Generator[ChatReply, None, None]:

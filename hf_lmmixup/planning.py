@@ -228,10 +228,8 @@ class _Planner:
             _, spent = _timed(lambda: distill_extractively(some, self.preparation.encoder))
             return Estimate("distil", clusters, seconds=_each(clusters, spent / (numbers[-1] + 1)), disk=disk)
         messages = [distillation_messages(group) for group in groups]
-        read = (
-            float(np.mean([sum(len(one["content"].encode()) for one in each) for each in messages]))
-            / CHARACTERS_PER_TOKEN
-        )
+        sizes = [sum(len(one["content"].encode()) for one in each) for each in messages]
+        read = float(np.mean(sizes)) / CHARACTERS_PER_TOKEN
         mean = float(np.mean([len(text.encode()) for text in texts])) / CHARACTERS_PER_TOKEN
         options = self.recipe.distiller
         written = (min(options.max_new_tokens, 0.5 * mean + 40), min(options.max_new_tokens, 2 * mean + 200))

@@ -18,8 +18,8 @@ from hf_lmmixup.run_directory import FACTS, REPORT, RunDirectory, read_json, wri
 
 logger = logging.getLogger(__name__)
 
-
 SHARD, SHARD_NAME = re.compile(r"(.+-)\d{5}-of-(\d{5})\.parquet"), "{}{:05d}-of-{:05d}.parquet"
+"""The names of a dataset's Parquet files, which tell how many there are."""
 
 
 def read_facts(run: str | Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import functools
 import ipaddress
 import json
 import logging
+import os
 import ssl
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -61,6 +62,20 @@ def check_url(base_url: str, *, allow_http: bool, key_variable: str = "OPENAI_AP
     if parts.scheme == "http" and not allow_http and not _is_this_machine(host):
         raise ValueError(f"{base_url} would send data unencrypted to another machine. Use https, or set allow_http.")
     return base_url.rstrip("/")
+
+
+def read_key(base_url: str, key_variable: str) -> str:
+    """The key in an environment variable; empty where an unencrypted server is asked without one.
+
+    Raises:
+        ValueError: If an encrypted server's key is missing, or it is more than a key.
+    """
+    key = os.environ.get(key_variable, "").strip()  # as files that hold one end with a line break
+    if not key and base_url.startswith("https"):
+        raise ValueError(f"The environment variable {key_variable} is not set. Set it to the server's key.")
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"The environment variable {key_variable} holds more than a key. Set it anew.")
+    return key
 
 
 class Response(NamedTuple):

@@ -6,7 +6,6 @@ The same prompt goes to all of them, so a trained distiller and an instruct mode
 differ in nothing but their weights.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ from typing import Any
 
 from hf_lmmixup.distillation import PROMPTS_AT_A_TIME, Generate, Messages
 from hf_lmmixup.recipe import DistillerRecipe
-from hf_lmmixup.transport import check_url
+from hf_lmmixup.transport import check_url, read_key
 
 
 FEWEST_BYTES_PER_TOKEN = 3
@@ -48,15 +47,14 @@ def check_server(options: DistillerRecipe) -> None:
 
     Raises:
         ImportError: If the `rate` extra is missing.
-        ValueError: If the address cannot be used, or the key that it needs is not in the environment.
+        ValueError: If the address cannot be used, or the key that it needs is not in the environment or is none.
     """
     if options.endpoint is None:
         return
     url = check_url(options.endpoint, allow_http=options.allow_http, key_variable=options.key_variable)
     if find_spec("aiohttp") is None or find_spec("openai") is None:
         raise ImportError('Asking an endpoint needs the openai client: pip install "hf-lmmixup[rate]".')
-    if url.startswith("https") and not os.environ.get(options.key_variable, "").strip():
-        raise ValueError(f"The environment variable {options.key_variable} is not set. Set it to the server's key.")
+    read_key(url, options.key_variable)
 
 
 def open_writer(options: DistillerRecipe, model: str, name: str | None = None) -> Writer:
